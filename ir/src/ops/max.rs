@@ -1,0 +1,14 @@
+//! `max`: maximum.
+
+use crate::scalar::Prim;
+use super::Traits;
+use super::support::{elementwise, number};
+
+operator! {
+    /// The larger one; a NaN wins.
+    ///
+    /// C1. The operands broadcast and have one type, a number.
+    pub struct Max("max", 2..=2) {}
+}
+
+elementwise!(Max, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Max, args[0], args[1]));

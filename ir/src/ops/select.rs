@@ -1,0 +1,13 @@
+//! `select`: choice between two operands.
+
+use super::Traits;
+use super::support::{any, elementwise};
+
+operator! {
+    /// `c ? x : y`.
+    ///
+    /// C1. The operands broadcast; the first is `bool`, the others have one type.
+    pub struct Select("select", 3..=3) {}
+}
+
+elementwise!(Select, Traits::ELEMENTWISE, 1, any, |_op, p, args| p.select(args[0], args[1], args[2]));

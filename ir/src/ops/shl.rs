@@ -1,0 +1,13 @@
+//! `shl`: left shift.
+
+use crate::scalar::Prim;
+use super::support::{elementwise, int};
+
+operator! {
+    /// `x << y`; shifting by the width or more gives 0.
+    ///
+    /// C1. The operands broadcast and have one type, an integer.
+    pub struct Shl("shl", 2..=2) {}
+}
+
+elementwise!(Shl, int, |p, args| p.binary(Prim::Shl, args[0], args[1]));
