@@ -1,1 +1,408 @@
 //! From graphs to kernels.
+//!
+//! The scheduler walks the graph once, in order. Operators that only change how memory is looked at
+//! become views ([`view`]); a `fused` node, or a single operator, becomes one kernel: a loop nest
+//! ([`group`]), a matrix product with epilogue ([`contraction`]), attention, or a movement of data
+//! ([`movement`]). A fused node whose body does not fit one kernel is scheduled operator by operator,
+//! so fusion is never a question of correctness. At the end buffers get their places in the arena
+//! ([`memory`]).
+//!
+//! Before the walk, *destinations* travel backwards: the operand of a reshape, a transpose or a concat
+//! is computed directly into the place where the result is wanted.
+
+mod args;
+mod contraction;
+mod exprs;
+mod group;
+mod memory;
+mod movement;
+mod view;
+
+use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Port, Program, Step, Storage, Weight};
+use args::Args;
+use bytes::Bytes;
+use cranelift_entity::SecondaryMap;
+use std::collections::{BTreeSet, HashMap};
+use tfc_ir::dim::Dim;
+use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
+use tfc_ir::ops::{InferError, Op};
+use tfc_ir::tensor::Tensor;
+use tfc_ir::types::{Elem, Type};
+use tfc_ir::verify::Verified;
+use view::View;
+
+/// The program cannot be scheduled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (operator {op}{})", if *loc == Loc::default() { String::new() } else { format!(" at {loc}") })]
+pub struct ScheduleError {
+    /// What is the matter.
+    pub message: String,
+    /// Mnemonic of the operator.
+    pub op: String,
+    /// Where it came from.
+    pub loc: Loc,
+}
+
+/// Schedules a verified graph.
+///
+/// # Errors
+/// When an operator has no kernel for the types at hand.
+pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
+    let graph: &Graph = graph;
+    let mut s = Scheduler {
+        program: Program { name: graph.name.clone(), symbols: graph.symbols.clone(), checks: graph.checks.clone(), ..Program::default() },
+        temporaries: SecondaryMap::new(),
+        kernel_ids: HashMap::new(),
+        weights: HashMap::new(),
+    };
+    let port = |name: &str, ty: &Type| Port { name: name.into(), ty: ty.clone() };
+    let mut sources = vec![];
+    for (i, &v) in graph.inputs().iter().enumerate() {
+        let ty = graph.ty(v);
+        s.program.inputs.push(port(graph.value(v).name.as_deref().unwrap_or_default(), ty));
+        sources.push(Source::View(s.buffer(Storage::Input(i as u32), ty)));
+    }
+    s.program.dims = dim_order(graph);
+    let mut targets = vec![];
+    for (i, o) in graph.outputs().iter().enumerate() {
+        let ty = graph.ty(o.value);
+        s.program.outputs.push(port(&o.name, ty));
+        targets.push(s.buffer(Storage::Output(i as u32), ty));
+    }
+    s.graph(graph, sources, &targets, &Loc::default())?;
+    memory::plan(&mut s.program, &s.temporaries);
+    Ok(s.program)
+}
+
+/// The free symbols in the order in which the inputs name them; others behind, by name.
+fn dim_order(graph: &Graph) -> Vec<tfc_ir::dim::Symbol> {
+    let mut order = vec![];
+    for d in graph.inputs().iter().flat_map(|&v| &graph.ty(v).shape.0) {
+        let mut symbols = BTreeSet::new();
+        d.collect_symbols(&mut symbols);
+        order.extend(symbols.into_iter().filter(|s| !order.contains(s)).collect::<Vec<_>>());
+    }
+    order.extend(graph.symbols.keys().filter(|s| !order.contains(s)).cloned().collect::<Vec<_>>());
+    order
+}
+
+/// Where the elements of a value come from.
+#[derive(Clone)]
+enum Source {
+    /// Memory.
+    View(View),
+    /// The compiler knows them; memory is given only if a kernel needs it.
+    Const(Tensor),
+}
+
+/// A group of operators does not fit one kernel.
+struct Unfit;
+
+struct Scheduler {
+    program: Program,
+    temporaries: SecondaryMap<Buffer, bool>,
+    kernel_ids: HashMap<Kernel, KernelId>,
+    /// Constants in the weights by content and layout.
+    weights: HashMap<(u128, Layout), Buffer>,
+}
+
+/// How a constant is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Layout {
+    RowMajor,
+    /// Panels of the right operand of a product.
+    Panels,
+}
+
+/// A graph being scheduled: where its values are, and where they should go.
+struct Env<'g> {
+    graph: &'g Graph,
+    sources: SecondaryMap<Value, Option<Source>>,
+    targets: SecondaryMap<Value, Option<View>>,
+}
+
+impl Scheduler {
+    fn buffer(&mut self, storage: Storage, ty: &Type) -> View {
+        let bytes = bytes_of(ty.elem, &ty.shape.elements());
+        let buffer = self.program.buffers.push(BufferData { storage, bytes });
+        View::contiguous(buffer, ty.elem, ty.shape.clone())
+    }
+
+    /// A new buffer in the arena.
+    fn temporary(&mut self, ty: &Type) -> View {
+        let bytes = bytes_of(ty.elem, &ty.shape.elements());
+        let buffer = self.program.buffers.push(memory::temporary(bytes));
+        self.temporaries[buffer] = true;
+        View::contiguous(buffer, ty.elem, ty.shape.clone())
+    }
+
+    /// A constant in the weights; `data` is asked for only if it is not there yet.
+    fn weight(&mut self, hash: u128, layout: Layout, data: impl FnOnce() -> Bytes) -> Buffer {
+        if let Some(&b) = self.weights.get(&(hash, layout)) {
+            return b;
+        }
+        let data = data();
+        let offset = self.program.weight_bytes().next_multiple_of(memory::ALIGN as u64);
+        let bytes = Dim::from(data.len());
+        self.program.weights.push(Weight { offset, data });
+        let b = self.program.buffers.push(BufferData { storage: Storage::Weights(offset), bytes });
+        self.weights.insert((hash, layout), b);
+        b
+    }
+
+    /// The view of a source; a constant gets a place in the weights.
+    fn view(&mut self, source: &Source) -> View {
+        match source {
+            Source::View(v) => v.clone(),
+            Source::Const(t) => {
+                let b = self.weight(t.content_hash(), Layout::RowMajor, || t.bytes().clone());
+                View::contiguous(b, t.elem(), t.ty().shape)
+            }
+        }
+    }
+
+    /// Appends a launch.
+    fn launch(&mut self, body: Body, args: Args, tasks: Dim, work: Dim, label: &str, loc: &Loc) {
+        if tasks.is(0) {
+            return;
+        }
+        let kernel = Kernel { buffers: args.params, ints: args.ints.len() as u32, body };
+        let id = match self.kernel_ids.get(&kernel) {
+            Some(&id) => id,
+            None => {
+                let id = self.program.kernels.push(kernel.clone());
+                self.kernel_ids.insert(kernel, id);
+                id
+            }
+        };
+        self.program.steps.push(Step { kernel: id, buffers: args.buffers, ints: args.ints, tasks, work, loc: loc.clone(), label: label.into() });
+    }
+
+    /// Schedules all nodes of a graph. Results are computed into `targets`.
+    fn graph(&mut self, graph: &Graph, inputs: Vec<Source>, targets: &[View], loc: &Loc) -> Result<(), ScheduleError> {
+        let mut env = Env { graph, sources: SecondaryMap::new(), targets: SecondaryMap::new() };
+        for (&v, source) in graph.inputs().iter().zip(inputs) {
+            env.sources[v] = Some(source);
+        }
+        for (v, d) in graph.values() {
+            if let Def::Const(t) = &d.def {
+                env.sources[v] = Some(Source::Const(t.clone()));
+            }
+        }
+        self.destinations(&mut env, targets);
+        for (_, node) in graph.nodes() {
+            self.node(&mut env, node, &node.loc.join(loc))?;
+        }
+        for (o, target) in graph.outputs().iter().zip(targets) {
+            let from = env.source(o.value);
+            self.copy_unless_there(&from, target, loc);
+        }
+        Ok(())
+    }
+
+    /// Decides, backwards, which values are computed straight into a part of something larger.
+    fn destinations(&mut self, env: &mut Env, targets: &[View]) {
+        for (o, target) in env.graph.outputs().iter().zip(targets) {
+            if env.targets[o.value].is_none() && env.is_computed(o.value) {
+                env.targets[o.value] = Some(target.clone());
+            }
+        }
+        let uses = env.graph.use_counts();
+        for (_, node) in env.graph.nodes().rev() {
+            let alone = |v: Value, env: &Env| uses[v] == 1 && env.targets[v].is_none() && env.is_computed(v);
+            let (x, y) = match node.inputs.first() {
+                Some(&x) => (x, node.outputs[0]),
+                None => continue,
+            };
+            match &node.op {
+                Op::Reshape(_) if alone(x, env) => {
+                    if let Some(target) = &env.targets[y] {
+                        env.targets[x] = target.reshape(&env.graph.ty(x).shape);
+                    }
+                }
+                Op::Transpose(op) if alone(x, env) => {
+                    let keeps_last = op.perm.last().is_none_or(|&p| p + 1 == op.perm.len());
+                    let made_by_tiles = env.graph.producer(x).is_some_and(|p| matches!(p.op, Op::Attention(_)));
+                    if env.targets[y].is_none() && keeps_last && made_by_tiles {
+                        env.targets[y] = Some(self.temporary(env.graph.ty(y)));
+                    }
+                    if let Some(target) = &env.targets[y] {
+                        let mut inverse = vec![0; op.perm.len()];
+                        op.perm.iter().enumerate().for_each(|(i, &p)| inverse[p] = i);
+                        env.targets[x] = keeps_last.then(|| target.transpose(&inverse));
+                    }
+                }
+                Op::Concat(op) => {
+                    let whole = env.targets[y].clone().unwrap_or_else(|| self.temporary(env.graph.ty(y)));
+                    env.targets[y] = Some(whole.clone());
+                    let mut at = Dim::from(0);
+                    for &x in &node.inputs {
+                        let shape = &env.graph.ty(x).shape;
+                        if alone(x, env) {
+                            env.targets[x] = Some(movement::part(&whole, op.axis, &at, &shape[op.axis]));
+                        }
+                        at = at + shape[op.axis].clone();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn node(&mut self, env: &mut Env, node: &NodeData, loc: &Loc) -> Result<(), ScheduleError> {
+        if let Some(view) = self.as_view(env, node, loc) {
+            env.sources[node.outputs[0]] = Some(Source::View(view));
+            return Ok(());
+        }
+        let inputs: Vec<Source> = node.inputs.iter().map(|&v| env.source(v)).collect();
+        let outputs: Vec<View> = node
+            .outputs
+            .iter()
+            .map(|&v| match env.targets[v].clone() {
+                Some(target) => target,
+                None => self.temporary(env.graph.ty(v)),
+            })
+            .collect();
+        for (&v, view) in node.outputs.iter().zip(&outputs) {
+            env.sources[v] = Some(Source::View(view.clone()));
+        }
+        if outputs.iter().all(|o| o.shape.elements().is(0)) {
+            return Ok(());
+        }
+        match &node.op {
+            Op::Attention(op) => {
+                let views: Vec<View> = inputs.iter().map(|s| self.view(s)).collect();
+                if self.attention(op, &views, &outputs[0], loc) {
+                    return Ok(());
+                }
+                let body = contraction::unfused_attention(op, env.graph, &node.inputs, loc).map_err(|e| internal(node, loc, &e))?;
+                self.graph(&body, inputs, &outputs, loc)
+            }
+            Op::Fused(op) => self.group(&op.body.0, inputs, &outputs, loc),
+            _ if self.movement(node, &inputs, &outputs, loc) => Ok(()),
+            op => {
+                let body = single(env.graph, node, loc).map_err(|e| internal(node, loc, &e))?;
+                let kernel_op = op.traits().elementwise || matches!(op, Op::Matmul(_) | Op::Reduce(_) | Op::Gather(_) | Op::Iota(_) | Op::Dims(_));
+                if kernel_op || lowers(&body) {
+                    return self.group(&body, inputs, &outputs, loc);
+                }
+                Err(ScheduleError { message: "there is no kernel for it".into(), op: op.mnemonic().into(), loc: loc.clone() })
+            }
+        }
+    }
+
+    /// Schedules a group as one kernel, or if it does not fit one, operator by operator.
+    fn group(&mut self, body: &Graph, inputs: Vec<Source>, outputs: &[View], loc: &Loc) -> Result<(), ScheduleError> {
+        let label = body.nodes().map(|(_, n)| n.op.mnemonic()).collect::<Vec<_>>().join("+");
+        let wrap = |e: InferError| ScheduleError { message: format!("internal error: {e}"), op: label.clone(), loc: loc.clone() };
+        let lowered = lower(body).map_err(wrap)?;
+        let fits = if lowered.nodes().any(|(_, n)| matches!(n.op, Op::Matmul(_))) {
+            self.contraction(&lowered, &inputs, outputs, &label, loc)
+        } else {
+            self.nest(&lowered, &inputs, outputs, &label, loc)
+        };
+        match fits {
+            Ok(()) => Ok(()),
+            // Composite operators get another chance on their own before they are taken apart.
+            Err(Unfit) if body.nodes().len() > 1 => self.graph(body, inputs, outputs, loc),
+            Err(Unfit) if lowered.nodes().len() > 1 => self.graph(&lowered, inputs, outputs, loc),
+            Err(Unfit) => {
+                let op = lowered.nodes().next().map_or("", |(_, n)| n.op.mnemonic());
+                let types: Vec<String> = body.inputs().iter().map(|&v| body.ty(v).to_string()).collect();
+                let message = format!("there is no kernel for {op} of {}", types.join(", "));
+                Err(ScheduleError { message, op: op.into(), loc: loc.clone() })
+            }
+        }
+    }
+
+    /// The view that an operator gives, if it moves nothing. A reshape that strides cannot say copies.
+    fn as_view(&mut self, env: &Env, node: &NodeData, loc: &Loc) -> Option<View> {
+        let result = env.graph.ty(node.outputs[0]);
+        let mut x = || self.view(&env.source(node.inputs[0]));
+        match &node.op {
+            Op::Transpose(op) => Some(x().transpose(&op.perm)),
+            Op::Slice(op) => Some(x().slice(&op.starts, &op.steps, &op.lens)),
+            Op::Expand(op) => Some(x().expand(&op.shape)),
+            Op::Window(op) => Some(x().window(&op.kernel, &op.strides, &op.dilations, &result.shape)),
+            Op::Reshape(_) => {
+                let x = x();
+                if let Some(view) = x.reshape(&result.shape) {
+                    return Some(view);
+                }
+                let target = env.targets[node.outputs[0]].as_ref().and_then(|t| t.reshape(&x.shape));
+                let compact = target.unwrap_or_else(|| self.temporary(&Type::new(x.elem, x.shape.clone())));
+                self.copy(&x, &compact, loc);
+                compact.reshape(&result.shape)
+            }
+            _ => None,
+        }
+    }
+
+    fn copy_unless_there(&mut self, from: &Source, to: &View, loc: &Loc) {
+        let there = match from {
+            Source::View(v) => v.buffer == to.buffer && v.offset == to.offset && same_strides(v, to),
+            Source::Const(_) => false,
+        };
+        if !there {
+            let from = self.view(from);
+            self.copy(&from, to, loc);
+        }
+    }
+}
+
+fn same_strides(a: &View, b: &View) -> bool {
+    (0..a.shape.rank()).all(|i| a.shape[i].is(1) || a.strides[i] == b.strides[i])
+}
+
+impl Env<'_> {
+    fn source(&self, v: Value) -> Source {
+        self.sources[v].clone().expect("operands are scheduled before their uses")
+    }
+
+    fn is_computed(&self, v: Value) -> bool {
+        matches!(self.graph.value(v).def, Def::Result(..))
+    }
+}
+
+fn bytes_of(elem: Elem, elements: &Dim) -> Dim {
+    if elem.bits() < 8 { elements.ceil_div(2) } else { elements.clone() * Dim::from(i64::from(elem.bits() / 8)) }
+}
+
+/// A graph of one node with its operands as inputs.
+fn single(graph: &Graph, node: &NodeData, loc: &Loc) -> Result<Graph, InferError> {
+    let mut body = graph.emptied();
+    let inputs: Vec<Value> = node.inputs.iter().enumerate().map(|(i, &v)| body.add_input(&format!("x{i}"), graph.ty(v).clone())).collect();
+    let results = body.add_node(node.op.clone(), &inputs, loc)?;
+    for (i, v) in results.into_iter().enumerate() {
+        body.add_output(&format!("y{i}"), v);
+    }
+    Ok(body)
+}
+
+fn lowers(body: &Graph) -> bool {
+    let mut scratch = body.clone();
+    body.nodes().any(|(_, n)| n.op.lower(&mut scratch, &n.inputs, &n.loc).is_some())
+}
+
+/// Takes every operator apart until none has a decomposition.
+fn lower(body: &Graph) -> Result<Graph, InferError> {
+    let mut current = body.clone();
+    loop {
+        let mut changed = false;
+        let next = current.rebuild(|g, _, node, inputs| match node.op.lower(g, inputs, &node.loc) {
+            Some(results) => {
+                changed = true;
+                results
+            }
+            None => g.add_node(node.op.clone(), inputs, &node.loc),
+        })?;
+        if !changed {
+            return Ok(current);
+        }
+        current = next;
+    }
+}
+
+fn internal(node: &NodeData, loc: &Loc, e: &InferError) -> ScheduleError {
+    ScheduleError { message: format!("internal error: {e}"), op: node.op.mnemonic().into(), loc: loc.clone() }
+}

@@ -1,0 +1,439 @@
+//! Matrix products with their epilogues, and attention.
+
+use super::args::Args;
+use super::exprs::Exprs;
+use super::view::View;
+use super::{Layout, Scheduler, Source, Unfit};
+use crate::kernel::attention::{Attention, QUERY_TILE};
+use crate::kernel::gemm::{self, Gemm, Left, PANEL, Right};
+use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
+use crate::kernel::{Body, Use};
+use cranelift_entity::SecondaryMap;
+use tfc_ir::dim::Dim;
+use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
+use tfc_ir::ops::{self, InferError, Op};
+use tfc_ir::scalar::Prim;
+use tfc_ir::tensor::Tensor;
+use tfc_ir::types::{Elem, Shape, Type};
+
+/// Products with up to this many rows and an operand that would have to be packed at run time run as a
+/// nest: packing costs as much as they do.
+const FEW_ROWS: i64 = 2;
+
+/// The longest value vector that the attention kernel keeps on the stack.
+const MAX_VALUE_DEPTH: i64 = 512;
+
+/// A packed right operand: where it is, and the strides of its batch axes in elements.
+struct Packed {
+    view: View,
+    strides: Vec<Dim>,
+}
+
+/// A matrix product found in a group, on the domain `[batch…, m, n]` of its result.
+struct Product<'a> {
+    body: &'a Graph,
+    node: &'a NodeData,
+    domain: Shape,
+    left: View,
+    k: Dim,
+}
+
+impl Scheduler {
+    /// Schedules a product and the elementwise operators behind it.
+    pub(super) fn contraction(&mut self, body: &Graph, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
+        let mut products = body.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_)));
+        let (Some((_, node)), None) = (products.next(), products.next()) else { return Err(Unfit) };
+        let source = |v: Value| match &body.value(v).def {
+            Def::Input(n) => Ok(sources[*n as usize].clone()),
+            Def::Const(t) => Ok(Source::Const(t.clone())),
+            Def::Result(..) => Err(Unfit),
+        };
+        let (left, right) = (source(node.inputs[0])?, source(node.inputs[1])?);
+        let domain = body.ty(node.outputs[0]).shape.clone();
+        let full = |s: &Shape| s.rank() <= domain.rank() && s.0.iter().rev().zip(domain.0.iter().rev()).all(|(a, b)| a == b);
+        for (_, n) in body.nodes() {
+            let elementwise = n.op.traits().elementwise;
+            // A product of lower rank than what follows would be repeated: that is another kernel.
+            if n.outputs[0] != node.outputs[0] && (!elementwise || body.ty(n.outputs[0]).rank() > domain.rank()) {
+                return Err(Unfit);
+            }
+        }
+        if body.outputs().iter().any(|o| !full(&body.ty(o.value).shape) || body.ty(o.value).rank() != domain.rank()) {
+            return Err(Unfit);
+        }
+        let left = self.view(&left);
+        let k = left.shape[left.shape.rank() - 1].clone();
+        let p = Product { body, node, domain, left, k };
+        let rows = &p.domain[p.domain.rank() - 2];
+        let few = rows.as_const().is_some_and(|m| m <= FEW_ROWS) && matches!(right, Source::View(_));
+        if body.ty(node.inputs[0]).elem != Elem::F32 || few {
+            let right = self.view(&right);
+            return self.product_nest(&p, &right, sources, outputs, label, loc);
+        }
+        self.gemm(&p, &right, sources, outputs, label, loc)
+    }
+
+    fn gemm(&mut self, p: &Product, right: &Source, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
+        let rank = p.domain.rank();
+        let packed = self.packed(right, &p.domain.0[..rank - 2], loc);
+        let views = self.epilogue_views(p, sources);
+        // Strides per axis of the domain, of everything that is touched.
+        let a: Vec<Dim> = (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).chain([p.left.strides[p.left.shape.rank() - 2].clone()]).collect();
+        let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
+        let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
+        touched.extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
+        // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
+        let mut loops: Vec<(usize, Dim)> = vec![];
+        for i in 0..rank - 1 {
+            let size = &p.domain[i];
+            if size.is(1) && i + 2 != rank {
+                continue;
+            }
+            match loops.last_mut() {
+                Some((axis, extent)) if touched.iter().all(|s| s[*axis] == s[i].clone() * size.clone()) => {
+                    *extent = extent.clone() * size.clone();
+                    *axis = i;
+                }
+                _ => loops.push((i, size.clone())),
+            }
+        }
+        let (row_axis, m) = loops.pop().expect("the row axis is always a loop");
+        let mut args = Args::default();
+        let axes: Vec<usize> = loops.iter().map(|l| l.0).collect();
+        let n = p.domain[rank - 1].clone();
+        let left = Left {
+            buffer: args.buffer(&p.left, Use::Read),
+            offset: crate::kernel::Extent::Const(0),
+            batch: axes.iter().map(|&i| args.extent(&a[i])).collect(),
+            row: args.extent(&a[row_axis]),
+            k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
+        };
+        let right = Right { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
+        let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
+        let mut epilogue = Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
+        let dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
+        let effects = epilogue.effects(dot, outputs, &mut args);
+        let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
+        let tasks = Gemm::tasks(batch.clone(), &m, &n);
+        let work = p.domain.elements() * p.k.clone();
+        let body = Gemm {
+            batch: args.extents(loops.iter().map(|l| &l.1)),
+            m: args.extent(&m),
+            n: args.extent(&n),
+            k: args.extent(&p.k),
+            left,
+            right,
+            exprs: epilogue.exprs.list,
+            effects,
+        };
+        self.launch(Body::Gemm(body), args, tasks, work, label, loc);
+        Ok(())
+    }
+
+    /// Memory that the epilogue reads.
+    fn epilogue_views(&mut self, p: &Product, sources: &[Source]) -> Vec<(Value, View)> {
+        let mut views: Vec<(Value, View)> = vec![];
+        for (_, node) in p.body.nodes().filter(|(_, n)| n.outputs[0] != p.node.outputs[0]) {
+            for &v in &node.inputs {
+                let source = match &p.body.value(v).def {
+                    Def::Input(n) => sources[*n as usize].clone(),
+                    Def::Const(t) => Source::Const(t.clone()),
+                    Def::Result(..) => continue,
+                };
+                let one_number = matches!(&source, Source::Const(t) if Exprs::default().splat(t).is_some());
+                if !one_number && !views.iter().any(|(w, _)| *w == v) {
+                    views.push((v, self.view(&source)));
+                }
+            }
+        }
+        views
+    }
+
+    /// The right operand in panels: constants are packed now, others by a nest at run time.
+    fn packed(&mut self, right: &Source, batch: &[Dim], loc: &Loc) -> Packed {
+        let (rank, shape) = match right {
+            Source::Const(t) => (t.rank(), t.ty().shape),
+            Source::View(v) => (v.shape.rank(), v.shape.clone()),
+        };
+        let (k, n) = (shape[rank - 2].clone(), shape[rank - 1].clone());
+        let matrix = n.ceil_div(PANEL as i64) * Dim::from(PANEL) * k;
+        // Batch axes of its own, of size 1 where matrices repeat.
+        let own: Vec<Dim> = match right {
+            Source::Const(_) => shape.0[..rank - 2].to_vec(),
+            Source::View(v) => (0..rank - 2).map(|i| if v.strides[i].is(0) { Dim::from(1) } else { shape[i].clone() }).collect(),
+        };
+        let mut full = Shape(own.clone());
+        full.0.push(matrix);
+        let own_strides = full.strides();
+        let view = match right {
+            Source::Const(t) => {
+                let buffer = self.weight(t.content_hash(), Layout::Panels, || pack_constant(t));
+                View::contiguous(buffer, Elem::F32, full.clone())
+            }
+            Source::View(v) => self.pack_at_run_time(v, &full, loc),
+        };
+        let missing = batch.len() - own.len();
+        let strides = (0..batch.len())
+            .map(|i| match i.checked_sub(missing) {
+                Some(j) if !own[j].is(1) => own_strides[j].clone(),
+                _ => Dim::from(0),
+            })
+            .collect();
+        Packed { view, strides }
+    }
+
+    /// Copies matrices into panels. `full` is the batch shape of the result and the size of a matrix.
+    fn pack_at_run_time(&mut self, v: &View, full: &Shape, loc: &Loc) -> View {
+        let to = self.temporary(&Type::new(Elem::F32, full.clone()));
+        let rank = v.shape.rank();
+        let (k, n) = (v.shape[rank - 2].clone(), v.shape[rank - 1].clone());
+        let (sk, sn) = (v.strides[rank - 2].clone(), v.strides[rank - 1].clone());
+        let width = Dim::from(PANEL);
+        let whole = n.floor_div(&width);
+        let rest = n.rem(&width).simplify(&self.program.symbols);
+        let batch = &full.0[..rank - 2];
+        let batch_strides = |strides: &[Dim]| (0..rank - 2).map(|i| if full[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect::<Vec<_>>();
+        let (from_batch, to_batch) = (batch_strides(&v.strides), batch_strides(&to.strides));
+        let make = |base: &View, batch_strides: &[Dim], offset: Dim, shape: Vec<Dim>, strides: Vec<Dim>| View {
+            buffer: base.buffer,
+            elem: Elem::F32,
+            offset: base.offset.clone() + offset,
+            shape: batch.iter().cloned().chain(shape).collect(),
+            strides: batch_strides.iter().cloned().chain(strides).collect(),
+        };
+        let panel = width.clone() * k.clone();
+        if !whole.is(0) {
+            let shape = vec![whole.clone(), k.clone(), width.clone()];
+            let from = make(v, &from_batch, Dim::from(0), shape.clone(), vec![sn.clone() * width.clone(), sk.clone(), sn.clone()]);
+            let into = make(&to, &to_batch, Dim::from(0), shape, vec![panel.clone(), width.clone(), Dim::from(1)]);
+            self.copy(&from, &into, loc);
+        }
+        if !rest.is(0) {
+            // One last panel, or none when a symbolic width turns out to be a multiple.
+            let last = n.ceil_div(PANEL as i64) - whole.clone();
+            let at = panel.clone() * whole.clone();
+            let fill = make(&to, &to_batch, at.clone(), vec![last.clone(), k.clone(), width.clone()], vec![panel, width.clone(), Dim::from(1)]);
+            self.fill(&fill, 0.0, loc);
+            let shape = vec![k, rest];
+            let from = make(v, &from_batch, sn.clone() * width.clone() * whole, shape.clone(), vec![sk, sn]);
+            let into = make(&to, &to_batch, at, shape, vec![width, Dim::from(1)]);
+            self.copy(&from, &into, loc);
+        }
+        to
+    }
+
+    /// A product as a nest: for other types than f32, and for few rows.
+    fn product_nest(&mut self, p: &Product, right: &View, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
+        let rank = p.domain.rank();
+        let views = self.epilogue_views(p, sources);
+        let mut args = Args::default();
+        let axes: Vec<usize> = (0..rank).collect();
+        let (lr, rr) = (p.left.shape.rank(), right.shape.rank());
+        let zero = Dim::from(0);
+        let mut a: Vec<Dim> = (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).collect();
+        a.extend([p.left.strides[lr - 2].clone(), zero.clone(), p.left.strides[lr - 1].clone()]);
+        let mut b: Vec<Dim> = (0..rank - 2).map(|i| stride(right, &p.domain, i)).collect();
+        b.extend([zero, right.strides[rr - 1].clone(), right.strides[rr - 2].clone()]);
+        // Rows over k are vectors if k is contiguous on both sides; else columns are.
+        let along_k = a[rank].is(1) && b[rank].is(1);
+        let elem = p.left.elem;
+        let mut epilogue = Epilogue { p, sources, views: &views, loop_axes: &axes, exprs: Exprs::default(), values: SecondaryMap::new() };
+        let x = Expr::Load(args.access(&p.left, Use::Read, &a));
+        let y = Expr::Load(args.access(right, Use::Read, &b));
+        let (x, y) = (epilogue.exprs.push(x, elem), epilogue.exprs.push(y, elem));
+        let product = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![x, y]), elem);
+        let mut nest = Nest::default();
+        let r = nest.reductions.push((ReduceOp::Sum, elem));
+        let dot = epilogue.exprs.push(Expr::Reduced(r), elem);
+        let effects = epilogue.effects(dot, outputs, &mut args);
+        nest.exprs = epilogue.exprs.list;
+        // The epilogue's accesses know nothing of the loop over k.
+        let widen = |access: &mut crate::kernel::nest::Access| access.strides.resize(rank + 1, crate::kernel::Extent::Const(0));
+        for (_, (e, _)) in nest.exprs.iter_mut() {
+            if let Expr::Load(access) = e {
+                widen(access);
+            }
+        }
+        let effects = effects
+            .into_iter()
+            .map(|e| match e {
+                Effect::Store(mut access, x) => {
+                    widen(&mut access);
+                    Effect::Store(access, x)
+                }
+                e @ Effect::Reduce(..) => e,
+            })
+            .collect();
+        nest.stages = vec![Stage { once: false, effects: vec![Effect::Reduce(r, product)] }, Stage { once: true, effects }];
+        let kept = if along_k { rank } else { rank - 1 };
+        nest.tasks = args.extents(&p.domain.0[..kept]);
+        nest.columns = (!along_k).then(|| args.extent(&p.domain[rank - 1]));
+        nest.inner = vec![args.extent(&p.k)];
+        let tasks = p.domain.0[..kept].iter().cloned().product();
+        let work = p.domain.elements() * p.k.clone();
+        self.launch(Body::Nest(nest), args, tasks, work, label, loc);
+        Ok(())
+    }
+
+    /// Schedules attention as one kernel; false if it has to be taken apart.
+    pub(super) fn attention(&mut self, op: &ops::Attention, inputs: &[View], out: &View, loc: &Loc) -> bool {
+        let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]];
+        let (Some(depth), Some(value_depth)) = (q.shape[3].as_const(), v.shape[3].as_const()) else { return false };
+        let groups = &k.shape[1];
+        let Some(per_group) = q.shape[1].div_exact(groups) else { return false };
+        if q.elem != Elem::F32 || value_depth > MAX_VALUE_DEPTH {
+            return false;
+        }
+        let keys = self.packed(&Source::View(k.transpose(&[0, 1, 3, 2])), &[], loc);
+        let values = self.packed(&Source::View(v.clone()), &[], loc);
+        let mut args = Args::default();
+        let scores = Shape(vec![q.shape[0].clone(), q.shape[1].clone(), q.shape[2].clone(), k.shape[2].clone()]);
+        let bias = inputs.get(3).map(|b| {
+            let strides: Vec<Dim> = (0..4).map(|i| b.stride_in(&scores, i)).collect();
+            args.access(b, Use::Read, &strides)
+        });
+        let kernel = Attention {
+            batch: args.extent(&q.shape[0]),
+            heads: args.extent(&q.shape[1]),
+            heads_per_group: args.extent(&per_group),
+            queries: args.extent(&q.shape[2]),
+            keys: args.extent(&k.shape[2]),
+            depth,
+            value_depth,
+            scale: (op.scale.get() as f32).to_bits(),
+            causal: op.causal,
+            q: args.access(q, Use::Read, &q.strides),
+            k: args.buffer(&keys.view, Use::Read),
+            v: args.buffer(&values.view, Use::Read),
+            bias,
+            out: args.access(out, Use::Write, &out.strides),
+        };
+        let tasks = q.shape[0].clone() * q.shape[1].clone() * q.shape[2].ceil_div(QUERY_TILE as i64);
+        let work = scores.elements() * Dim::from(depth + value_depth + 16);
+        self.launch(Body::Attention(kernel), args, tasks, work, "attention", loc);
+        true
+    }
+}
+
+/// The stride of a product's operand along a batch axis of the result.
+fn stride(operand: &View, domain: &Shape, axis: usize) -> Dim {
+    match (axis + operand.shape.rank()).checked_sub(domain.rank()) {
+        Some(own) if !operand.shape[own].is(1) => operand.strides[own].clone(),
+        _ => Dim::from(0),
+    }
+}
+
+fn pack_constant(t: &Tensor) -> bytes::Bytes {
+    let rank = t.rank();
+    let (k, n) = (t.sizes()[rank - 2], t.sizes()[rank - 1]);
+    let values = t.values::<f32>();
+    let mut out: Vec<f32> = Vec::with_capacity(t.len());
+    for i in 0..t.sizes()[..rank - 2].iter().product() {
+        let matrix = &values[i * k * n..(i + 1) * k * n];
+        out.extend(gemm::pack(k, n, |r, c| matrix[r * n + c]));
+    }
+    let sizes = [out.len()];
+    Tensor::of(&sizes, out).bytes().clone()
+}
+
+/// The operators behind a product, as expressions over its loops.
+struct Epilogue<'a> {
+    p: &'a Product<'a>,
+    sources: &'a [Source],
+    views: &'a [(Value, View)],
+    /// The axis of the domain that each loop runs over.
+    loop_axes: &'a [usize],
+    exprs: Exprs,
+    values: SecondaryMap<Value, Option<ExprId>>,
+}
+
+impl Epilogue<'_> {
+    fn effects(&mut self, dot: ExprId, outputs: &[View], args: &mut Args) -> Vec<Effect> {
+        self.values[self.p.node.outputs[0]] = Some(dot);
+        let body = self.p.body;
+        for (_, node) in body.nodes().filter(|(_, n)| n.outputs[0] != self.p.node.outputs[0]) {
+            let operands: Vec<ExprId> = node.inputs.iter().map(|&v| self.value(v, args)).collect();
+            self.values[node.outputs[0]] = Some(self.exprs.apply(&node.op, &operands));
+        }
+        let stored: Vec<(Value, &View)> = body.outputs().iter().map(|o| o.value).zip(outputs).collect();
+        stored
+            .into_iter()
+            .map(|(v, view)| {
+                let x = self.value(v, args);
+                let strides = self.strides(view);
+                Effect::Store(args.access(view, Use::Write, &strides), x)
+            })
+            .collect()
+    }
+
+    fn strides(&self, view: &View) -> Vec<Dim> {
+        self.loop_axes.iter().map(|&a| view.stride_in(&self.p.domain, a)).collect()
+    }
+
+    fn value(&mut self, v: Value, args: &mut Args) -> ExprId {
+        if let Some(x) = self.values[v] {
+            return x;
+        }
+        let known = match &self.p.body.value(v).def {
+            Def::Const(t) => Some(t),
+            Def::Input(n) => match &self.sources[*n as usize] {
+                Source::Const(t) => Some(t),
+                Source::View(_) => None,
+            },
+            Def::Result(..) => unreachable!("nodes come in order"),
+        };
+        let x = match known.and_then(|t| self.exprs.splat(t)) {
+            Some(x) => x,
+            None => {
+                let view = &self.views.iter().find(|(w, _)| *w == v).expect("leaves have views").1;
+                let access = args.access(view, Use::Read, &self.strides(view));
+                self.exprs.push(Expr::Load(access), view.elem)
+            }
+        };
+        self.values[v] = Some(x);
+        x
+    }
+}
+
+/// Attention in simpler operators, for types and sizes that the kernel does not take.
+pub(super) fn unfused_attention(op: &ops::Attention, graph: &Graph, inputs: &[Value], loc: &Loc) -> Result<Graph, InferError> {
+    let mut g = graph.emptied();
+    let x: Vec<Value> = inputs.iter().enumerate().map(|(i, &v)| g.add_input(&format!("x{i}"), graph.ty(v).clone())).collect();
+    let (q, k) = (g.ty(x[0]).clone(), g.ty(x[1]).clone());
+    let elem = q.elem;
+    let (b, h, n, d) = (q.shape[0].clone(), q.shape[1].clone(), q.shape[2].clone(), q.shape[3].clone());
+    let (groups, m) = (k.shape[1].clone(), k.shape[2].clone());
+    let e = g.ty(x[2]).shape[3].clone();
+    let per = h.floor_div(&groups);
+    // [b, g, h/g, …] so that the heads of a group broadcast.
+    let split = Shape(vec![b.clone(), groups.clone(), per.clone(), n.clone(), d.clone()]);
+    let q5 = g.add(ops::Reshape { shape: split }, &[x[0]], loc)?;
+    let k5 = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups.clone(), Dim::from(1), m.clone(), d]) }, &[x[1]], loc)?;
+    let v5 = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups.clone(), Dim::from(1), m.clone(), e.clone()]) }, &[x[2]], loc)?;
+    let kt = g.add(ops::Transpose { perm: vec![0, 1, 2, 4, 3] }, &[k5], loc)?;
+    let s = g.add(ops::Matmul {}, &[q5, kt], loc)?;
+    let number = |g: &mut Graph, x: f64| g.add_const(Tensor::scalar(elem, tfc_ir::tensor::Scalar::Float(x)), None);
+    let scale = number(&mut g, op.scale.get());
+    let mut s = g.add(ops::Mul {}, &[s, scale], loc)?;
+    s = g.add(ops::Reshape { shape: Shape(vec![b.clone(), h.clone(), n.clone(), m.clone()]) }, &[s], loc)?;
+    if let Some(&bias) = x.get(3) {
+        s = g.add(ops::Add {}, &[s, bias], loc)?;
+    }
+    if op.causal {
+        let square = Shape(vec![n.clone(), m.clone()]);
+        let row = g.add(ops::Iota { elem: Elem::I64, shape: square.clone(), axis: 0 }, &[], loc)?;
+        let column = g.add(ops::Iota { elem: Elem::I64, shape: square, axis: 1 }, &[], loc)?;
+        let ahead = g.add(ops::Dims { values: vec![m.clone() - n.clone()], shape: vec![] }, &[], loc)?;
+        let last = g.add(ops::Add {}, &[row, ahead], loc)?;
+        let seen = g.add(ops::Le {}, &[column, last], loc)?;
+        let hidden = number(&mut g, f64::NEG_INFINITY);
+        s = g.add(ops::Select {}, &[seen, s, hidden], loc)?;
+    }
+    let p = g.add(ops::Softmax { axis: 3, log: false }, &[s], loc)?;
+    let p = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups, per, n.clone(), m]) }, &[p], loc)?;
+    let y = g.add(ops::Matmul {}, &[p, v5], loc)?;
+    let y = g.add(ops::Reshape { shape: Shape(vec![b, h, n, e]) }, &[y], loc)?;
+    g.add_output("y0", y);
+    Ok(g)
+}
+

@@ -1,0 +1,57 @@
+//! Memory planning: buffers whose lifetimes do not overlap share a slot of the arena.
+
+use crate::kernel::{Buffer, BufferData, Program, Slot, Storage};
+use cranelift_entity::packed_option::ReservedValue;
+use cranelift_entity::{PrimaryMap, SecondaryMap};
+use std::cmp::Reverse;
+use tfc_ir::dim::{Bindings, Dim};
+
+/// Slots begin at multiples of this many bytes.
+pub const ALIGN: i64 = 64;
+
+/// The value that a free dimension is taken to have when sizes are compared; clamped to its range.
+const NOMINAL: i64 = 128;
+
+/// Gives every temporary a slot. `temporaries` says which buffers are in the arena; a buffer lives
+/// from the first step that names it to the last one.
+pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
+    let mut lives: SecondaryMap<Buffer, Option<(usize, usize)>> = SecondaryMap::new();
+    for (i, step) in program.steps.iter().enumerate() {
+        for arg in &step.buffers {
+            let life = lives[arg.buffer].get_or_insert((i, i));
+            life.1 = i;
+        }
+    }
+    let nominal: Bindings = program.symbols.iter().map(|(s, r)| (s.clone(), NOMINAL.clamp(r.min, r.max))).collect();
+    let size = |d: &Dim| d.eval(&nominal).unwrap_or(i64::MAX);
+    let mut order: Vec<Buffer> = program.buffers.keys().filter(|&b| temporaries[b] && lives[b].is_some()).collect();
+    order.sort_by_key(|&b| (lives[b].map_or(0, |l| l.0), Reverse(size(&program.buffers[b].bytes)), b));
+    let mut slots: PrimaryMap<Slot, (Dim, usize)> = PrimaryMap::new();
+    for b in order {
+        let (first, last) = lives[b].expect("only live buffers are listed");
+        let bytes = round_up(&program.buffers[b].bytes);
+        let want = size(&bytes);
+        // The free slot that wastes least; one that must grow counts what it grows by.
+        let best = slots.iter().filter(|(_, (_, until))| *until < first).min_by_key(|(s, (have, _))| (size(have).abs_diff(want), *s));
+        let grows_too_much = |have: &Dim| size(have) < want / 4;
+        let slot = match best {
+            Some((s, (have, _))) if !grows_too_much(have) => s,
+            _ => slots.push((Dim::from(0), 0)),
+        };
+        let (have, until) = &mut slots[slot];
+        *have = have.maximum(&bytes).simplify(&program.symbols);
+        *until = last;
+        program.buffers[b].storage = Storage::Slot(slot);
+    }
+    program.slots = slots.into_iter().map(|(_, (bytes, _))| bytes).collect();
+}
+
+fn round_up(bytes: &Dim) -> Dim {
+    if bytes.div_exact(&Dim::from(ALIGN)).is_some() { bytes.clone() } else { bytes.ceil_div(ALIGN) * Dim::from(ALIGN) }
+}
+
+/// A temporary as it stands before planning.
+pub fn temporary(bytes: Dim) -> BufferData {
+    BufferData { storage: Storage::Slot(Slot::reserved_value()), bytes }
+}
+
