@@ -65,7 +65,7 @@ pub struct Gemm {
 
 impl Gemm {
     /// Tasks of a run: the row tiles of all batches.
-    pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
+    pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim, _n: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
         batch * m.ceil_div(TILE_ROWS as i64)
     }
 }

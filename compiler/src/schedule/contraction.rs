@@ -78,10 +78,12 @@ impl Scheduler {
         let packed = self.packed(right, &p.domain.0[..rank - 2], loc);
         let views = self.epilogue_views(p, sources);
         // Strides per axis of the domain, of everything that is touched.
-        let a: Vec<Dim> = (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).chain([p.left.strides[p.left.shape.rank() - 2].clone()]).collect();
+        let a: Vec<Dim> =
+            (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).chain([p.left.strides[p.left.shape.rank() - 2].clone()]).collect();
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
-        touched.extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
+        touched
+            .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
         let mut loops: Vec<(usize, Dim)> = vec![];
         for i in 0..rank - 1 {
@@ -110,7 +112,8 @@ impl Scheduler {
         };
         let right = Right { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
         let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
-        let mut epilogue = Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
+        let mut epilogue =
+            Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
         let dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
@@ -192,7 +195,8 @@ impl Scheduler {
         let whole = n.floor_div(&width);
         let rest = n.rem(&width).simplify(&self.program.symbols);
         let batch = &full.0[..rank - 2];
-        let batch_strides = |strides: &[Dim]| (0..rank - 2).map(|i| if full[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect::<Vec<_>>();
+        let batch_strides =
+            |strides: &[Dim]| (0..rank - 2).map(|i| if full[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect::<Vec<_>>();
         let (from_batch, to_batch) = (batch_strides(&v.strides), batch_strides(&to.strides));
         let make = |base: &View, batch_strides: &[Dim], offset: Dim, shape: Vec<Dim>, strides: Vec<Dim>| View {
             buffer: base.buffer,
@@ -212,7 +216,8 @@ impl Scheduler {
             // One last panel, or none when a symbolic width turns out to be a multiple.
             let last = n.ceil_div(PANEL as i64) - whole.clone();
             let at = panel.clone() * whole.clone();
-            let fill = make(&to, &to_batch, at.clone(), vec![last.clone(), k.clone(), width.clone()], vec![panel, width.clone(), Dim::from(1)]);
+            let fill =
+                make(&to, &to_batch, at.clone(), vec![last.clone(), k.clone(), width.clone()], vec![panel, width.clone(), Dim::from(1)]);
             self.fill(&fill, 0.0, loc);
             let shape = vec![k, rest];
             let from = make(v, &from_batch, sn.clone() * width.clone() * whole, shape.clone(), vec![sk, sn]);
@@ -223,7 +228,15 @@ impl Scheduler {
     }
 
     /// A product as a nest: for other types than f32, and for few rows.
-    fn product_nest(&mut self, p: &Product, right: &View, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
+    fn product_nest(
+        &mut self,
+        p: &Product,
+        right: &View,
+        sources: &[Source],
+        outputs: &[View],
+        label: &str,
+        loc: &Loc,
+    ) -> Result<(), Unfit> {
         let rank = p.domain.rank();
         let views = self.epilogue_views(p, sources);
         let mut args = Args::default();
@@ -436,4 +449,3 @@ pub(super) fn unfused_attention(op: &ops::Attention, graph: &Graph, inputs: &[Va
     g.add_output("y0", y);
     Ok(g)
 }
-

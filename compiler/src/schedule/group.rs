@@ -52,7 +52,19 @@ impl Scheduler {
         }
         let stored = self.parking(body, &facts, outputs);
         let loops = facts.loops(body, &views, outputs, &stored)?;
-        let mut b = Builder { body, facts: &facts, sources, views: &views, stored: &stored, loops: &loops, args: &mut args, exprs: Exprs::default(), nest: Nest::default(), memo: BTreeMap::new(), reductions: SecondaryMap::new() };
+        let mut b = Builder {
+            body,
+            facts: &facts,
+            sources,
+            views: &views,
+            stored: &stored,
+            loops: &loops,
+            args: &mut args,
+            exprs: Exprs::default(),
+            nest: Nest::default(),
+            memo: BTreeMap::new(),
+            reductions: SecondaryMap::new(),
+        };
         b.stages(outputs)?;
         let Builder { exprs, mut nest, .. } = b;
         nest.exprs = exprs.list;
@@ -128,7 +140,15 @@ impl Facts {
     fn of(body: &Graph, sources: &[Source]) -> Result<Facts, Unfit> {
         let domain = domain(body)?;
         let rank = domain.rank();
-        let mut f = Facts { domain, reduced: BTreeSet::new(), level: SecondaryMap::new(), loaded: BTreeSet::new(), parked: BTreeSet::new(), counted: BTreeSet::new(), cost: 1 };
+        let mut f = Facts {
+            domain,
+            reduced: BTreeSet::new(),
+            level: SecondaryMap::new(),
+            loaded: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            counted: BTreeSet::new(),
+            cost: 1,
+        };
         let mut reduced: Option<BTreeSet<usize>> = None;
         let mut dear: SecondaryMap<Value, bool> = SecondaryMap::new();
         for (_, node) in body.nodes() {
@@ -171,7 +191,9 @@ impl Facts {
                     return Err(Unfit);
                 }
                 let leaf = match body.value(v).def {
-                    Def::Input(n) => matches!(&sources[n as usize], Source::View(_)) || Exprs::default().splat(constant(&sources[n as usize])).is_none(),
+                    Def::Input(n) => {
+                        matches!(&sources[n as usize], Source::View(_)) || Exprs::default().splat(constant(&sources[n as usize])).is_none()
+                    }
                     Def::Const(ref t) => Exprs::default().splat(t).is_none(),
                     Def::Result(..) => false,
                 };
@@ -186,15 +208,16 @@ impl Facts {
             }
         }
         f.reduced = reduced.unwrap_or_default();
-        let spread = |v: Value| f.spread(&body.ty(v).shape);
+        let mut parked = BTreeSet::new();
         for (_, node) in body.nodes() {
             let level = if matches!(node.op, Op::Reduce(_)) { f.level[node.outputs[0]] - 1 } else { f.level[node.outputs[0]] };
             for &v in &node.inputs {
-                if f.level[v] < level && dear[v] && f.kind(body, v) == Kind::Elementwise && spread(v) && body.ty(v).shape == f.domain {
-                    f.parked.insert(v);
+                if f.level[v] < level && dear[v] && f.kind(body, v) == Kind::Elementwise && f.spread(&body.ty(v).shape) && body.ty(v).shape == f.domain {
+                    parked.insert(v);
                 }
             }
         }
+        f.parked = parked;
         Ok(f)
     }
 
@@ -224,7 +247,13 @@ impl Facts {
     }
 
     /// The loops, merged as far as all memory that is touched allows.
-    fn loops(&self, body: &Graph, views: &SecondaryMap<Value, Option<View>>, outputs: &[View], stored: &BTreeMap<Value, View>) -> Result<Loops, Unfit> {
+    fn loops(
+        &self,
+        body: &Graph,
+        views: &SecondaryMap<Value, Option<View>>,
+        outputs: &[View],
+        stored: &BTreeMap<Value, View>,
+    ) -> Result<Loops, Unfit> {
         let mut touched: Vec<Vec<Dim>> = outputs.iter().chain(stored.values()).map(|v| self.strides(v)).collect();
         for (_, node) in body.nodes() {
             for (i, &v) in node.inputs.iter().enumerate() {
@@ -409,7 +438,9 @@ impl Builder<'_> {
             for (o, view) in self.body.outputs().iter().zip(outputs) {
                 stores.push((o.value, view.clone()));
             }
-            stores.extend(self.stored.iter().filter(|(v, _)| self.facts.parked.contains(v) && !self.is_output(**v)).map(|(v, w)| (*v, w.clone())));
+            stores.extend(
+                self.stored.iter().filter(|(v, _)| self.facts.parked.contains(v) && !self.is_output(**v)).map(|(v, w)| (*v, w.clone())),
+            );
             for (v, view) in stores {
                 if self.facts.level[v] != level {
                     continue;
@@ -561,4 +592,3 @@ impl Builder<'_> {
         self.exprs.push(Expr::Load(access), view.elem)
     }
 }
-

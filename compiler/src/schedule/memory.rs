@@ -54,4 +54,3 @@ fn round_up(bytes: &Dim) -> Dim {
 pub fn temporary(bytes: Dim) -> BufferData {
     BufferData { storage: Storage::Slot(Slot::reserved_value()), bytes }
 }
-

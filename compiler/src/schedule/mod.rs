@@ -28,7 +28,6 @@ use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
 use tfc_ir::ops::{InferError, Op};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Type};
-use tfc_ir::verify::Verified;
 use view::View;
 
 /// The program cannot be scheduled.
@@ -47,8 +46,7 @@ pub struct ScheduleError {
 ///
 /// # Errors
 /// When an operator has no kernel for the types at hand.
-pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
-    let graph: &Graph = graph;
+pub fn schedule(graph: &Graph) -> Result<Program, ScheduleError> {
     let mut s = Scheduler {
         program: Program { name: graph.name.clone(), symbols: graph.symbols.clone(), checks: graph.checks.clone(), ..Program::default() },
         temporaries: SecondaryMap::new(),
@@ -175,7 +173,15 @@ impl Scheduler {
                 id
             }
         };
-        self.program.steps.push(Step { kernel: id, buffers: args.buffers, ints: args.ints, tasks, work, loc: loc.clone(), label: label.into() });
+        self.program.steps.push(Step {
+            kernel: id,
+            buffers: args.buffers,
+            ints: args.ints,
+            tasks,
+            work,
+            loc: loc.clone(),
+            label: label.into(),
+        });
     }
 
     /// Schedules all nodes of a graph. Results are computed into `targets`.
@@ -282,7 +288,8 @@ impl Scheduler {
             _ if self.movement(node, &inputs, &outputs, loc) => Ok(()),
             op => {
                 let body = single(env.graph, node, loc).map_err(|e| internal(node, loc, &e))?;
-                let kernel_op = op.traits().elementwise || matches!(op, Op::Matmul(_) | Op::Reduce(_) | Op::Gather(_) | Op::Iota(_) | Op::Dims(_));
+                let kernel_op =
+                    op.traits().elementwise || matches!(op, Op::Matmul(_) | Op::Reduce(_) | Op::Gather(_) | Op::Iota(_) | Op::Dims(_));
                 if kernel_op || lowers(&body) {
                     return self.group(&body, inputs, &outputs, loc);
                 }
