@@ -10,9 +10,11 @@
 //! | [`manifest`] | the description of a model that is encoded in its object |
 //! | [`elem`] | element types of inputs and outputs |
 //! | [`expr`] | dimension expressions in text form |
+//! | [`pool`] | threads for parallel loops |
 
 pub mod abi;
 pub mod elem;
 pub mod expr;
 pub mod manifest;
+pub mod pool;
 pub mod weights;
