@@ -1,12 +1,18 @@
 //! `arg_reduce`: position of the largest or smallest element.
 
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
+use super::reduce::{ReduceKind, reduce_kept};
+use super::support::{check_axis, check_elems, lines, number};
+use super::{Eq, Iota, IsNan, Or, Reduce, Select};
 use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::{Bindings, Dim};
+use crate::graph::{Graph, Loc, Value};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Elem, Shape, Type};
 
 operator! {
-    /// The position along an axis of the largest (or smallest) element, an `i64`. Lowers to `reduce`, `eq`, `iota`, `select`, `reduce`.
+    /// The position along an axis of the largest (or smallest) element, an `i64`. A NaN counts as
+    /// larger and smaller than any number. On an empty axis the result is the highest `i64`, with
+    /// `last` the lowest. Lowers to `reduce`, `eq`, `iota`, `select`, `reduce`.
     ///
     /// C1. The operand is a number.
     /// C2. The axis is below the rank.
@@ -22,12 +28,86 @@ operator! {
     }
 }
 
-impl Operator for ArgReduce {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("arg_reduce: inference is to be written"))
+impl ArgReduce {
+    /// What finds the extreme element.
+    fn of_elements(&self) -> ReduceKind {
+        if self.largest { ReduceKind::Max } else { ReduceKind::Min }
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("arg_reduce: evaluation is to be written"))
+    /// What chooses among the positions of equal elements.
+    fn of_positions(&self) -> ReduceKind {
+        if self.last { ReduceKind::Max } else { ReduceKind::Min }
+    }
+
+    fn decompose(&self, graph: &mut Graph, x: Value, loc: &Loc) -> Result<Value, InferError> {
+        let Type { elem, shape, .. } = graph.ty(x).clone();
+        let extreme = reduce_kept(graph, self.of_elements(), &[self.axis], x, loc)?;
+        let mut hit = graph.add(Eq {}, &[x, extreme], loc)?;
+        if elem.is_float() {
+            // Where there is a NaN it is the extreme element, and equals nothing.
+            let nan = graph.add(IsNan {}, &[x], loc)?;
+            hit = graph.add(Or {}, &[hit, nan], loc)?;
+        }
+        let mut along = Shape(vec![Dim::from(1); shape.rank()]);
+        along.0[self.axis] = shape[self.axis].clone();
+        let position = graph.add(Iota { elem: Elem::I64, shape: along, axis: self.axis }, &[], loc)?;
+        let kind = self.of_positions();
+        let never = graph.add_const(Tensor::scalar(Elem::I64, kind.identity(Elem::I64)), None);
+        let candidates = graph.add(Select {}, &[hit, position, never], loc)?;
+        graph.add(Reduce { kind, axes: vec![self.axis], keep: self.keep }, &[candidates], loc)
+    }
+}
+
+impl Operator for ArgReduce {
+    fn infer(&self, _: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_elems(self, inputs, number)?;
+        check_axis(self, self.axis, x)?;
+        let mut shape = x.shape.clone();
+        if self.keep {
+            shape.0[self.axis] = Dim::from(1);
+        } else {
+            shape.0.remove(self.axis);
+        }
+        Ok(vec![Type::new(Elem::I64, shape)])
+    }
+
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let beats = |a: Scalar, b: Scalar| match (a, b) {
+            (Scalar::Int(a), Scalar::Int(b)) => (if self.largest { a > b } else { a < b }) || (self.last && a == b),
+            (a, b) => {
+                let (a, b) = (a.to_f64(), b.to_f64());
+                match (a.is_nan(), b.is_nan()) {
+                    (true, true) => self.last,
+                    (true, false) => true,
+                    (false, true) => false,
+                    (false, false) => (if self.largest { a > b } else { a < b }) || (self.last && a == b),
+                }
+            }
+        };
+        let positions: Vec<Scalar> = lines(x.sizes(), self.axis)
+            .map(|line| {
+                let mut best: Option<(usize, Scalar)> = None;
+                for (k, at) in line.enumerate() {
+                    let element = x.get(at);
+                    if best.is_none_or(|(_, b)| beats(element, b)) {
+                        best = Some((k, element));
+                    }
+                }
+                best.map_or(self.of_positions().identity(Elem::I64), |(k, _)| Scalar::Int(k as i128))
+            })
+            .collect();
+        let mut sizes = x.sizes().to_vec();
+        if self.keep {
+            sizes[self.axis] = 1;
+        } else {
+            sizes.remove(self.axis);
+        }
+        Ok(vec![Tensor::build(Elem::I64, &sizes, |i| positions[i])])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decompose(graph, inputs[0], loc).map(|v| vec![v]))
     }
 }

@@ -1,16 +1,21 @@
 //! `group_norm`: group normalisation.
 
+use super::layer_norm::{standardize, standardize_rows};
+use super::support::{cast, check_elems, divides, float, wide};
+use super::{Add, EvalError, InferCx, InferError, Mul, Operator, Reshape};
 use crate::attr::Float;
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::{Bindings, Dim};
+use crate::graph::{Graph, Loc, Value};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Shape, Type};
 
 operator! {
-    /// Normalises groups of channels: axis 1 is split into `groups`, mean and variance are taken over a group and all axes behind, then scale and bias apply per channel (Wu and He 2018). One group per channel is instance normalisation.
+    /// Normalises groups of channels: axis 1 is split into `groups`, mean and variance are taken over
+    /// a group and all axes behind, then scale and bias apply per channel (Wu and He 2018). One group
+    /// per channel is instance normalisation.
     ///
     /// C1. Operands are `x` of rank 2 or more, `scale` and `bias` of shape `[channels]`, floats of one type.
-    /// C2. `groups` divides the number of channels.
+    /// C2. `groups` is positive and divides the number of channels.
     pub struct GroupNorm("group_norm", 3..=3) {
         /// Number of groups.
         groups: i64,
@@ -19,12 +24,58 @@ operator! {
     }
 }
 
+impl GroupNorm {
+    fn decompose(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Result<Value, InferError> {
+        let Type { elem, shape, .. } = graph.ty(inputs[0]).clone();
+        let operands = inputs.iter().map(|&v| cast(graph, v, wide(elem), loc)).collect::<Result<Vec<_>, _>>()?;
+        let groups = Dim::from(self.groups);
+        let mut grouped = vec![shape[0].clone(), groups.clone(), shape[1].floor_div(&groups)];
+        grouped.extend_from_slice(&shape.0[2..]);
+        let axes: Vec<usize> = (2..grouped.len()).collect();
+        let split = graph.add(Reshape { shape: Shape(grouped) }, &[operands[0]], loc)?;
+        let standard = standardize(graph, split, &axes, self.epsilon, loc)?;
+        let y = graph.add(Reshape { shape: shape.clone() }, &[standard], loc)?;
+        let mut per_channel = vec![Dim::from(1); shape.rank() - 1];
+        per_channel[0] = shape[1].clone();
+        let per_channel = Reshape { shape: Shape(per_channel) };
+        let scale = graph.add(per_channel.clone(), &[operands[1]], loc)?;
+        let bias = graph.add(per_channel, &[operands[2]], loc)?;
+        let scaled = graph.add(Mul {}, &[y, scale], loc)?;
+        let y = graph.add(Add {}, &[scaled, bias], loc)?;
+        cast(graph, y, elem, loc)
+    }
+}
+
 impl Operator for GroupNorm {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("group_norm: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_elems(self, inputs, float)?;
+        require!(x.rank() >= 2, "group_norm C1: x has rank 2 or more, not {} as {x}", x.rank());
+        let channels = &x.shape[1];
+        for (name, t) in ["scale", "bias"].into_iter().zip(&inputs[1..]) {
+            require!(t.rank() == 1, "group_norm C1: {name} has shape [{channels}], not {}", t.shape);
+            cx.equal(&t.shape[0], channels, &format!("group_norm C1: size of {name} and channels of x"))?;
+        }
+        require!(self.groups > 0, "group_norm C2: groups is positive, not {}", self.groups);
+        divides(cx, &Dim::from(self.groups), channels, "group_norm C2: groups and channels")?;
+        Ok(vec![x.clone()])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("group_norm: evaluation is to be written"))
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let channels = x.sizes()[1];
+        let behind: usize = x.sizes()[2..].iter().product();
+        let mut values = x.to_f64s();
+        standardize_rows(&mut values, x.sizes()[0] * self.groups as usize, self.epsilon);
+        let (scale, bias) = (inputs[1].to_f64s(), inputs[2].to_f64s());
+        let y = Tensor::build(x.elem(), x.sizes(), |i| {
+            let channel = i / behind % channels;
+            Scalar::Float(values[i] * scale[channel] + bias[channel])
+        });
+        Ok(vec![y])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
     }
 }

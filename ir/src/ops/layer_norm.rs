@@ -1,16 +1,20 @@
 //! `layer_norm`: layer normalisation.
 
+use super::reduce::{ReduceKind, reduce_kept};
+use super::support::{Broadcast, broadcasts_to, cast, check_elems, constant, float, wide};
+use super::{Add, EvalError, InferCx, InferError, Mul, Operator, Rsqrt, Sub};
 use crate::attr::Float;
 use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use crate::graph::{Graph, Loc, Value};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Shape, Type};
 
 operator! {
     /// `(x - mean) / sqrt(variance + epsilon) * scale + bias` over the last `axes` axes (Ba et al. 2016).
     ///
     /// C1. Operands are `x`, `scale` and optionally `bias`, floats of one type.
     /// C2. `scale` and `bias` broadcast to the last `axes` axes of `x`.
+    /// C3. `axes` is at least 1 and at most the rank of `x`.
     pub struct LayerNorm("layer_norm", 2..=3) {
         /// How many trailing axes are normalised together, at least 1.
         axes: usize,
@@ -19,12 +23,86 @@ operator! {
     }
 }
 
+impl LayerNorm {
+    fn decompose(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Result<Value, InferError> {
+        let Type { elem, shape, .. } = graph.ty(inputs[0]).clone();
+        let operands = inputs.iter().map(|&v| cast(graph, v, wide(elem), loc)).collect::<Result<Vec<_>, _>>()?;
+        let axes: Vec<usize> = (shape.rank() - self.axes..shape.rank()).collect();
+        let standard = standardize(graph, operands[0], &axes, self.epsilon, loc)?;
+        let mut y = graph.add(Mul {}, &[standard, operands[1]], loc)?;
+        if let Some(&bias) = operands.get(2) {
+            y = graph.add(Add {}, &[y, bias], loc)?;
+        }
+        cast(graph, y, elem, loc)
+    }
+}
+
 impl Operator for LayerNorm {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("layer_norm: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_elems(self, inputs, float)?;
+        check_trailing_axes("layer_norm", self.axes, x)?;
+        let normalised = Shape(x.shape.0[x.rank() - self.axes..].to_vec());
+        broadcasts_to(cx, &inputs[1].shape, &normalised, "layer_norm C2: scale")?;
+        if let Some(bias) = inputs.get(2) {
+            broadcasts_to(cx, &bias.shape, &normalised, "layer_norm C2: bias")?;
+        }
+        Ok(vec![x.clone()])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("layer_norm: evaluation is to be written"))
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let (outer, normalised) = x.sizes().split_at(x.rank() - self.axes);
+        let mut values = x.to_f64s();
+        standardize_rows(&mut values, outer.iter().product(), self.epsilon);
+        let (scale, bias) = (inputs[1].to_f64s(), inputs.get(2).map(Tensor::to_f64s));
+        let at_scale = Broadcast::new(inputs[1].sizes(), normalised);
+        let at_bias = inputs.get(2).map(|b| Broadcast::new(b.sizes(), normalised));
+        let y = Tensor::build(x.elem(), x.sizes(), |i| {
+            let scaled = values[i] * scale[at_scale.offset(i)];
+            Scalar::Float(match (&bias, &at_bias) {
+                (Some(bias), Some(at)) => scaled + bias[at.offset(i)],
+                _ => scaled,
+            })
+        });
+        Ok(vec![y])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
+    }
+}
+
+/// Constraint C3 of normalisations over trailing axes.
+pub(super) fn check_trailing_axes(mnemonic: &str, axes: usize, x: &Type) -> Result<(), InferError> {
+    require!((1..=x.rank()).contains(&axes), "{mnemonic} C3: axes is 1 to {}, the rank of {x}, not {axes}", x.rank());
+    Ok(())
+}
+
+/// Appends `(x - mean) / sqrt(variance + epsilon)` over `axes`.
+pub(super) fn standardize(graph: &mut Graph, x: Value, axes: &[usize], epsilon: Float, loc: &Loc) -> Result<Value, InferError> {
+    let mean = reduce_kept(graph, ReduceKind::Mean, axes, x, loc)?;
+    let centred = graph.add(Sub {}, &[x, mean], loc)?;
+    let factor = inverse_deviation(graph, centred, axes, epsilon, loc)?;
+    graph.add(Mul {}, &[centred, factor], loc)
+}
+
+/// Appends `1 / sqrt(mean(x²) + epsilon)` over `axes`.
+pub(super) fn inverse_deviation(graph: &mut Graph, x: Value, axes: &[usize], epsilon: Float, loc: &Loc) -> Result<Value, InferError> {
+    let square = graph.add(Mul {}, &[x, x], loc)?;
+    let variance = reduce_kept(graph, ReduceKind::Mean, axes, square, loc)?;
+    let epsilon = constant(graph, graph.ty(x).elem, epsilon.get());
+    let sum = graph.add(Add {}, &[variance, epsilon], loc)?;
+    graph.add(Rsqrt {}, &[sum], loc)
+}
+
+/// Replaces each of `rows` equally long rows by `(x - mean) / sqrt(variance + epsilon)`.
+pub(super) fn standardize_rows(values: &mut [f64], rows: usize, epsilon: Float) {
+    let len = values.len().checked_div(rows).unwrap_or(0);
+    for row in values.chunks_exact_mut(len.max(1)) {
+        let mean = row.iter().sum::<f64>() / len as f64;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = row.iter().map(|x| x * x).sum::<f64>() / len as f64;
+        row.iter_mut().for_each(|x| *x /= (variance + epsilon.get()).sqrt());
     }
 }

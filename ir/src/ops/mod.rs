@@ -14,6 +14,7 @@ use crate::types::{Shape, Type};
 use std::fmt;
 use std::ops::RangeInclusive;
 
+mod spatial;
 pub mod support;
 
 /// What type inference knows besides the operand types, and where it notes what must hold at run time.

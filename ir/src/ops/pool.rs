@@ -1,15 +1,24 @@
 //! `pool`: pooling.
 
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use super::reduce::ReduceKind;
+use super::spatial::{Windows, pad};
+use super::support::{check_elems, constant, float, number, unravel};
+use super::{Div, EvalError, Expand, InferCx, InferError, Operator, Reduce, Slice, Window};
+use crate::dim::{Bindings, Dim};
+use crate::graph::{Graph, Loc, Value};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Elem, Shape, Type};
 
 operator! {
-    /// Maximum or average of windows over the axes behind batch and channels. Lowers to `pad`, `window` and `reduce`.
+    /// Maximum or average of windows over the axes behind batch and channels. Lowers to `pad`,
+    /// `window` and `reduce`.
+    ///
+    /// With `ceil` a last window may reach beyond the end, but starts before it: within the operand
+    /// or the pads before. What is beyond the pads never counts in an average.
     ///
     /// C1. The operand is a float (or an integer for the maximum) of rank 3 or more.
     /// C2. Lists have one entry per spatial axis; sizes, strides and dilations are positive, pads not negative.
+    /// C3. At least one window fits into the operand with its pads, unless that is empty.
     pub struct Pool("pool", 1..=1) {
         /// Whether the average is wanted, not the maximum.
         average: bool,
@@ -30,12 +39,125 @@ operator! {
     }
 }
 
-impl Operator for Pool {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("pool: inference is to be written"))
+impl Pool {
+    fn windows(&self) -> Windows<'_> {
+        let (before, after) = (&self.pads_before, &self.pads_after);
+        Windows { kernel: &self.kernel, strides: &self.strides, dilations: &self.dilations, before, after }
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("pool: evaluation is to be written"))
+    /// The number of windows along an axis.
+    fn positions(&self, cx: &mut InferCx, axis: usize, size: &Dim) -> Result<Dim, InferError> {
+        let fitting = self.windows().positions(cx, axis, size, "pool C3")?;
+        let start_bound = size.clone() + Dim::from(self.pads_before[axis]);
+        let padded = start_bound.clone() + Dim::from(self.pads_after[axis]);
+        if !self.ceil || padded.is(0) {
+            return Ok(fitting);
+        }
+        let stride = self.strides[axis];
+        let reaching = (padded - Dim::from(self.windows().extent(axis))).ceil_div(stride) + Dim::from(1);
+        Ok(reaching.minimum(&start_bound.ceil_div(stride)))
+    }
+
+    /// How many elements follow the operand along an axis so that all `positions` windows fit.
+    fn needed_after(&self, axis: usize, size: &Dim, positions: &Dim) -> Dim {
+        let pads = Dim::from(self.pads_after[axis]);
+        if !self.ceil || size.is(0) {
+            return pads;
+        }
+        let end = (positions.clone() - Dim::from(1)) * Dim::from(self.strides[axis]) + Dim::from(self.windows().extent(axis));
+        (end - size.clone() - Dim::from(self.pads_before[axis])).maximum(&pads)
+    }
+
+    fn decompose(&self, graph: &mut Graph, x: Value, loc: &Loc) -> Result<Value, InferError> {
+        let ty = graph.ty(x).clone();
+        let positions = self.infer(&mut InferCx::new(&graph.symbols), std::slice::from_ref(&ty))?.remove(0).shape.0.split_off(2);
+        let sizes = &ty.shape.0[2..];
+        let before: Vec<Dim> = self.pads_before.iter().map(|&n| Dim::from(n)).collect();
+        let pads_after: Vec<Dim> = self.pads_after.iter().map(|&n| Dim::from(n)).collect();
+        let after: Vec<Dim> = (0..sizes.len()).map(|i| self.needed_after(i, &sizes[i], &positions[i])).collect();
+        let kind = if self.average { ReduceKind::Sum } else { ReduceKind::Max };
+        let outside = graph.add_const(Tensor::scalar(ty.elem, kind.identity(ty.elem)), None);
+        let padded = pad(graph, x, &before, &after, outside, loc)?;
+        let pooled = self.reduce_windows(graph, padded, kind, &positions, loc)?;
+        if !self.average {
+            return Ok(pooled);
+        }
+        let zeros = |list: &[Dim]| list.iter().all(|d| d.is(0));
+        let all_count = if self.count_pads { after == pads_after } else { zeros(&before) && zeros(&after) };
+        let divisor = if all_count {
+            constant(graph, ty.elem, self.kernel.iter().map(|&n| n as f64).product())
+        } else {
+            // The same sums over a tensor that is 1 where elements count.
+            let one = constant(graph, ty.elem, 1.0);
+            let none = vec![Dim::from(0); sizes.len()];
+            let add = |a: &[Dim], b: &[Dim]| a.iter().cloned().zip(b.iter().cloned()).map(|(a, b)| a + b).collect::<Vec<_>>();
+            let (counted, before, after) = if self.count_pads {
+                let beyond = after.into_iter().zip(&pads_after).map(|(a, p)| a - p.clone()).collect();
+                (add(&add(sizes, &before), &pads_after), none, beyond)
+            } else {
+                (sizes.to_vec(), before, after)
+            };
+            let ones = graph.add(Expand { shape: Shape(counted) }, &[one], loc)?;
+            let ones = pad(graph, ones, &before, &after, outside, loc)?;
+            self.reduce_windows(graph, ones, kind, &positions, loc)?
+        };
+        graph.add(Div {}, &[pooled, divisor], loc)
+    }
+
+    /// Reduces the windows over the last axes of `x` and keeps the first `positions` of them.
+    fn reduce_windows(&self, graph: &mut Graph, x: Value, kind: ReduceKind, positions: &[Dim], loc: &Loc) -> Result<Value, InferError> {
+        let (kernel, strides, dilations) = (self.kernel.clone(), self.strides.clone(), self.dilations.clone());
+        let rank = graph.ty(x).rank();
+        let windows = graph.add(Window { kernel, strides, dilations }, &[x], loc)?;
+        let axes = (rank..rank + positions.len()).collect();
+        let reduced = graph.add(Reduce { kind, axes, keep: false }, &[windows], loc)?;
+        let mut lens = graph.ty(reduced).shape.clone();
+        let outer = lens.rank() - positions.len();
+        if lens.0[outer..] == *positions {
+            return Ok(reduced);
+        }
+        lens.0.splice(outer.., positions.iter().cloned());
+        let (starts, steps) = (vec![Dim::from(0); rank], vec![1; rank]);
+        graph.add(Slice { starts, steps, lens }, &[reduced], loc)
+    }
+}
+
+impl Operator for Pool {
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        let elem = check_elems(self, inputs, if self.average { float } else { number })?;
+        require!(x.rank() >= 3, "pool C1: the operand has rank 3 or more, not {} as {x}", x.rank());
+        self.windows().check(x.rank() - 2, "pool C2")?;
+        let mut shape = x.shape.0[..2].to_vec();
+        for (axis, size) in x.shape.0[2..].iter().enumerate() {
+            shape.push(self.positions(cx, axis, size)?);
+        }
+        Ok(vec![Type::new(elem, Shape(shape))])
+    }
+
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let result = self.infer(&mut InferCx::new(&Default::default()), &[x.ty()]).map_err(|e| EvalError::new(e.to_string()))?.remove(0);
+        let sizes = result.shape.as_fixed().expect("sizes of tensors are known");
+        let (spatial, positions) = (&x.sizes()[2..], &sizes[2..]);
+        let (area, count): (usize, usize) = (spatial.iter().product(), positions.iter().product());
+        let kind = if self.average { ReduceKind::Sum } else { ReduceKind::Max };
+        let computed = if x.elem().is_float() { Elem::F64 } else { x.elem() };
+        let y = Tensor::build(x.elem(), &sizes, |i| {
+            let position = unravel(i % count, positions);
+            let met = self.windows().taps(&position, spatial);
+            let elements = met.iter().map(|&(at, _)| x.get(i / count * area + at));
+            let y = elements.fold(kind.identity(x.elem()), |y, e| kind.prim().eval(&[y, e], computed, computed));
+            if !self.average {
+                return y;
+            }
+            let counted = if self.count_pads { self.windows().within_border(&position, spatial) } else { met.len() };
+            Scalar::Float(y.to_f64() / counted as f64)
+        });
+        Ok(vec![y])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decompose(graph, inputs[0], loc).map(|v| vec![v]))
     }
 }

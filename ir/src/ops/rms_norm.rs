@@ -1,16 +1,20 @@
 //! `rms_norm`: root-mean-square normalisation.
 
+use super::layer_norm::{check_trailing_axes, inverse_deviation};
+use super::support::{Broadcast, broadcasts_to, cast, check_elems, float, wide};
+use super::{EvalError, InferCx, InferError, Mul, Operator};
 use crate::attr::Float;
 use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use crate::graph::{Graph, Loc, Value};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Shape, Type};
 
 operator! {
     /// `x / sqrt(mean(x²) + epsilon) * scale` over the last `axes` axes (Zhang and Sennrich 2019).
     ///
     /// C1. Operands are `x` and `scale`, floats of one type.
     /// C2. `scale` broadcasts to the last `axes` axes of `x`.
+    /// C3. `axes` is at least 1 and at most the rank of `x`.
     pub struct RmsNorm("rms_norm", 2..=2) {
         /// How many trailing axes are normalised together, at least 1.
         axes: usize,
@@ -19,12 +23,43 @@ operator! {
     }
 }
 
+impl RmsNorm {
+    fn decompose(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Result<Value, InferError> {
+        let Type { elem, shape, .. } = graph.ty(inputs[0]).clone();
+        let axes: Vec<usize> = (shape.rank() - self.axes..shape.rank()).collect();
+        let x = cast(graph, inputs[0], wide(elem), loc)?;
+        let scale = cast(graph, inputs[1], wide(elem), loc)?;
+        let factor = inverse_deviation(graph, x, &axes, self.epsilon, loc)?;
+        let normalised = graph.add(Mul {}, &[x, factor], loc)?;
+        let y = graph.add(Mul {}, &[normalised, scale], loc)?;
+        cast(graph, y, elem, loc)
+    }
+}
+
 impl Operator for RmsNorm {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("rms_norm: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_elems(self, inputs, float)?;
+        check_trailing_axes("rms_norm", self.axes, x)?;
+        let normalised = Shape(x.shape.0[x.rank() - self.axes..].to_vec());
+        broadcasts_to(cx, &inputs[1].shape, &normalised, "rms_norm C2: scale")?;
+        Ok(vec![x.clone()])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("rms_norm: evaluation is to be written"))
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let normalised = &x.sizes()[x.rank() - self.axes..];
+        let len: usize = normalised.iter().product();
+        let mut values = x.to_f64s();
+        for row in values.chunks_exact_mut(len.max(1)) {
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / len as f64;
+            row.iter_mut().for_each(|x| *x /= (mean + self.epsilon.get()).sqrt());
+        }
+        let (scale, at_scale) = (inputs[1].to_f64s(), Broadcast::new(inputs[1].sizes(), normalised));
+        Ok(vec![Tensor::build(x.elem(), x.sizes(), |i| Scalar::Float(values[i] * scale[at_scale.offset(i)]))])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
     }
 }

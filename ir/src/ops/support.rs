@@ -1,10 +1,11 @@
 //! What several operators share: inference and evaluation of elementwise operators, index arithmetic.
 
 use super::{EvalError, InferCx, InferError, Operator};
-use crate::dim::Bindings;
+use crate::dim::{Bindings, Dim};
+use crate::graph::{Graph, Loc, Value};
 use crate::require;
 use crate::scalar::{ScalarId, ScalarProgram};
-use crate::tensor::Tensor;
+use crate::tensor::{Scalar, Tensor};
 use crate::types::{Elem, Shape, Type};
 
 /// The largest tensor, in bytes, whose size is accepted: what an address on the target can span.
@@ -138,6 +139,84 @@ pub(super) fn ravel(index: &[usize], sizes: &[usize]) -> usize {
 /// The sizes that dimension attributes have at run time.
 pub(super) fn eval_shape(shape: &Shape, bindings: &Bindings) -> Result<Vec<usize>, EvalError> {
     shape.eval(bindings).ok_or_else(|| EvalError::new(format!("{shape} has no value")))
+}
+
+/// Constraint C1 of most operators: operands are not quantized, have one element type, and `accepts`
+/// takes it. Returns it.
+pub(super) fn check_elems(op: &impl Named, inputs: &[Type], accepts: fn(Elem) -> bool) -> Result<Elem, InferError> {
+    let (name, first) = (op.mnemonic(), &inputs[0]);
+    for t in inputs {
+        require!(t.quant.is_none(), "{name} C1: it does not take quantized operands such as {t}");
+        require!(accepts(t.elem), "{name} C1: it does not take elements of type {}", t.elem);
+        require!(t.elem == first.elem, "{name} C1: operands have one element type, not {} and {}", first.elem, t.elem);
+    }
+    Ok(first.elem)
+}
+
+/// Constraint C2 of operators that work along an axis: it is below the rank.
+pub(super) fn check_axis(op: &impl Named, axis: usize, t: &Type) -> Result<(), InferError> {
+    require!(axis < t.rank(), "{} C2: axis {axis} is not below the rank {} of {t}", op.mnemonic(), t.rank());
+    Ok(())
+}
+
+/// Demands that `from` broadcasts to exactly `to`; `what` begins the message. Sizes that are not
+/// provably 1 are taken to be equal and checked at run time.
+pub(super) fn broadcasts_to(cx: &mut InferCx, from: &Shape, to: &Shape, what: &str) -> Result<(), InferError> {
+    let what = format!("{what}: {from} does not broadcast to {to}");
+    require!(from.rank() <= to.rank(), "{what}: it has more axes");
+    for (d, t) in from.0.iter().rev().zip(to.0.iter().rev()) {
+        if !d.is(1) {
+            cx.equal(d, t, &what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Demands that the positive number `by` divides `d` and returns the quotient; `what` begins the message.
+pub(super) fn divides(cx: &mut InferCx, by: &Dim, d: &Dim, what: &str) -> Result<Dim, InferError> {
+    let quotient = d.floor_div(by);
+    let product = quotient.clone() * by.clone();
+    if d.as_const().is_some() {
+        require!(product.as_const().is_none() || product == *d, "{what}: {by} does not divide {d}");
+    }
+    cx.equal(d, &product, what)?;
+    Ok(quotient)
+}
+
+/// Demands that `d` is at least `min`, at run time if it is not certain; `what` begins the message.
+pub(super) fn at_least(cx: &mut InferCx, d: &Dim, min: i64, what: &str) -> Result<(), InferError> {
+    let range = d.range(cx.symbols());
+    require!(range.max >= min, "{what}: {d} is less than {min}");
+    if range.min < min {
+        cx.equal(&d.maximum(&Dim::from(min)), d, what)?;
+    }
+    Ok(())
+}
+
+/// The row-major positions of the elements along `axis`, one line for every index of the other axes.
+pub(super) fn lines(sizes: &[usize], axis: usize) -> impl Iterator<Item = impl DoubleEndedIterator<Item = usize> + Clone> {
+    let outer: usize = sizes[..axis].iter().product();
+    let n = sizes[axis];
+    let inner: usize = sizes[axis + 1..].iter().product();
+    (0..outer).flat_map(move |o| (0..inner).map(move |i| (0..n).map(move |k| (o * n + k) * inner + i)))
+}
+
+/// A scalar constant of type `elem`.
+pub(super) fn constant(graph: &mut Graph, elem: Elem, value: f64) -> Value {
+    graph.add_const(Tensor::scalar(elem, Scalar::Float(value)), None)
+}
+
+/// The type in which decompositions compute on `elem`: 16-bit floats are too coarse for sums.
+pub(super) fn wide(elem: Elem) -> Elem {
+    match elem {
+        Elem::F16 | Elem::Bf16 => Elem::F32,
+        e => e,
+    }
+}
+
+/// `v` as elements of type `to`.
+pub(super) fn cast(graph: &mut Graph, v: Value, to: Elem, loc: &Loc) -> Result<Value, InferError> {
+    if graph.ty(v).elem == to { Ok(v) } else { graph.add(super::Cast { to }, &[v], loc) }
 }
 
 /// Declares an elementwise operator's [`Operator`] impl from its scalar program.
