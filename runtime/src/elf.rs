@@ -3,7 +3,7 @@
 //! read, since others cannot be loaded anyway.
 
 /// Names of the objects of at least `min_bytes` bytes that `file` exports, and whose names end with
-/// `suffix`, in the order of the file. `None` if the file is not such an ELF object or is damaged.
+/// `suffix`, in name order. `None` if the file is not such an ELF object or is damaged.
 pub fn exported_objects(file: &[u8], suffix: &str, min_bytes: u64) -> Option<Vec<String>> {
     const CLASS_64: u8 = 2;
     let byte_order = if cfg!(target_endian = "little") { 1 } else { 2 };
@@ -25,6 +25,7 @@ pub fn exported_objects(file: &[u8], suffix: &str, min_bytes: u64) -> Option<Vec
             }
         }
     }
+    names.sort();
     Some(names)
 }
 

@@ -114,7 +114,7 @@ impl Session {
         let mut input_pointers: Vec<*const c_void> = Vec::with_capacity(inputs.len());
         for (port, data) in model.inputs().iter().zip(inputs) {
             check_bytes("input", port, dims, data.len())?;
-            let aligned = data.as_ptr() as usize % port.elem.align() == 0;
+            let aligned = data.as_ptr().addr().is_multiple_of(port.elem.align());
             input_pointers.push(if aligned {
                 data.as_ptr().cast()
             } else {
@@ -133,7 +133,7 @@ impl Session {
                 let actual = format!("{declared} by the code");
                 return Err(buffer("output", port, format!("{} bytes by the manifest", data.len()), actual));
             }
-            if data.as_ptr() as usize % port.elem.align() != 0 {
+            if !data.as_ptr().addr().is_multiple_of(port.elem.align()) {
                 let expected = format!("an address that is a multiple of {}", port.elem.align());
                 return Err(buffer("output", port, expected, format!("{:p}", data.as_ptr())));
             }

@@ -212,7 +212,12 @@ impl Facts {
         for (_, node) in body.nodes() {
             let level = if matches!(node.op, Op::Reduce(_)) { f.level[node.outputs[0]] - 1 } else { f.level[node.outputs[0]] };
             for &v in &node.inputs {
-                if f.level[v] < level && dear[v] && f.kind(body, v) == Kind::Elementwise && f.spread(&body.ty(v).shape) && body.ty(v).shape == f.domain {
+                if f.level[v] < level
+                    && dear[v]
+                    && f.kind(body, v) == Kind::Elementwise
+                    && f.spread(&body.ty(v).shape)
+                    && body.ty(v).shape == f.domain
+                {
                     parked.insert(v);
                 }
             }
