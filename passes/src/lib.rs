@@ -1,1 +1,21 @@
-//! Placeholder.
+//! Graph passes: functions from a graph to a graph that computes the same.
+//!
+//! [`table`] lists every pass under the name that users type, says which passes each optimization
+//! level runs, and drives a pipeline. A pass lives in its own file:
+//!
+//! - [`dce`] removes what no output needs, [`cse`] what is computed twice, [`fold`] what is constant;
+//! - [`simplify`] applies local exact rules to a fixed point: algebra of shapes and of elements;
+//! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
+//!   and attention from whatever spelling an exporter chose.
+//!
+//! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
+//! deterministic: the same graph gives the same result, to the byte of its text form.
+
+pub mod cost;
+pub mod cse;
+pub mod dce;
+pub mod fold;
+mod rebuild;
+pub mod table;
+
+pub use table::{Context, OptLevel, Pass, PassError, Ran, Stats, UnknownPass, parse_passes, pipeline, run_pipeline};

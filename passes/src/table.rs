@@ -1,0 +1,223 @@
+//! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
+
+use crate::{cse, dce, fold};
+use std::fmt;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+use tfc_ir::dim::Bindings;
+use tfc_ir::graph::{Graph, Loc};
+use tfc_ir::ops::InferError;
+
+/// A pass of the table.
+pub struct Pass {
+    /// The name that users type in `--passes` and see in reports.
+    pub name: &'static str,
+    /// One line for lists of passes.
+    pub summary: &'static str,
+    /// The pass: a graph that computes the same, and what was done.
+    pub run: fn(Graph, &Context) -> Result<(Graph, Stats), PassError>,
+}
+
+/// What passes know besides the graph.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Sizes to expect where a dimension is a symbol: they weigh alternatives against each other and
+    /// never decide what is legal. Symbols without an entry count as [`crate::cost::NOMINAL_SIZE`].
+    pub nominal: Bindings,
+}
+
+/// What a pass did: counters under fixed names, in the order in which the pass reports them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stats(Vec<(&'static str, u64)>);
+
+impl Stats {
+    /// Adds to a counter; counters appear in the order of their first mention.
+    pub fn count(&mut self, counter: &'static str, n: u64) {
+        match self.0.iter_mut().find(|(name, _)| *name == counter) {
+            Some((_, total)) => *total += n,
+            None => self.0.push((counter, n)),
+        }
+    }
+
+    /// A counter's value, 0 if the pass did not mention it.
+    pub fn get(&self, counter: &str) -> u64 {
+        self.0.iter().find(|(name, _)| *name == counter).map_or(0, |(_, n)| *n)
+    }
+
+    /// The counters in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (name, n)) in self.0.iter().enumerate() {
+            write!(f, "{}{name}: {n}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A pass built a node that its operands do not fit. This is a defect of the pass, not of the model.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("pass {} built a node that is not valid{}: {error}", if pass.is_empty() { "?" } else { pass }, place(loc))]
+pub struct PassError {
+    /// The pass; the driver fills it in.
+    pub pass: &'static str,
+    /// What the operator's inference said.
+    pub error: InferError,
+    /// Where the node came from.
+    pub loc: Loc,
+}
+
+fn place(loc: &Loc) -> String {
+    if loc.names().len() == 0 { String::new() } else { format!(" (for {loc})") }
+}
+
+impl PassError {
+    /// An error for a node that came from `loc`.
+    pub fn new(error: InferError, loc: &Loc) -> PassError {
+        PassError { pass: "", error, loc: loc.clone() }
+    }
+}
+
+/// How much work goes into the code.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum OptLevel {
+    /// Nodes become kernels one by one: for finding faults.
+    O0,
+    /// Rules that are exact, to the bit.
+    O1,
+    /// Also rules that change the rounding: recovered normalisations, attention, folded weights.
+    #[default]
+    O2,
+    /// Everything.
+    O3,
+}
+
+/// Every pass, in alphabetical order.
+pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &fold::PASS];
+
+const O0: &[&Pass] = &[&dce::PASS];
+
+const O1: &[&Pass] = &[
+    &fold::PASS, //
+    &cse::PASS,
+    &dce::PASS,
+];
+
+const O2: &[&Pass] = &[
+    &fold::PASS, //
+    &cse::PASS,
+    &dce::PASS,
+];
+
+/// The passes of an optimization level, in order.
+pub fn pipeline(level: OptLevel) -> Vec<&'static Pass> {
+    match level {
+        OptLevel::O0 => O0,
+        OptLevel::O1 => O1,
+        OptLevel::O2 | OptLevel::O3 => O2,
+    }
+    .to_vec()
+}
+
+/// No pass has this name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no pass called `{name}`; the passes are: {known}")]
+pub struct UnknownPass {
+    /// The name that was given.
+    pub name: String,
+    known: String,
+}
+
+/// The pass called `name`.
+///
+/// # Errors
+/// When there is none; the error lists those that exist.
+pub fn find(name: &str) -> Result<&'static Pass, UnknownPass> {
+    PASSES
+        .iter()
+        .find(|p| p.name == name)
+        .copied()
+        .ok_or_else(|| UnknownPass { name: name.into(), known: PASSES.iter().map(|p| p.name).collect::<Vec<_>>().join(", ") })
+}
+
+/// The passes of a list such as `fold,cse,dce`. Spaces around names are ignored; an empty list is no pass.
+///
+/// # Errors
+/// When a name is unknown.
+pub fn parse_passes(list: &str) -> Result<Vec<&'static Pass>, UnknownPass> {
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(find).collect()
+}
+
+/// What an observer of a pipeline sees after each pass.
+pub struct Ran<'a> {
+    /// The pass.
+    pub pass: &'static Pass,
+    /// Its position in the pipeline, from 0.
+    pub index: usize,
+    /// The graph that it made.
+    pub graph: &'a Graph,
+    /// What it did.
+    pub stats: &'a Stats,
+    /// How long it took: for reports only.
+    pub time: Duration,
+}
+
+/// Runs passes in order. `observer` is called after each one; it prints, dumps or verifies, and
+/// ends the pipeline early by `Break`.
+///
+/// # Errors
+/// The first error of a pass or of the observer.
+pub fn run_pipeline<E: From<PassError>>(
+    mut graph: Graph,
+    passes: &[&'static Pass],
+    cx: &Context,
+    mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>, E>,
+) -> Result<Graph, E> {
+    for (index, &pass) in passes.iter().enumerate() {
+        let start = Instant::now();
+        let (next, stats) = (pass.run)(graph, cx).map_err(|e| PassError { pass: pass.name, ..e })?;
+        graph = next;
+        if observer(&Ran { pass, index, graph: &graph, stats: &stats, time: start.elapsed() })?.is_break() {
+            break;
+        }
+    }
+    Ok(graph)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_holds_every_pipeline() {
+        assert!(PASSES.windows(2).all(|w| w[0].name < w[1].name));
+        for level in [OptLevel::O0, OptLevel::O1, OptLevel::O2, OptLevel::O3] {
+            for p in pipeline(level) {
+                assert!(find(p.name).is_ok(), "{}", p.name);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_names_list_the_known_ones() {
+        assert_eq!(parse_passes(" dce , fold,").unwrap().iter().map(|p| p.name).collect::<Vec<_>>(), ["dce", "fold"]);
+        let error = parse_passes("dce,nothing").err().unwrap().to_string();
+        assert!(error.contains("`nothing`") && error.contains("dce, fold"), "{error}");
+    }
+
+    #[test]
+    fn the_observer_sees_every_pass_and_can_stop() {
+        let mut seen = vec![];
+        let passes = parse_passes("fold,cse,dce").unwrap();
+        run_pipeline::<PassError>(Graph::new("g"), &passes, &Context::default(), |ran| {
+            seen.push((ran.index, ran.pass.name));
+            Ok(if ran.index == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
+        .unwrap();
+        assert_eq!(seen, [(0, "fold"), (1, "cse")]);
+    }
+}
