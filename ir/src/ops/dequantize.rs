@@ -1,27 +1,46 @@
 //! `dequantize`: real values of quantized elements.
 
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Elem;
-use crate::types::Type;
+use super::quantize::{check_parameters, parameter_position};
 use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::Bindings;
+use crate::quant::{self, Scheme};
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Elem, Type};
 
 operator! {
     /// `scale * (x - zero_point)` as `quant::dequantize` defines it.
     ///
-    /// C1. Operands are a quantized `x`, `scale` and, unless symmetric, `zero_point`, with the shapes that the granularity demands.
+    /// C1. Operands are `x` (quantized by the scheme, or plain elements of its storage type), `scale` (the type that the scheme
+    /// names) and, unless symmetric, `zero_point` (the storage type).
+    /// C2. `scale` and `zero_point` have the shape that the granularity demands, as for `quantize`.
+    /// C3. The scheme stores a part of the range of an integer of at most 16 bits, or 32 if symmetric, its scales are `f32`,
+    /// `f16` or `bf16`, and `x` has its axis.
+    /// C4. The result is a float.
     pub struct Dequantize("dequantize", 2..=3) {
+        /// How `x` is stored.
+        scheme: Scheme,
         /// Element type of the result, a float.
         elem: Elem,
     }
 }
 
 impl Operator for Dequantize {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("dequantize: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        require!(x.elem == self.scheme.storage, "dequantize C1: {x} is not stored as {}", self.scheme);
+        require!(x.quant.is_none_or(|q| q == self.scheme), "dequantize C1: {x} is not quantized as {}", self.scheme);
+        require!(self.elem.is_float(), "dequantize C4: the result must be a float, not {}", self.elem);
+        check_parameters(cx, x, &self.scheme, &inputs[1..], "dequantize")?;
+        Ok(vec![x.with_elem(self.elem)])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("dequantize: evaluation is to be written"))
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, scale, zero_point) = (&inputs[0], &inputs[1], inputs.get(2));
+        let y = Tensor::build(self.elem, x.sizes(), |i| {
+            let p = parameter_position(i, x.sizes(), self.scheme.granularity);
+            let zero = zero_point.map_or(0, |z| z.get(p).to_i128() as i32);
+            Scalar::Float(quant::dequantize(x.get(i).to_i128() as i32, scale.get(p).to_f64() as f32, zero).into())
+        });
+        Ok(vec![y])
     }
 }

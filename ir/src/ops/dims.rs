@@ -1,10 +1,9 @@
 //! `dims`: dimensions as data.
 
-use crate::dim::Bindings;
-use crate::dim::Dim;
-use crate::tensor::Tensor;
-use crate::types::Type;
 use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::{Bindings, Dim};
+use crate::tensor::Tensor;
+use crate::types::{Elem, Type};
 
 operator! {
     /// The values of dimension expressions, an `i64` tensor: how sizes that are not folded away reach arithmetic.
@@ -20,10 +19,14 @@ operator! {
 
 impl Operator for Dims {
     fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("dims: inference is to be written"))
+        let elements = self.shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        require!(elements == Some(self.values.len()), "dims C1: {} values for the shape {:?}", self.values.len(), self.shape);
+        Ok(vec![Type::new(Elem::I64, self.shape.iter().map(|&n| n.into()).collect())])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("dims: evaluation is to be written"))
+    fn eval(&self, bindings: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let value = |d: &Dim| d.eval(bindings).ok_or_else(|| EvalError::new(format!("{d} has no value")));
+        let values: Vec<i64> = self.values.iter().map(value).collect::<Result<_, _>>()?;
+        Ok(vec![Tensor::of(&self.shape, values)])
     }
 }

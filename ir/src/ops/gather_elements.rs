@@ -1,9 +1,10 @@
 //! `gather_elements`: selection of single elements.
 
+use super::support::{at_most, check_indices, check_movable, index_values, pick, ravel, resolve_index, unravel};
+use super::{EvalError, InferCx, InferError, Operator, Traits};
 use crate::dim::Bindings;
 use crate::tensor::Tensor;
 use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
 
 operator! {
     /// `y[…, i, …] = x[…, indices[…, i, …], …]` along an axis.
@@ -17,12 +18,43 @@ operator! {
     }
 }
 
+/// For every element of `indices` the position in a tensor of `sizes` that it names: its own index,
+/// with the value of the element on `axis`.
+pub(super) fn places(indices: &Tensor, sizes: &[usize], axis: usize) -> Result<Vec<usize>, EvalError> {
+    let values = index_values(indices).into_iter().enumerate();
+    values
+        .map(|(i, value)| {
+            let mut index = unravel(i, indices.sizes());
+            index[axis] = resolve_index(value, sizes[axis], axis)?;
+            match index.iter().zip(sizes).position(|(i, n)| i >= n) {
+                Some(a) => Err(EvalError::new(format!("axis {a} of the indices {:?} is larger than that of {sizes:?}", indices.sizes()))),
+                None => Ok(ravel(&index, sizes)),
+            }
+        })
+        .collect()
+}
+
 impl Operator for GatherElements {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("gather_elements: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let (x, indices) = (&inputs[0], &inputs[1]);
+        check_movable(x, "gather_elements")?;
+        check_indices(indices, "gather_elements C1")?;
+        require!(x.rank() == indices.rank(), "gather_elements C1: {x} and {indices} have different numbers of axes");
+        require!(self.axis < x.rank(), "gather_elements C2: axis {} of {x}", self.axis);
+        for axis in (0..x.rank()).filter(|&a| a != self.axis) {
+            let what = format!("gather_elements C1: axis {axis} of the indices {indices} and of {x}");
+            at_most(cx, &indices.shape[axis], &x.shape[axis], &what)?;
+        }
+        Ok(vec![x.with_shape(indices.shape.clone())])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("gather_elements: evaluation is to be written"))
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, indices) = (&inputs[0], &inputs[1]);
+        let places = places(indices, x.sizes(), self.axis)?;
+        Ok(vec![pick(&[x], indices.sizes(), |i| (0, places[i]))])
+    }
+
+    fn traits(&self) -> Traits {
+        Traits::MOVES
     }
 }

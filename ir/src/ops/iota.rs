@@ -1,16 +1,16 @@
 //! `iota`: positions along an axis.
 
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Elem;
-use crate::types::Shape;
-use crate::types::Type;
+use super::support::{eval_shape, number};
 use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::Bindings;
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Elem, Shape, Type};
 
 operator! {
     /// A tensor of the given shape whose elements are their index along an axis.
     ///
     /// C1. The axis is below the rank.
+    /// C2. The element type is a number. An index that it cannot hold wraps (integers) or is rounded (floats).
     pub struct Iota("iota", 0..=0) {
         /// Element type of the result, a number.
         elem: Elem,
@@ -23,10 +23,14 @@ operator! {
 
 impl Operator for Iota {
     fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("iota: inference is to be written"))
+        require!(self.axis < self.shape.rank(), "iota C1: axis {} of {}", self.axis, self.shape);
+        require!(number(self.elem), "iota C2: {} is not a number", self.elem);
+        Ok(vec![Type::new(self.elem, self.shape.clone())])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("iota: evaluation is to be written"))
+    fn eval(&self, bindings: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let sizes = eval_shape(&self.shape, bindings)?;
+        let inner: usize = sizes[self.axis + 1..].iter().product();
+        Ok(vec![Tensor::build(self.elem, &sizes, |i| Scalar::Int((i / inner % sizes[self.axis]) as i128))])
     }
 }

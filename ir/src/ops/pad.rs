@@ -1,11 +1,11 @@
 //! `pad`: borders around a tensor.
 
-use crate::dim::Bindings;
-use crate::dim::Dim;
+use super::support::{at_most, check_movable, eval_shape, pick, strides};
+use super::{EvalError, InferCx, InferError, Operator, Traits};
+use crate::dim::{Bindings, Dim};
 use crate::tensor::Tensor;
-use crate::types::Type;
+use crate::types::{Shape, Type};
 use crate::word_attr;
-use super::{EvalError, InferCx, InferError, Operator};
 
 word_attr! {
     /// What the elements of a border are.
@@ -25,7 +25,8 @@ operator! {
     /// Adds elements before and behind every axis. Negative numbers are not allowed: importers slice.
     ///
     /// C1. With `constant` the second operand is a scalar of the first one's type; without it there is none.
-    /// C2. Every list has one entry per axis, not negative; for `reflect` below the size, for `edge` and `wrap` the axis is not empty.
+    /// C2. Every list has one entry per axis, not negative; for `reflect` below the size, for `edge` and `wrap` the axis is not
+    /// empty where something is added. What the ranges of the symbols leave open is checked at run time.
     pub struct Pad("pad", 1..=2) {
         /// What the new elements are.
         mode: PadMode,
@@ -36,12 +37,92 @@ operator! {
     }
 }
 
-impl Operator for Pad {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("pad: inference is to be written"))
+impl PadMode {
+    /// The index on an axis of `n` elements that a border element at index `i` repeats: `i` counts
+    /// from the first element of the operand, and is negative before it.
+    fn source(self, i: i64, n: i64) -> Option<i64> {
+        if (0..n).contains(&i) {
+            return Some(i);
+        }
+        match self {
+            PadMode::Constant => None,
+            PadMode::Reflect => Some(if i < 0 { -i } else { 2 * (n - 1) - i }),
+            PadMode::Edge => Some(i.clamp(0, n - 1)),
+            PadMode::Wrap => Some(i.rem_euclid(n)),
+        }
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("pad: evaluation is to be written"))
+    /// The size that an axis must have at least, for `added` elements on one side.
+    fn least_size(self, added: &Dim) -> Option<Dim> {
+        match self {
+            PadMode::Constant => None,
+            PadMode::Reflect => Some(added.clone() + Dim::from(1)),
+            PadMode::Edge | PadMode::Wrap => Some(added.minimum(&Dim::from(1))),
+        }
+    }
+}
+
+impl Operator for Pad {
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_movable(x, "pad")?;
+        if self.mode == PadMode::Constant {
+            require!(inputs.len() == 2, "pad C1: constant padding of {x} needs the value as second operand");
+            let value = x.with_shape(Shape::default());
+            require!(inputs[1] == value, "pad C1: the value for {x} must be {value}, not {}", inputs[1]);
+        } else {
+            require!(inputs.len() == 1, "pad C1: only constant padding takes a value, but there is {}", inputs[1]);
+        }
+        let lengths = [self.before.len(), self.after.len()];
+        require!(lengths == [x.rank(); 2], "pad C2: lists of {lengths:?} entries (before, after) for the {} axes of {x}", x.rank());
+        let mut shape = x.shape.clone();
+        for (axis, size) in shape.0.iter_mut().enumerate() {
+            for added in [&self.before[axis], &self.after[axis]] {
+                at_most(cx, &Dim::from(0), added, &format!("pad C2: 0 and what axis {axis} of {x} gets"))?;
+                // Adding nothing is always right.
+                if let Some(least) = self.mode.least_size(added).filter(|_| !added.is(0)) {
+                    at_most(cx, &least, &x.shape[axis], &format!("pad C2: least and actual size of axis {axis} of {x}"))?;
+                }
+            }
+            *size = self.before[axis].clone() + size.clone() + self.after[axis].clone();
+        }
+        Ok(vec![x.with_shape(shape)])
+    }
+
+    fn eval(&self, bindings: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let before = eval_shape(&Shape(self.before.clone()), bindings)?;
+        let after = eval_shape(&Shape(self.after.clone()), bindings)?;
+        let strides = strides(x.sizes());
+        // Per axis and index of the result: what the index adds to the position in the operand, if it is not the constant.
+        let mut offsets: Vec<Vec<Option<usize>>> = Vec::with_capacity(x.rank());
+        for (axis, &n) in x.sizes().iter().enumerate() {
+            for added in [before[axis], after[axis]] {
+                let least = self.mode.least_size(&Dim::from(added)).and_then(|d| d.as_const()).unwrap_or(0);
+                if added > 0 && (n as i64) < least {
+                    return Err(EvalError::new(format!("pad C2: {added} elements cannot be added to the {n} of axis {axis}")));
+                }
+            }
+            let (first, end) = (-(before[axis] as i64), (n + after[axis]) as i64);
+            offsets.push((first..end).map(|i| self.mode.source(i, n as i64).map(|i| i as usize * strides[axis])).collect());
+        }
+        let sizes: Vec<usize> = offsets.iter().map(Vec::len).collect();
+        let from: Vec<&Tensor> = inputs.iter().collect();
+        let y = pick(&from, &sizes, |mut i| {
+            let mut at = 0;
+            for axis in offsets.iter().rev() {
+                match axis[i % axis.len()] {
+                    Some(offset) => at += offset,
+                    None => return (1, 0),
+                }
+                i /= axis.len();
+            }
+            (0, at)
+        });
+        Ok(vec![y])
+    }
+
+    fn traits(&self) -> Traits {
+        Traits { moved: if self.mode == PadMode::Constant { 2 } else { 1 }, ..Traits::MOVES }
     }
 }

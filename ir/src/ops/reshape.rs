@@ -1,10 +1,10 @@
 //! `reshape`: another shape for the same elements.
 
+use super::support::{check_movable, eval_shape};
+use super::{EvalError, InferCx, InferError, Operator, Traits};
 use crate::dim::Bindings;
 use crate::tensor::Tensor;
-use crate::types::Shape;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use crate::types::{Shape, Type};
 
 operator! {
     /// Gives the elements another shape, their row-major order unchanged.
@@ -17,11 +17,20 @@ operator! {
 }
 
 impl Operator for Reshape {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("reshape: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_movable(x, "reshape")?;
+        let [from, to] = [&x.shape, &self.shape].map(|s| s.elements().simplify(cx.symbols()));
+        cx.equal(&from, &to, &format!("reshape C1: numbers of elements of {x} and {}", self.shape))?;
+        Ok(vec![x.with_shape(self.shape.clone())])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("reshape: evaluation is to be written"))
+    fn eval(&self, bindings: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let sizes = eval_shape(&self.shape, bindings)?;
+        Ok(vec![inputs[0].reshaped(&sizes).map_err(|e| EvalError::new(format!("reshape C1: {e}")))?])
+    }
+
+    fn traits(&self) -> Traits {
+        Traits::RESHAPES
     }
 }

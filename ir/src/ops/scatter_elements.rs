@@ -1,10 +1,13 @@
 //! `scatter_elements`: assignment of single elements.
 
-use crate::dim::Bindings;
-use crate::tensor::Tensor;
-use crate::types::Type;
-use crate::word_attr;
+use super::gather_elements::places;
+use super::support::{at_most, check_indices, check_movable, pick};
 use super::{EvalError, InferCx, InferError, Operator};
+use crate::dim::Bindings;
+use crate::scalar::Prim;
+use crate::tensor::{Scalar, Tensor};
+use crate::types::{Elem, Type};
+use crate::word_attr;
 
 word_attr! {
     /// How an update meets the element that is there.
@@ -25,7 +28,9 @@ word_attr! {
 operator! {
     /// `x` with `y[…, indices[…, i, …], …] = updates[…, i, …]` along an axis, in row-major order of the updates.
     ///
-    /// C1. Operands are `x`, `indices` (`i32` or `i64`) and `updates` of the type of `x`; `indices` and `updates` have equal shapes of the rank of `x`.
+    /// C1. Operands are `x`, `indices` (`i32` or `i64`) and `updates` of the type of `x`; `indices` and `updates` have equal shapes of the rank of `x`; every other size is at most that of `x`.
+    /// C2. The axis is below the rank.
+    /// C3. Quantized elements can only be replaced; `add` and `mul` take numbers.
     /// R1. At run time an index outside of `[-size, size)` is an error.
     pub struct ScatterElements("scatter_elements", 3..=3) {
         /// The axis that is indexed.
@@ -35,12 +40,71 @@ operator! {
     }
 }
 
-impl Operator for ScatterElements {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("scatter_elements: inference is to be written"))
+impl ScatterReduction {
+    /// What joins the element that is there and an update; none where the update replaces it.
+    pub fn prim(self) -> Option<Prim> {
+        match self {
+            ScatterReduction::Replace => None,
+            ScatterReduction::Add => Some(Prim::Add),
+            ScatterReduction::Mul => Some(Prim::Mul),
+            ScatterReduction::Max => Some(Prim::Max),
+            ScatterReduction::Min => Some(Prim::Min),
+        }
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("scatter_elements: evaluation is to be written"))
+    /// Refuses element types that the reduction does not take, and updates of another type.
+    pub(super) fn check(self, x: &Type, updates: &Type, mnemonic: &str) -> Result<(), InferError> {
+        check_movable(x, mnemonic)?;
+        require!(
+            (x.elem, x.quant) == (updates.elem, updates.quant),
+            "{mnemonic} C1: {x} and the updates {updates} have different elements"
+        );
+        if self != ScatterReduction::Replace {
+            require!(x.quant.is_none(), "{mnemonic} C3: elements of {x} cannot be joined, only replaced");
+            let sum = matches!(self, ScatterReduction::Add | ScatterReduction::Mul);
+            require!(!(sum && x.elem == Elem::Bool), "{mnemonic} C3: {x} has no sums and products");
+        }
+        Ok(())
+    }
+
+    /// `x` after the update `i` has met element `places[i]`, for all `i` in order.
+    pub(super) fn apply(self, x: &Tensor, updates: &Tensor, places: &[usize]) -> Tensor {
+        let Some(prim) = self.prim() else {
+            let mut sources: Vec<(usize, usize)> = (0..x.len()).map(|i| (0, i)).collect();
+            for (i, &place) in places.iter().enumerate() {
+                sources[place] = (1, i);
+            }
+            return pick(&[x, updates], x.sizes(), |i| sources[i]);
+        };
+        let mut values: Vec<Scalar> = x.iter().collect();
+        for (update, &place) in updates.iter().zip(places) {
+            values[place] = prim.eval(&[values[place], update], x.elem(), x.elem());
+        }
+        Tensor::build(x.elem(), x.sizes(), |i| values[i])
+    }
+}
+
+impl Operator for ScatterElements {
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let (x, indices, updates) = (&inputs[0], &inputs[1], &inputs[2]);
+        self.reduction.check(x, updates, "scatter_elements")?;
+        check_indices(indices, "scatter_elements C1")?;
+        let ranks = [x.rank(), indices.rank(), updates.rank()];
+        require!(ranks == [x.rank(); 3], "scatter_elements C1: {x}, {indices} and {updates} have different numbers of axes");
+        require!(self.axis < x.rank(), "scatter_elements C2: axis {} of {x}", self.axis);
+        for axis in 0..x.rank() {
+            let what = format!("scatter_elements C1: axis {axis} of the indices {indices} and the updates {updates}");
+            cx.equal(&indices.shape[axis], &updates.shape[axis], &what)?;
+            if axis != self.axis {
+                let what = format!("scatter_elements C1: axis {axis} of the indices {indices} and of {x}");
+                at_most(cx, &indices.shape[axis], &x.shape[axis], &what)?;
+            }
+        }
+        Ok(vec![x.clone()])
+    }
+
+    fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let (x, indices, updates) = (&inputs[0], &inputs[1], &inputs[2]);
+        Ok(vec![self.reduction.apply(x, updates, &places(indices, x.sizes(), self.axis)?)])
     }
 }

@@ -1,17 +1,16 @@
 //! `slice`: part of a tensor.
 
-use crate::dim::Bindings;
-use crate::dim::Dim;
+use super::support::{at_most, check_movable, eval_shape, is_at_most, strided, strides};
+use super::{EvalError, InferCx, InferError, Operator, Traits};
+use crate::dim::{Bindings, Dim};
 use crate::tensor::Tensor;
-use crate::types::Shape;
-use crate::types::Type;
-use super::{EvalError, InferCx, InferError, Operator};
+use crate::types::{Shape, Type};
 
 operator! {
     /// `len` elements per axis, from `start` in steps of `step`, which may be negative.
     ///
-    /// C1. Every list has one entry per axis.
-    /// C2. Where sizes are known, all indices are within the operand.
+    /// C1. Every list has one entry per axis; no step is 0.
+    /// C2. All indices are within the operand. What the ranges of the symbols leave open is checked at run time.
     pub struct Slice("slice", 1..=1) {
         /// First index per axis.
         starts: Vec<Dim>,
@@ -22,12 +21,68 @@ operator! {
     }
 }
 
+impl Slice {
+    /// The elements `start`, `start + 1`, … of one axis of a tensor of type `x`, `len` of them.
+    pub fn of_axis(x: &Type, axis: usize, start: Dim, len: Dim) -> Slice {
+        let mut slice = Slice { starts: vec![Dim::from(0); x.rank()], steps: vec![1; x.rank()], lens: x.shape.clone() };
+        slice.starts[axis] = start;
+        slice.lens.0[axis] = len;
+        slice
+    }
+}
+
 impl Operator for Slice {
-    fn infer(&self, _: &mut InferCx, _: &[Type]) -> Result<Vec<Type>, InferError> {
-        Err(InferError::new("slice: inference is to be written"))
+    fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
+        let x = &inputs[0];
+        check_movable(x, "slice")?;
+        let lengths = [self.starts.len(), self.steps.len(), self.lens.rank()];
+        require!(lengths == [x.rank(); 3], "slice C1: lists of {lengths:?} entries (starts, steps, lens) for the {} axes of {x}", x.rank());
+        require!(!self.steps.contains(&0), "slice C1: a step of {:?} is 0", self.steps);
+        for (axis, size) in x.shape.0.iter().enumerate() {
+            let (start, step, len) = (&self.starts[axis], self.steps[axis], &self.lens[axis]);
+            if len.is(0) {
+                continue;
+            }
+            let last = start.clone() + (len.clone() - Dim::from(1)) * Dim::from(step);
+            let (low, high) = if step > 0 { (start, &last) } else { (&last, start) };
+            let end = high.clone() + Dim::from(1);
+            // Where nothing is taken, the indices mean nothing: the factor 0 makes the check pass.
+            let taken = if len.range(cx.symbols()).min >= 1 { Dim::from(1) } else { len.minimum(&Dim::from(1)) };
+            if !is_at_most(&Dim::from(0), low, cx.symbols()) {
+                let what = format!("slice C2: on axis {axis} of {x}, 0 and the lowest index");
+                at_most(cx, &Dim::from(0), &(low.clone() * taken.clone()), &what)?;
+            }
+            if !is_at_most(&end, size, cx.symbols()) {
+                let what = format!("slice C2: on axis {axis} of {x}, the end of the highest index and the size");
+                at_most(cx, &(end * taken), size, &what)?;
+            }
+        }
+        Ok(vec![x.with_shape(self.lens.clone())])
     }
 
-    fn eval(&self, _: &Bindings, _: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
-        Err(EvalError::new("slice: evaluation is to be written"))
+    fn eval(&self, bindings: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let x = &inputs[0];
+        let lens = eval_shape(&self.lens, bindings)?;
+        let strides = strides(x.sizes());
+        let mut origin = 0;
+        let mut axes = Vec::with_capacity(x.rank());
+        for (axis, &size) in x.sizes().iter().enumerate() {
+            let (len, step) = (lens[axis], self.steps[axis]);
+            let start = self.starts[axis].eval(bindings).ok_or_else(|| EvalError::new(format!("{} has no value", self.starts[axis])))?;
+            let last = (len as i64 - 1).checked_mul(step).and_then(|n| n.checked_add(start)).unwrap_or(i64::MAX);
+            let within = 0..size as i64;
+            if len > 0 && !(within.contains(&start) && within.contains(&last)) {
+                return Err(EvalError::new(format!("slice C2: indices {start} to {last} are outside of the {size} of axis {axis}")));
+            }
+            if len > 0 {
+                origin += start as isize * strides[axis] as isize;
+            }
+            axes.push((len, step as isize * strides[axis] as isize));
+        }
+        Ok(vec![strided(x, origin, &axes)])
+    }
+
+    fn traits(&self) -> Traits {
+        Traits::MOVES
     }
 }

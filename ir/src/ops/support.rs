@@ -1,8 +1,9 @@
 //! What several operators share: inference and evaluation of elementwise operators, index arithmetic.
 
 use super::{EvalError, InferCx, InferError, Operator};
-use crate::dim::{Bindings, Dim};
+use crate::dim::{Atom, Bindings, Dim, SymbolTable};
 use crate::graph::{Graph, Loc, Value};
+use crate::quant::Granularity;
 use crate::require;
 use crate::scalar::{ScalarId, ScalarProgram};
 use crate::tensor::{Scalar, Tensor};
@@ -68,7 +69,7 @@ pub(super) fn eval_elementwise(op: &impl Operator, inputs: &[Tensor]) -> Result<
 }
 
 /// Sizes of the result of broadcasting; a run-time mismatch is an error.
-pub(super) fn broadcast_sizes(sizes: &[&[usize]]) -> Result<Vec<usize>, EvalError> {
+pub(crate) fn broadcast_sizes(sizes: &[&[usize]]) -> Result<Vec<usize>, EvalError> {
     let rank = sizes.iter().map(|s| s.len()).max().unwrap_or(0);
     let mut out = vec![1; rank];
     for s in sizes {
@@ -84,14 +85,14 @@ pub(super) fn broadcast_sizes(sizes: &[&[usize]]) -> Result<Vec<usize>, EvalErro
 }
 
 /// Maps row-major positions of a broadcast result to positions of one operand.
-pub(super) struct Broadcast {
+pub(crate) struct Broadcast {
     /// Per axis of the result: size there, and the operand's stride (0 where it repeats).
     axes: Vec<(usize, usize)>,
 }
 
 impl Broadcast {
     /// For an operand of sizes `from` in a result of sizes `to`.
-    pub(super) fn new(from: &[usize], to: &[usize]) -> Broadcast {
+    pub(crate) fn new(from: &[usize], to: &[usize]) -> Broadcast {
         let strides = strides(from);
         let missing = to.len() - from.len();
         let axes = to.iter().enumerate().map(|(i, &n)| match i.checked_sub(missing) {
@@ -102,7 +103,7 @@ impl Broadcast {
     }
 
     /// The operand's position for position `i` of the result.
-    pub(super) fn offset(&self, mut i: usize) -> usize {
+    pub(crate) fn offset(&self, mut i: usize) -> usize {
         let mut at = 0;
         for &(n, stride) in self.axes.iter().rev() {
             at += i % n * stride;
@@ -122,7 +123,7 @@ pub(super) fn strides(sizes: &[usize]) -> Vec<usize> {
 }
 
 /// The index along every axis of row-major position `i`.
-pub(super) fn unravel(mut i: usize, sizes: &[usize]) -> Vec<usize> {
+pub(crate) fn unravel(mut i: usize, sizes: &[usize]) -> Vec<usize> {
     let mut index = vec![0; sizes.len()];
     for (x, &n) in index.iter_mut().zip(sizes).rev() {
         *x = i % n;
@@ -132,7 +133,7 @@ pub(super) fn unravel(mut i: usize, sizes: &[usize]) -> Vec<usize> {
 }
 
 /// The row-major position of an index.
-pub(super) fn ravel(index: &[usize], sizes: &[usize]) -> usize {
+pub(crate) fn ravel(index: &[usize], sizes: &[usize]) -> usize {
     index.iter().zip(sizes).fold(0, |at, (&x, &n)| at * n + x)
 }
 
@@ -185,12 +186,7 @@ pub(super) fn divides(cx: &mut InferCx, by: &Dim, d: &Dim, what: &str) -> Result
 
 /// Demands that `d` is at least `min`, at run time if it is not certain; `what` begins the message.
 pub(super) fn at_least(cx: &mut InferCx, d: &Dim, min: i64, what: &str) -> Result<(), InferError> {
-    let range = d.range(cx.symbols());
-    require!(range.max >= min, "{what}: {d} is less than {min}");
-    if range.min < min {
-        cx.equal(&d.maximum(&Dim::from(min)), d, what)?;
-    }
-    Ok(())
+    at_most(cx, &Dim::from(min), d, what)
 }
 
 /// The row-major positions of the elements along `axis`, one line for every index of the other axes.
@@ -217,6 +213,140 @@ pub(super) fn wide(elem: Elem) -> Elem {
 /// `v` as elements of type `to`.
 pub(super) fn cast(graph: &mut Graph, v: Value, to: Elem, loc: &Loc) -> Result<Value, InferError> {
     if graph.ty(v).elem == to { Ok(v) } else { graph.add(super::Cast { to }, &[v], loc) }
+}
+
+/// The tensor of `sizes` whose element at row-major position `i` is, bit for bit, element `p` of
+/// `from[t]`, where `(t, p)` is `source(i)`. Positions are asked for in ascending order.
+pub(super) fn pick(from: &[&Tensor], sizes: &[usize], source: impl FnMut(usize) -> (usize, usize)) -> Tensor {
+    let elem = from[0].elem();
+    let bytes: Vec<&[u8]> = from.iter().map(|t| t.bytes().as_ref()).collect();
+    let sources = (0..sizes.iter().product()).map(source);
+    let data = match elem.bits() {
+        4 => pick_nibbles(&bytes, sources),
+        8 => pick_bytes::<1>(&bytes, sources),
+        16 => pick_bytes::<2>(&bytes, sources),
+        32 => pick_bytes::<4>(&bytes, sources),
+        _ => pick_bytes::<8>(&bytes, sources),
+    };
+    Tensor::new(elem, sizes.to_vec(), data.into()).expect("one source per position")
+}
+
+fn pick_bytes<const N: usize>(from: &[&[u8]], sources: impl ExactSizeIterator<Item = (usize, usize)>) -> Vec<u8> {
+    let mut data = Vec::with_capacity(N * sources.len());
+    for (t, p) in sources {
+        data.extend_from_slice(&from[t][p * N..(p + 1) * N]);
+    }
+    data
+}
+
+fn pick_nibbles(from: &[&[u8]], sources: impl ExactSizeIterator<Item = (usize, usize)>) -> Vec<u8> {
+    let mut data = vec![0; sources.len().div_ceil(2)];
+    for (i, (t, p)) in sources.enumerate() {
+        let nibble = (from[t][p / 2] >> (4 * (p % 2))) & 15;
+        data[i / 2] |= nibble << (4 * (i % 2));
+    }
+    data
+}
+
+/// A strided read: with `axes` the sizes and strides of the result, its element at index `i…` is the
+/// element of `t` at position `start + Σ i * stride`.
+pub(super) fn strided(t: &Tensor, start: isize, axes: &[(usize, isize)]) -> Tensor {
+    let sizes: Vec<usize> = axes.iter().map(|a| a.0).collect();
+    let mut index = vec![0; axes.len()];
+    let mut next = start;
+    pick(&[t], &sizes, |_| {
+        let here = next as usize;
+        for (x, &(n, stride)) in index.iter_mut().zip(axes).rev() {
+            *x += 1;
+            next += stride;
+            if *x < n {
+                break;
+            }
+            next -= stride * n as isize;
+            *x = 0;
+        }
+        (0, here)
+    })
+}
+
+/// The place that a run-time index names on an axis of `size`: negative ones count from the end.
+pub(super) fn resolve_index(index: i64, size: usize, axis: usize) -> Result<usize, EvalError> {
+    let from_end = if index < 0 { size as i64 } else { 0 };
+    match usize::try_from(index.saturating_add(from_end)) {
+        Ok(i) if i < size => Ok(i),
+        _ => Err(EvalError::new(format!("index {index} is outside of [-{size}, {size}) on axis {axis}"))),
+    }
+}
+
+/// The values of an index operand.
+pub(super) fn index_values(indices: &Tensor) -> Vec<i64> {
+    indices.to_i64s().expect("inference accepts i32 and i64")
+}
+
+/// Refuses what cannot be an index operand; `constraint` is cited.
+pub(super) fn check_indices(t: &Type, constraint: &str) -> Result<(), InferError> {
+    let ok = matches!(t.elem, Elem::I32 | Elem::I64) && t.quant.is_none();
+    require!(ok, "{constraint}: indices are i32 or i64, not {t}");
+    Ok(())
+}
+
+/// Refuses to move elements whose scales belong to places: `mnemonic` would have to move the scales too.
+pub(super) fn check_movable(t: &Type, mnemonic: &str) -> Result<(), InferError> {
+    let ok = t.quant.is_none_or(|q| q.granularity == Granularity::Tensor);
+    require!(ok, "{mnemonic} does not move elements of {t}: dequantize it first, or quantize it per tensor");
+    Ok(())
+}
+
+/// Demands `a <= b`. What cannot be decided now is checked at run time.
+///
+/// # Errors
+/// When it can never hold; `what` names the sides in the message.
+pub(super) fn at_most(cx: &mut InferCx, a: &Dim, b: &Dim, what: &str) -> Result<(), InferError> {
+    if is_at_most(a, b, cx.symbols()) {
+        return Ok(());
+    }
+    let room = (b.clone() - a.clone()).simplify(cx.symbols()).range(cx.symbols());
+    require!(room.max >= 0, "{what}: {a} is above {b}");
+    cx.equal(&a.maximum(b).simplify(cx.symbols()), b, what)?;
+    Ok(())
+}
+
+/// Whether `a <= b` follows from the ranges of the symbols.
+pub(crate) fn is_at_most(a: &Dim, b: &Dim, symbols: &SymbolTable) -> bool {
+    /// Each step replaces one minimum, maximum or division by its operands.
+    const STEPS: u32 = 6;
+    never_negative(&(b.clone() - a.clone()), symbols, STEPS)
+}
+
+fn never_negative(d: &Dim, symbols: &SymbolTable, steps: u32) -> bool {
+    let d = d.simplify(symbols);
+    if d.range(symbols).min >= 0 {
+        return true;
+    }
+    if steps == 0 {
+        return false;
+    }
+    let replaced = |c: i64, atom: &Dim, by: Dim| never_negative(&(d.clone() - Dim::from(c) * atom.clone() + by), symbols, steps - 1);
+    for (c, factors) in d.terms() {
+        match factors {
+            [atom @ (Atom::Min(x, y) | Atom::Max(x, y))] => {
+                let is_min = matches!(atom, Atom::Min(..));
+                let whole = if is_min { x.minimum(y) } else { x.maximum(y) };
+                let with = |z: &Dim| replaced(c, &whole, Dim::from(c) * z.clone());
+                // The term is the smaller of the two `c * z`, or the larger one.
+                return if is_min == (c > 0) { with(x) && with(y) } else { with(x) || with(y) };
+            }
+            [Atom::FloorDiv(x, k)] => {
+                // x - (k - 1) <= k * floor(x / k) <= x
+                if let Some(k) = k.as_const().filter(|&k| k > 0 && c % k == 0) {
+                    let bound = if c > 0 { (**x).clone() - Dim::from(k - 1) } else { (**x).clone() };
+                    return replaced(c, &x.floor_div(&Dim::from(k)), Dim::from(c / k) * bound);
+                }
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Declares an elementwise operator's [`Operator`] impl from its scalar program.
