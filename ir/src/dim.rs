@@ -4,6 +4,7 @@
 //! dimensions that are equal as polynomials are equal as values: `==` is the question "provably the
 //! same size". What is not polynomial (floor division, remainder, minimum, maximum) is an [`Atom`].
 
+use crate::text;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Add, Mul, Neg, Sub};
@@ -27,7 +28,7 @@ impl Symbol {
 
 impl fmt::Display for Symbol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        if text::is_plain_symbol(&self.0) { f.write_str(&self.0) } else { write!(f, "{}", text::Quoted(&self.0)) }
     }
 }
 
@@ -290,6 +291,18 @@ impl Dim {
                 }
             }
         }
+    }
+
+    /// The largest [`Dim::size`] that the text form and the verifier accept.
+    pub const MAX_SIZE: usize = 256;
+
+    /// How many terms and factors it has, those within divisions, remainders, minima and maxima included.
+    pub fn size(&self) -> usize {
+        let of_atom = |a: &Atom| match a {
+            Atom::Symbol(_) => 1,
+            Atom::FloorDiv(a, b) | Atom::Rem(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => 1 + a.size() + b.size(),
+        };
+        self.terms.iter().map(|t| 1 + t.factors.iter().map(of_atom).sum::<usize>()).sum()
     }
 
     /// The sum of products behind it: `(coefficient, factors)`, for code that emits arithmetic.

@@ -28,6 +28,14 @@ impl Loc {
         Loc(vec![name.into()])
     }
 
+    /// The location of several ONNX nodes.
+    pub fn nodes<'a>(names: impl IntoIterator<Item = &'a str>) -> Loc {
+        let mut names: Vec<Arc<str>> = names.into_iter().map(Arc::from).collect();
+        names.sort();
+        names.dedup();
+        Loc(names)
+    }
+
     /// Everything that either came from.
     pub fn join(&self, other: &Loc) -> Loc {
         let mut names: Vec<_> = self.0.iter().chain(&other.0).cloned().collect();
@@ -122,6 +130,11 @@ impl Graph {
     /// An empty graph.
     pub fn new(name: &str) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// An empty graph without a name: where the body of a node starts.
+    pub fn with_symbols(symbols: SymbolTable) -> Graph {
+        Graph { symbols, ..Graph::default() }
     }
 
     /// An empty graph with this one's name, symbols and checks: where a pass starts to rebuild.
@@ -222,6 +235,16 @@ impl Graph {
     /// All values in the order of their definition.
     pub fn values(&self) -> impl ExactSizeIterator<Item = (Value, &ValueData)> {
         self.values.iter()
+    }
+
+    /// Whether `v` is a value of this graph.
+    pub fn contains(&self, v: Value) -> bool {
+        self.values.is_valid(v)
+    }
+
+    /// The node that will be appended next.
+    pub fn next_node(&self) -> Node {
+        self.nodes.next_key()
     }
 
     /// A value.

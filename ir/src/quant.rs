@@ -3,6 +3,7 @@
 //! Everything that quantizes or dequantizes, in the interpreter and in every backend, is defined by
 //! [`quantize`] and [`dequantize`] and tested against them.
 
+use crate::attr::Attr;
 use crate::types::Elem;
 use std::fmt;
 
@@ -61,15 +62,9 @@ pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
 }
 
 impl fmt::Display for Scheme {
+    /// As the attribute is written: `[i8, [-128, 127], [axis, 0], symmetric, f32]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Scheme { storage, min, max, granularity, symmetric, scale } = self;
-        write!(f, "{storage}[{min}..{max}]")?;
-        match granularity {
-            Granularity::Tensor => write!(f, " per tensor")?,
-            Granularity::Axis { axis } => write!(f, " per axis {axis}")?,
-            Granularity::Blocks { axis, size } => write!(f, " per block {size} axis {axis}")?,
-        }
-        write!(f, " {} scale {scale}", if *symmetric { "symmetric" } else { "asymmetric" })
+        self.to_value().fmt(f)
     }
 }
 
