@@ -14,6 +14,7 @@ pub mod graph;
 pub mod ops;
 pub mod quant;
 pub mod scalar;
+pub mod symbolic;
 pub mod tensor;
 pub mod text;
 pub mod types;
