@@ -10,6 +10,7 @@ use crate::ops::Op;
 use crate::quant::Scheme;
 use crate::tensor::Tensor;
 use crate::types::{Elem, Shape, Type};
+use crate::verify::MAX_NESTED;
 use bytes::Bytes;
 use cranelift_entity::SecondaryMap;
 use std::collections::{BTreeMap, HashMap};
@@ -18,9 +19,6 @@ use std::sync::Arc;
 
 /// How deep lists, parentheses and functions may nest.
 const MAX_NESTING: usize = 64;
-
-/// How deep graphs may nest.
-const MAX_GRAPHS: usize = 8;
 
 /// A text is not a graph: where, and what was expected there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -549,8 +547,8 @@ impl<'a> Parser<'a> {
                 return Ok(AttrValue::List(p.items(']', |p| p.attribute(graph, lines))?));
             }
             if p.eat('{')? {
-                if p.graphs == MAX_GRAPHS {
-                    return p.fault(format!("graphs are nested more than {MAX_GRAPHS} levels deep"));
+                if p.graphs == MAX_NESTED {
+                    return p.fault(format!("graphs are nested more than {MAX_NESTED} levels deep"));
                 }
                 p.graphs += 1;
                 let (body, inner) = p.graph(Graph::with_symbols(graph.symbols.clone()))?;
