@@ -111,3 +111,57 @@ impl Operator for ArgReduce {
         Some(self.decompose(graph, inputs[0], loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_lowers, assert_lowers_at, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn arg(largest: bool, axis: usize, keep: bool, last: bool) -> ArgReduce {
+        ArgReduce { largest, axis, keep, last }
+    }
+
+    #[test]
+    fn first_and_last_of_equals() {
+        let x = f32s(&[2, 3], &[1.0, 3.0, 3.0, -1.0, -1.0, 0.0]);
+        let at = |op| eval(op, std::slice::from_ref(&x)).to_i64s().unwrap();
+        assert_eq!(at(arg(true, 1, false, false)), [1, 2]);
+        assert_eq!(at(arg(true, 1, false, true)), [2, 2]);
+        assert_eq!(at(arg(false, 1, true, false)), [0, 0]);
+        assert_eq!(at(arg(false, 1, true, true)), [0, 1]);
+        assert_eq!(at(arg(true, 0, false, false)), [0, 0, 0]);
+    }
+
+    #[test]
+    fn nan_and_nothing() {
+        let x = f32s(&[4], &[1.0, f32::NAN, f32::NAN, 2.0]);
+        for largest in [false, true] {
+            assert_eq!(eval(arg(largest, 0, false, false), std::slice::from_ref(&x)).to_i64s().unwrap(), [1]);
+            assert_eq!(eval(arg(largest, 0, false, true), std::slice::from_ref(&x)).to_i64s().unwrap(), [2]);
+            assert_lowers(arg(largest, 0, false, true), std::slice::from_ref(&x));
+        }
+        assert_eq!(eval(arg(true, 0, false, false), &[f32s(&[0], &[])]).to_i64s().unwrap(), [i64::MAX]);
+    }
+
+    #[test]
+    fn constraints() {
+        assert_refused(arg(true, 0, true, true), &[ty(Elem::Bool, "2")], "arg_reduce C1");
+        assert_refused(arg(true, 2, true, true), &[ty(Elem::F32, "2 n")], "arg_reduce C2");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(sizes in sizes(1..4), axis in 0usize..3, flags: [bool; 3], seed: u64) {
+            let [largest, keep, last] = flags;
+            for elem in [Elem::F32, Elem::I8] {
+                assert_lowers(arg(largest, axis % sizes.len(), keep, last), &[tensor(elem, &sizes, seed)]);
+            }
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        assert_lowers_at(arg(true, 1, false, false), &[ty(Elem::F32, "n s")], &[("n", 2), ("s", 5)], &[tensor(Elem::F32, &[2, 5], 1)]);
+    }
+}

@@ -78,3 +78,84 @@ impl Operator for Attention {
         Ok(vec![Tensor::build(inputs[0].elem(), &[batch, heads, queries, width], |i| Scalar::Float(y[i]))])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, assert_refused, eval, f32s, tensor, ty};
+    use super::super::{Add, Expand, Matmul, Mul, Reshape, Select, Softmax, Transpose};
+    use super::*;
+    use crate::dim::Dim;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn attention(scale: f64, causal: bool) -> Attention {
+        Attention { scale: Float::from(scale), causal }
+    }
+
+    #[test]
+    fn equal_scores_average_and_later_keys_are_hidden() {
+        let q = f32s(&[1, 1, 2, 1], &[0.0, 0.0]);
+        let k = f32s(&[1, 1, 3, 1], &[1.0, 2.0, 3.0]);
+        let v = f32s(&[1, 1, 3, 1], &[1.0, 3.0, 8.0]);
+        assert_close(&eval(attention(1.0, false), &[q.clone(), k.clone(), v.clone()]), &f32s(&[1, 1, 2, 1], &[4.0, 4.0]));
+        // The last query sees every key, the one before all but one.
+        assert_close(&eval(attention(1.0, true), &[q.clone(), k.clone(), v.clone()]), &f32s(&[1, 1, 2, 1], &[2.0, 4.0]));
+        let bias = f32s(&[3], &[0.0, f32::NEG_INFINITY, 3f32.ln()]);
+        assert_close(&eval(attention(1.0, false), &[q, k, v, bias]), &f32s(&[1, 1, 2, 1], &[6.25, 6.25]));
+    }
+
+    #[test]
+    fn rows_without_keys() {
+        let q = f32s(&[1, 1, 2, 1], &[1.0, 1.0]);
+        let (k, v) = (f32s(&[1, 1, 1, 1], &[1.0]), f32s(&[1, 1, 1, 1], &[7.0]));
+        let y = eval(attention(1.0, true), &[q.clone(), k, v]).to_f64s();
+        assert!(y[0].is_nan());
+        assert_eq!(y[1], 7.0);
+        let none = f32s(&[1, 1, 0, 1], &[]);
+        assert_eq!(eval(attention(1.0, false), &[q, none.clone(), none]).to_f64s(), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        let op = attention(1.0, false);
+        let refused = |shapes: [&str; 3], c: &str| assert_refused(op.clone(), &shapes.map(f), c);
+        assert_refused(op.clone(), &[f("1 4 n 8"), f("1 4 m 8"), ty(Elem::F16, "1 4 m 8")], "attention C1");
+        refused(["4 n 8", "1 4 m 8", "1 4 m 8"], "attention C1: q");
+        refused(["1 4 n 8", "1 3 m 8", "1 3 m 8"], "attention C2");
+        refused(["1 4 n 8", "1 0 m 8", "1 0 m 8"], "attention C2");
+        refused(["1 4 n 8", "2 4 m 8", "2 4 m 8"], "attention C2: batch");
+        refused(["1 4 n 8", "1 4 m 9", "1 4 m 8"], "attention C2: channels");
+        refused(["1 4 n 8", "1 4 5 8", "1 4 6 8"], "attention C2: numbers of keys");
+        assert_refused(op.clone(), &[f("1 4 n 8"), f("1 4 5 8"), f("1 4 5 8"), f("6")], "attention C3");
+    }
+
+    proptest! {
+        /// The definition in matrix products: heads repeated, scores, bias and mask, softmax, values.
+        #[test]
+        fn is_softmax_between_products(
+            [b, g, repeat, n, m, d, e] in [0usize..3, 1usize..3, 1usize..3, 0usize..4, 1usize..4, 0usize..4, 0usize..4],
+            causal: bool,
+            seed: u64,
+        ) {
+            let h = g * repeat;
+            let t = |sizes: &[usize], i: u64| tensor(Elem::F64, sizes, seed ^ i);
+            let (q, k, v, bias) = (t(&[b, h, n, d], 1), t(&[b, g, m, d], 2), t(&[b, g, m, e], 3), t(&[h, 1, m], 4));
+            let shape = |sizes: &[usize]| Shape(sizes.iter().map(|&n| Dim::from(n)).collect());
+            let repeated = |x: Tensor, width: usize| {
+                let x = eval(Reshape { shape: shape(&[b, g, 1, m, width]) }, &[x]);
+                let x = eval(Expand { shape: shape(&[b, g, repeat, m, width]) }, &[x]);
+                eval(Reshape { shape: shape(&[b, h, m, width]) }, &[x])
+            };
+            let scale = Tensor::scalar(Elem::F64, Scalar::Float(0.5));
+            let keys = eval(Transpose { perm: vec![0, 1, 3, 2] }, &[repeated(k.clone(), d)]);
+            let scores = eval(Mul {}, &[eval(Matmul {}, &[q.clone(), keys]), scale]);
+            let scores = eval(Add {}, &[scores, bias.clone()]);
+            let seen = Tensor::build(Elem::Bool, &[n, m], |i| Scalar::Int((!causal || i % m + n <= i / m + m).into()));
+            let hidden = Tensor::scalar(Elem::F64, Scalar::Float(f64::NEG_INFINITY));
+            let p = eval(Softmax { axis: 3, log: false }, &[eval(Select {}, &[seen, scores, hidden])]);
+            let expected = eval(Matmul {}, &[p, repeated(v.clone(), e)]);
+            assert_close(&eval(attention(0.5, causal), &[q, k, v, bias]), &expected);
+        }
+    }
+}

@@ -181,3 +181,92 @@ impl Operator for Conv {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_lowers, assert_lowers_at, assert_refused, eval, f32s, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn conv(axes: usize, groups: i64) -> Conv {
+        let ones = vec![1; axes];
+        Conv { strides: ones.clone(), pads_before: vec![0; axes], pads_after: vec![0; axes], dilations: ones, groups }
+    }
+
+    #[test]
+    fn small_signals() {
+        let x = f32s(&[1, 1, 4], &[1.0, 2.0, 3.0, 4.0]);
+        let w = f32s(&[1, 1, 2], &[1.0, 10.0]);
+        let at = |op: Conv| eval(op, &[x.clone(), w.clone()]).to_f64s();
+        assert_eq!(at(conv(1, 1)), [21.0, 32.0, 43.0]);
+        assert_eq!(at(Conv { strides: vec![2], ..conv(1, 1) }), [21.0, 43.0]);
+        assert_eq!(at(Conv { dilations: vec![3], ..conv(1, 1) }), [41.0]);
+        assert_eq!(at(Conv { pads_before: vec![1], pads_after: vec![2], ..conv(1, 1) }), [10.0, 21.0, 32.0, 43.0, 4.0, 0.0]);
+        let bias = f32s(&[1], &[0.5]);
+        assert_eq!(eval(conv(1, 1), &[x, w, bias]).to_f64s(), [21.5, 32.5, 43.5]);
+    }
+
+    #[test]
+    fn groups_see_their_channels_only() {
+        let x = f32s(&[1, 2, 2], &[1.0, 2.0, 30.0, 40.0]);
+        let w = f32s(&[4, 1, 1], &[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(eval(conv(1, 2), &[x, w]).to_f64s(), [1.0, 2.0, 2.0, 4.0, 90.0, 120.0, 120.0, 160.0]);
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(conv(1, 1), &[ty(Elem::I32, "n 2 8"), ty(Elem::I32, "4 2 3")], "conv C1");
+        assert_refused(conv(1, 1), &[f("n 2 8"), f("4 2 3 3")], "conv C1");
+        assert_refused(conv(1, 1), &[f("n 2 8"), f("4 2 3"), f("3")], "conv C1");
+        assert_refused(conv(1, 1), &[f("n 3 8"), f("4 2 3")], "conv C2");
+        assert_refused(conv(1, 3), &[f("n 6 8"), f("4 2 3")], "conv C2");
+        assert_refused(conv(1, 0), &[f("n 2 8"), f("4 2 3")], "conv C2");
+        assert_refused(conv(2, 1), &[f("n 2 8"), f("4 2 3")], "conv C3");
+        assert_refused(Conv { strides: vec![0], ..conv(1, 1) }, &[f("n 2 8"), f("4 2 3")], "conv C3");
+        assert_refused(Conv { pads_after: vec![-1], ..conv(1, 1) }, &[f("n 2 8"), f("4 2 3")], "conv C3");
+        assert_refused(conv(1, 1), &[f("n 2 8"), f("4 2 k")], "conv C4");
+        assert_refused(conv(1, 1), &[f("n 2 2"), f("4 2 3")], "conv C5");
+    }
+
+    /// Attributes and operands; not all of them fit together.
+    fn cases() -> impl Strategy<Value = (Conv, Vec<Tensor>)> {
+        let spatial = |axes| {
+            let list = |range| prop::collection::vec(range, axes);
+            (list(0i64..6), list(1i64..4), list(1i64..4), list(1i64..3), list(0i64..3), list(0i64..3))
+        };
+        let channels = ([0usize..3, 1..4, 0..3, 0..3], any::<bool>(), any::<u64>());
+        ((1usize..3).prop_flat_map(spatial), channels).prop_map(|(spatial, ([batch, groups, channels, per_group], with_bias, seed))| {
+            let (size, kernel, strides, dilations, pads_before, pads_after) = spatial;
+            let m = groups * per_group;
+            let shape = |outer: [usize; 2], inner: &[i64]| outer.into_iter().chain(inner.iter().map(|&n| n as usize)).collect::<Vec<_>>();
+            let x = tensor(Elem::F32, &shape([batch, groups * channels], &size), seed);
+            let w = tensor(Elem::F32, &shape([m, channels], &kernel), seed ^ 1);
+            let bias = with_bias.then(|| tensor(Elem::F32, &[m], seed ^ 2));
+            let op = Conv { strides, pads_before, pads_after, dilations, groups: groups as i64 };
+            (op, [x, w].into_iter().chain(bias).collect())
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn lowers((op, operands) in cases()) {
+            let types: Vec<Type> = operands.iter().map(Tensor::ty).collect();
+            let fits = op.infer(&mut InferCx::new(&Default::default()), &types).is_ok();
+            prop_assume!(fits);
+            assert_lowers(op, &operands);
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        let types = [ty(Elem::F32, "n 4 h w"), ty(Elem::F32, "6 2 3 2"), ty(Elem::F32, "6")];
+        let operands = [tensor(Elem::F32, &[2, 4, 5, 7], 1), tensor(Elem::F32, &[6, 2, 3, 2], 2), tensor(Elem::F32, &[6], 3)];
+        let op = Conv { strides: vec![2, 1], pads_before: vec![1, 0], pads_after: vec![1, 1], dilations: vec![1, 2], groups: 2 };
+        assert_lowers_at(op, &types, &[("n", 2), ("h", 5), ("w", 7)], &operands);
+        let types = [ty(Elem::F32, "n c s"), ty(Elem::F32, "m c 1")];
+        let operands = [tensor(Elem::F32, &[2, 3, 5], 4), tensor(Elem::F32, &[4, 3, 1], 5)];
+        assert_lowers_at(conv(1, 1), &types, &[("n", 2), ("c", 3), ("s", 5), ("m", 4)], &operands);
+    }
+}

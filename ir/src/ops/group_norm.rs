@@ -79,3 +79,55 @@ impl Operator for GroupNorm {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, assert_lowers, assert_lowers_at, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn norm(groups: i64) -> GroupNorm {
+        GroupNorm { groups, epsilon: Float::from(0.25) }
+    }
+
+    #[test]
+    fn groups_of_one_and_of_two_channels() {
+        let r = 2f32.sqrt();
+        let x = f32s(&[1, 2, 2], &[-r, r, 5.0 - r, 5.0 + r]);
+        let (scale, bias) = (f32s(&[2], &[1.5, 3.0]), f32s(&[2], &[0.0, 1.0]));
+        assert_close(&eval(norm(2), &[x, scale, bias.clone()]), &f32s(&[1, 2, 2], &[-r, r, 1.0 - 2.0 * r, 1.0 + 2.0 * r]));
+        // One group: mean 0, variance 2.
+        let x = f32s(&[1, 2, 2], &[-r, r, r, -r]);
+        assert_close(&eval(norm(1), &[x, f32s(&[2], &[1.5, 3.0]), bias]), &f32s(&[1, 2, 2], &[-r, r, 1.0 + 2.0 * r, 1.0 - 2.0 * r]));
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(norm(1), &[f("4"), f("4"), f("4")], "group_norm C1: x");
+        assert_refused(norm(1), &[f("n 4"), f("4 1"), f("4")], "group_norm C1: scale");
+        assert_refused(norm(1), &[f("n 4"), f("4"), f("3")], "group_norm C1: size of bias");
+        assert_refused(norm(3), &[f("n 4 s"), f("4"), f("4")], "group_norm C2");
+        assert_refused(norm(0), &[f("n 4 s"), f("4"), f("4")], "group_norm C2");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(mut sizes in sizes(2..5), groups in 1usize..4, seed: u64) {
+            sizes[1] = sizes[1] % 3 * groups;
+            let channels = sizes[1];
+            for elem in [Elem::F32, Elem::F16] {
+                let operands = [tensor(elem, &sizes, seed), tensor(elem, &[channels], seed ^ 1), tensor(elem, &[channels], seed ^ 2)];
+                assert_lowers(norm(groups as i64), &operands);
+            }
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        let types = [ty(Elem::F32, "n 4 h w"), ty(Elem::F32, "4"), ty(Elem::F32, "4")];
+        let operands = [tensor(Elem::F32, &[2, 4, 3, 1], 1), tensor(Elem::F32, &[4], 2), tensor(Elem::F32, &[4], 3)];
+        assert_lowers_at(norm(2), &types, &[("n", 2), ("h", 3), ("w", 1)], &operands);
+    }
+}

@@ -106,3 +106,55 @@ pub(super) fn standardize_rows(values: &mut [f64], rows: usize, epsilon: Float) 
         row.iter_mut().for_each(|x| *x /= (variance + epsilon.get()).sqrt());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, assert_lowers, assert_lowers_at, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn norm(axes: usize) -> LayerNorm {
+        LayerNorm { axes, epsilon: Float::from(0.25) }
+    }
+
+    #[test]
+    fn a_small_row() {
+        // Mean 2, variance 2, deviation with epsilon 1.5.
+        let x = f32s(&[1, 2], &[2.0 - 2f32.sqrt(), 2.0 + 2f32.sqrt()]);
+        let y = eval(norm(1), &[x, f32s(&[2], &[3.0, 6.0]), f32s(&[1], &[1.0])]);
+        assert_close(&y, &f32s(&[1, 2], &[1.0 - 2.0 * 2f32.sqrt(), 1.0 + 4.0 * 2f32.sqrt()]));
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(norm(1), &[f("n 4"), ty(Elem::F16, "4")], "layer_norm C1");
+        assert_refused(norm(1), &[f("n 4"), f("3")], "layer_norm C2: scale");
+        assert_refused(norm(1), &[f("n 4"), f("4"), f("n 4")], "layer_norm C2: bias");
+        assert_refused(norm(0), &[f("n 4"), f("4")], "layer_norm C3");
+        assert_refused(norm(3), &[f("n 4"), f("4")], "layer_norm C3");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(sizes in sizes(1..4), axes in 0usize..3, with_bias: bool, shared_scale: bool, seed: u64) {
+            let axes = axes % sizes.len() + 1;
+            let normalised = &sizes[sizes.len() - axes..];
+            for elem in [Elem::F32, Elem::F16] {
+                let mut operands = vec![tensor(elem, &sizes, seed), tensor(elem, if shared_scale { &[] } else { normalised }, seed ^ 1)];
+                if with_bias {
+                    operands.push(tensor(elem, normalised, seed ^ 2));
+                }
+                assert_lowers(norm(axes), &operands);
+            }
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        let types = [ty(Elem::F32, "n s d"), ty(Elem::F32, "d"), ty(Elem::F32, "d")];
+        let operands = [tensor(Elem::F32, &[2, 3, 4], 1), tensor(Elem::F32, &[4], 2), tensor(Elem::F32, &[4], 3)];
+        assert_lowers_at(norm(1), &types, &[("n", 2), ("s", 3), ("d", 4)], &operands);
+    }
+}

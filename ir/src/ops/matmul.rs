@@ -77,3 +77,65 @@ fn products<T: Copy + Default>(
     sizes.extend([rows, columns]);
     Ok((sizes, sums))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::graph::{Graph, Loc};
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn small_products() {
+        let a = f32s(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let b = f32s(&[3, 1], &[1.0, 0.0, -1.0]);
+        assert_eq!(eval(Matmul {}, &[a, b]), f32s(&[2, 1], &[-2.0, -2.0]));
+    }
+
+    #[test]
+    fn integers_wrap_in_their_type() {
+        let a = Tensor::of(&[1, 2], vec![100i8, -128]);
+        let b = Tensor::of(&[2, 1], vec![3i8, -128]);
+        assert_eq!(eval(Matmul {}, &[a, b]).to_i64s().unwrap(), [(300 + 16384) as i8 as i64]);
+        let a = Tensor::of(&[1, 1], vec![u64::MAX]);
+        assert_eq!(eval(Matmul {}, &[a.clone(), a]).get(0), Scalar::Int(1));
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(Matmul {}, &[f("2 3"), ty(Elem::F64, "3 4")], "matmul C1");
+        assert_refused(Matmul {}, &[ty(Elem::Bool, "2 3"), ty(Elem::Bool, "3 4")], "matmul C1");
+        assert_refused(Matmul {}, &[f("3"), f("3 4")], "matmul C1");
+        assert_refused(Matmul {}, &[f("2 3"), f("4 3")], "matmul C2: inner sizes of [2, 3] and [4, 3]");
+        assert_refused(Matmul {}, &[f("2 n 3"), f("3 3 4")], "matmul C2");
+    }
+
+    #[test]
+    fn unknown_inner_sizes_are_checked_at_run_time() {
+        let mut g = Graph::new("g");
+        let (a, b) = (g.add_input("a", ty(Elem::F32, "n s")), g.add_input("b", ty(Elem::F32, "k 4")));
+        let y = g.add(Matmul {}, &[a, b], &Loc::default()).unwrap();
+        assert_eq!(*g.ty(y), ty(Elem::F32, "n 4"));
+        assert_eq!(g.checks.len(), 1);
+    }
+
+    proptest! {
+        /// Every element is the product of a row and a column of the matrices that broadcasting picks.
+        #[test]
+        fn elements_are_dot_products(batch in sizes(0..3), shared: bool, n in 0usize..4, k in 0usize..4, m in 0usize..4, seed: u64) {
+            let batch_b = if shared { vec![1; batch.len().min(1)] } else { batch.clone() };
+            let a = tensor(Elem::I32, &[&batch[..], &[n, k]].concat(), seed);
+            let b = tensor(Elem::I32, &[&batch_b[..], &[k, m]].concat(), !seed);
+            let y = eval(Matmul {}, &[a.clone(), b.clone()]).to_i64s().unwrap();
+            let (a, b) = (a.to_i64s().unwrap(), b.to_i64s().unwrap());
+            for (i, &found) in y.iter().enumerate() {
+                let (matrix, row, column) = (i / (n * m), i / m % n, i % m);
+                let matrix_b = if shared { 0 } else { matrix };
+                let dot: i64 = (0..k).map(|j| a[(matrix * n + row) * k + j] * b[(matrix_b * k + j) * m + column]).sum();
+                prop_assert_eq!(found, dot);
+            }
+        }
+    }
+}

@@ -16,6 +16,8 @@ use std::ops::RangeInclusive;
 
 mod spatial;
 pub mod support;
+#[cfg(test)]
+mod testing;
 
 /// What type inference knows besides the operand types, and where it notes what must hold at run time.
 pub struct InferCx<'a> {

@@ -161,3 +161,101 @@ impl Operator for Pool {
         Some(self.decompose(graph, inputs[0], loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_lowers, assert_lowers_at, assert_refused, eval, f32s, tensor, ty};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pool(average: bool, kernel: i64) -> Pool {
+        Pool {
+            average,
+            kernel: vec![kernel],
+            strides: vec![1],
+            pads_before: vec![0],
+            pads_after: vec![0],
+            dilations: vec![1],
+            count_pads: false,
+            ceil: false,
+        }
+    }
+
+    #[test]
+    fn small_signals() {
+        let x = f32s(&[1, 1, 5], &[1.0, 4.0, 2.0, -3.0, 5.0]);
+        let at = |op: Pool| eval(op, std::slice::from_ref(&x)).to_f64s();
+        assert_eq!(at(pool(false, 2)), [4.0, 4.0, 2.0, 5.0]);
+        assert_eq!(at(Pool { strides: vec![2], ..pool(false, 2) }), [4.0, 2.0]);
+        assert_eq!(at(Pool { strides: vec![2], ceil: true, ..pool(false, 2) }), [4.0, 2.0, 5.0]);
+        assert_eq!(at(Pool { dilations: vec![2], ..pool(false, 2) }), [2.0, 4.0, 5.0]);
+        assert_eq!(at(pool(true, 2)), [2.5, 3.0, -0.5, 1.0]);
+        let padded = Pool { pads_before: vec![1], strides: vec![3], ..pool(true, 2) };
+        assert_eq!(at(padded.clone()), [1.0, -0.5]);
+        assert_eq!(at(Pool { count_pads: true, ..padded }), [0.5, -0.5]);
+        // The last window has one element; what is beyond the end does not count, pads or not.
+        let beyond = Pool { strides: vec![2], ceil: true, count_pads: true, ..pool(true, 2) };
+        assert_eq!(at(beyond), [2.5, -0.5, 5.0]);
+    }
+
+    #[test]
+    fn windows_start_before_the_end() {
+        // Rounded up there would be three windows; the third would start in the pads behind.
+        let op = Pool { strides: vec![3], pads_after: vec![1], ceil: true, ..pool(false, 2) };
+        let x = f32s(&[1, 1, 6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(eval(op.clone(), std::slice::from_ref(&x)).to_f64s(), [2.0, 5.0]);
+        assert_lowers(op, &[x]);
+    }
+
+    #[test]
+    fn constraints() {
+        assert_refused(pool(true, 2), &[ty(Elem::I32, "n 2 8")], "pool C1");
+        assert_refused(pool(false, 2), &[ty(Elem::Bool, "n 2 8")], "pool C1");
+        assert_refused(pool(false, 2), &[ty(Elem::F32, "n 2")], "pool C1");
+        assert_refused(pool(false, 2), &[ty(Elem::F32, "n 2 8 8")], "pool C2");
+        assert_refused(pool(false, 0), &[ty(Elem::F32, "n 2 8")], "pool C2");
+        assert_refused(pool(false, 9), &[ty(Elem::F32, "n 2 8")], "pool C3");
+    }
+
+    /// Attributes and an operand; not all of them fit together.
+    fn cases() -> impl Strategy<Value = (Pool, Tensor)> {
+        let spatial = |axes| {
+            let list = |range| prop::collection::vec(range, axes);
+            (list(0i64..7), list(1i64..4), list(1i64..4), list(1i64..3), list(0i64..3), list(0i64..3))
+        };
+        let rest = (any::<[bool; 3]>(), [0usize..3, 0..3], any::<u64>());
+        ((1usize..3).prop_flat_map(spatial), rest).prop_map(|(spatial, ([average, count_pads, ceil], outer, seed))| {
+            let (size, kernel, strides, dilations, pads_before, pads_after) = spatial;
+            let sizes: Vec<usize> = outer.into_iter().chain(size.iter().map(|&n| n as usize)).collect();
+            let op = Pool { average, kernel, strides, pads_before, pads_after, dilations, count_pads, ceil };
+            (op, tensor(Elem::F32, &sizes, seed))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn lowers((op, x) in cases()) {
+            let fits = op.infer(&mut InferCx::new(&Default::default()), &[x.ty()]).is_ok();
+            prop_assume!(fits);
+            assert_lowers(op, &[x]);
+        }
+
+        #[test]
+        fn lowers_with_symbols((op, x) in cases()) {
+            let fits = op.infer(&mut InferCx::new(&Default::default()), &[x.ty()]).is_ok();
+            prop_assume!(fits && !x.is_empty());
+            let names = ["n", "c", "h", "w"];
+            let types = [ty(Elem::F32, &names[..x.rank()].join(" "))];
+            let symbols: Vec<(&str, i64)> = names.into_iter().zip(x.sizes().iter().map(|&n| n as i64)).collect();
+            assert_lowers_at(op, &types, &symbols, &[x]);
+        }
+    }
+
+    #[test]
+    fn maxima_of_integers() {
+        let op = Pool { pads_before: vec![1], ..pool(false, 2) };
+        let x = Tensor::of(&[1, 1, 3], vec![-5i8, -7, 3]);
+        assert_eq!(eval(op.clone(), std::slice::from_ref(&x)).to_i64s().unwrap(), [-5, -5, 3]);
+        assert_lowers(op, &[x]);
+    }
+}

@@ -118,3 +118,74 @@ impl Operator for Reduce {
 pub(super) fn reduce_kept(graph: &mut Graph, kind: ReduceKind, axes: &[usize], x: Value, loc: &Loc) -> Result<Value, InferError> {
     graph.add(Reduce { kind, axes: axes.to_vec(), keep: true }, &[x], loc)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_refused, eval, f32s, tensor, ty};
+    use super::*;
+
+    fn reduce(kind: ReduceKind, axes: &[usize], keep: bool) -> Reduce {
+        Reduce { kind, axes: axes.to_vec(), keep }
+    }
+
+    #[test]
+    fn every_kind_of_small_matrices() {
+        let x = f32s(&[2, 3], &[1.0, 2.0, 3.0, -4.0, 5.0, 0.5]);
+        assert_eq!(eval(reduce(ReduceKind::Sum, &[1], false), std::slice::from_ref(&x)), f32s(&[2], &[6.0, 1.5]));
+        assert_eq!(eval(reduce(ReduceKind::Mean, &[1], true), std::slice::from_ref(&x)), f32s(&[2, 1], &[2.0, 0.5]));
+        assert_eq!(eval(reduce(ReduceKind::Max, &[0], false), std::slice::from_ref(&x)), f32s(&[3], &[1.0, 5.0, 3.0]));
+        assert_eq!(eval(reduce(ReduceKind::Min, &[0, 1], false), std::slice::from_ref(&x)), f32s(&[], &[-4.0]));
+        assert_eq!(eval(reduce(ReduceKind::Prod, &[1], false), std::slice::from_ref(&x)), f32s(&[2], &[6.0, -10.0]));
+        assert_eq!(eval(reduce(ReduceKind::Sum, &[], false), std::slice::from_ref(&x)), x);
+    }
+
+    #[test]
+    fn integers_wrap_and_bools_are_any_and_all() {
+        let x = Tensor::of(&[3], vec![100i8, 100, 100]);
+        assert_eq!(eval(reduce(ReduceKind::Sum, &[0], false), std::slice::from_ref(&x)).to_i64s().unwrap(), [44]);
+        assert_eq!(eval(reduce(ReduceKind::Prod, &[0], false), &[x]).to_i64s().unwrap(), [1_000_000i64 as i8 as i64]);
+        let b = Tensor::build(Elem::Bool, &[2, 2], |i| Scalar::Int([0, 1, 1, 1][i]));
+        assert_eq!(eval(reduce(ReduceKind::Max, &[1], false), std::slice::from_ref(&b)).to_i64s().unwrap(), [1, 1]);
+        assert_eq!(eval(reduce(ReduceKind::Min, &[1], false), &[b]).to_i64s().unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn no_elements_give_the_documented_values() {
+        let x = f32s(&[1, 0], &[]);
+        let at = |kind| eval(reduce(kind, &[1], false), std::slice::from_ref(&x)).to_f64s()[0];
+        assert_eq!((at(ReduceKind::Sum), at(ReduceKind::Prod)), (0.0, 1.0));
+        assert_eq!((at(ReduceKind::Max), at(ReduceKind::Min)), (f64::NEG_INFINITY, f64::INFINITY));
+        assert!(at(ReduceKind::Mean).is_nan());
+        let x = Tensor::of::<u8>(&[0], vec![]);
+        assert_eq!(eval(reduce(ReduceKind::Min, &[0], true), &[x]).to_i64s().unwrap(), [255]);
+    }
+
+    #[test]
+    fn a_nan_wins() {
+        let x = f32s(&[3], &[1.0, f32::NAN, 2.0]);
+        for kind in [ReduceKind::Max, ReduceKind::Min] {
+            assert!(eval(reduce(kind, &[0], false), std::slice::from_ref(&x)).to_f64s()[0].is_nan());
+        }
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(reduce(ReduceKind::Sum, &[0], true), &[ty(Elem::Bool, "2")], "reduce C1");
+        assert_refused(reduce(ReduceKind::Mean, &[0], true), &[ty(Elem::I32, "2")], "reduce C1");
+        assert_refused(reduce(ReduceKind::Sum, &[2], true), &[f("2 n")], "reduce C2");
+        assert_refused(reduce(ReduceKind::Sum, &[1, 0], true), &[f("2 n")], "reduce C2");
+        assert_refused(reduce(ReduceKind::Sum, &[1, 1], true), &[f("2 n")], "reduce C2");
+    }
+
+    proptest::proptest! {
+        /// A sum over two axes is the sum of sums.
+        #[test]
+        fn axes_can_be_reduced_one_by_one(sizes in super::super::testing::sizes(2..4), seed: u64) {
+            let x = tensor(Elem::I16, &sizes, seed);
+            let both = eval(reduce(ReduceKind::Sum, &[0, 1], true), std::slice::from_ref(&x));
+            let first = eval(reduce(ReduceKind::Sum, &[1], true), &[x]);
+            assert_eq!(eval(reduce(ReduceKind::Sum, &[0], true), &[first]), both);
+        }
+    }
+}

@@ -63,3 +63,42 @@ impl Operator for RmsNorm {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, assert_lowers, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn norm(axes: usize) -> RmsNorm {
+        RmsNorm { axes, epsilon: Float::from(0.25) }
+    }
+
+    #[test]
+    fn a_small_row() {
+        // Mean square 2, deviation with epsilon 1.5.
+        let x = f32s(&[1, 2], &[-(2f32.sqrt()), 2f32.sqrt()]);
+        let y = eval(norm(1), &[x, f32s(&[2], &[3.0, 6.0])]);
+        assert_close(&y, &f32s(&[1, 2], &[-2.0 * 2f32.sqrt(), 4.0 * 2f32.sqrt()]));
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        assert_refused(norm(1), &[f("n 4"), ty(Elem::F16, "4")], "rms_norm C1");
+        assert_refused(norm(1), &[f("n 4"), f("3")], "rms_norm C2");
+        assert_refused(norm(3), &[f("n 4"), f("4")], "rms_norm C3");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(sizes in sizes(1..4), axes in 0usize..3, seed: u64) {
+            let axes = axes % sizes.len() + 1;
+            for elem in [Elem::F32, Elem::Bf16] {
+                let scale = tensor(elem, &sizes[sizes.len() - axes..], !seed);
+                assert_lowers(norm(axes), &[tensor(elem, &sizes, seed), scale]);
+            }
+        }
+    }
+}

@@ -29,12 +29,14 @@ impl Rotary {
         halves.0[last] = half.clone();
         let part = |graph: &mut Graph, n: i64| {
             if !self.interleaved {
-                return slice_last(graph, inputs[0], half.clone() * Dim::from(n), half.clone(), loc);
+                let slice = Slice::of_axis(graph.ty(inputs[0]), last, half.clone() * Dim::from(n), half.clone());
+                return graph.add(slice, &[inputs[0]], loc);
             }
             let mut pairs = halves.clone();
             pairs.0.push(Dim::from(2));
             let pairs = graph.add(Reshape { shape: pairs }, &[inputs[0]], loc)?;
-            let part = slice_last(graph, pairs, Dim::from(n), Dim::from(1), loc)?;
+            let slice = Slice::of_axis(graph.ty(pairs), last + 1, Dim::from(n), Dim::from(1));
+            let part = graph.add(slice, &[pairs], loc)?;
             graph.add(Reshape { shape: halves.clone() }, &[part], loc)
         };
         let (a, b) = (part(graph, 0)?, part(graph, 1)?);
@@ -52,16 +54,6 @@ impl Rotary {
         let pairs = graph.add(Concat { axis: last + 1 }, &parts, loc)?;
         graph.add(Reshape { shape }, &[pairs], loc)
     }
-}
-
-/// Appends the part of the last axis that begins at `start`.
-fn slice_last(graph: &mut Graph, x: Value, start: Dim, len: Dim, loc: &Loc) -> Result<Value, InferError> {
-    let mut lens = graph.ty(x).shape.clone();
-    let mut starts = vec![Dim::from(0); lens.rank()];
-    let steps = vec![1; lens.rank()];
-    *starts.last_mut().expect("rank 1 or more") = start;
-    *lens.0.last_mut().expect("rank 1 or more") = len;
-    graph.add(Slice { starts, steps, lens }, &[x], loc)
 }
 
 impl Operator for Rotary {
@@ -97,5 +89,55 @@ impl Operator for Rotary {
 
     fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_lowers, assert_lowers_at, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn pairs_of_halves_and_of_neighbours() {
+        let x = f32s(&[1, 4], &[1.0, 2.0, 3.0, 4.0]);
+        let (cos, sin) = (f32s(&[2], &[0.0, 1.0]), f32s(&[2], &[1.0, 0.0]));
+        let at = |interleaved| eval(Rotary { interleaved }, &[x.clone(), cos.clone(), sin.clone()]).to_f64s();
+        assert_eq!(at(false), [-3.0, 2.0, 1.0, 4.0]);
+        assert_eq!(at(true), [-2.0, 1.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn constraints() {
+        let f = |s| ty(Elem::F32, s);
+        let op = Rotary { interleaved: false };
+        assert_refused(op.clone(), &[f("n 3"), f("1"), f("1")], "rotary C1");
+        assert_refused(op.clone(), &[f(""), f(""), f("")], "rotary C1");
+        assert_refused(op.clone(), &[f("n 4"), f("2"), ty(Elem::F16, "2")], "rotary C1");
+        assert_refused(op.clone(), &[f("n 4"), f("4"), f("2")], "rotary C2: cos");
+        assert_refused(op, &[f("n 4"), f("2"), f("1 n 2")], "rotary C2: sin");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(mut sizes in sizes(1..4), shared: bool, interleaved: bool, seed: u64) {
+            let mut halves = sizes.clone();
+            *sizes.last_mut().unwrap() *= 2;
+            if shared {
+                halves[0] = if halves.len() > 1 { 1 } else { halves[0] };
+            }
+            let operands = [tensor(Elem::F32, &sizes, seed), tensor(Elem::F32, &halves, seed ^ 1), tensor(Elem::F32, &halves, seed ^ 2)];
+            assert_lowers(Rotary { interleaved }, &operands);
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        let types = [ty(Elem::F32, "b h s 4"), ty(Elem::F32, "s 2"), ty(Elem::F32, "s 2")];
+        let operands = [tensor(Elem::F32, &[2, 3, 5, 4], 1), tensor(Elem::F32, &[5, 2], 2), tensor(Elem::F32, &[5, 2], 3)];
+        for interleaved in [false, true] {
+            assert_lowers_at(Rotary { interleaved }, &types, &[("b", 2), ("h", 3), ("s", 5)], &operands);
+        }
     }
 }

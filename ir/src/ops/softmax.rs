@@ -71,3 +71,49 @@ pub(super) fn softmax_row(row: &mut [f64], log: bool) {
     let sum: f64 = row.iter().map(|&x| libm::exp(x)).sum();
     row.iter_mut().for_each(|x| *x = if log { *x - libm::log(sum) } else { libm::exp(*x) / sum });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_close, assert_lowers, assert_lowers_at, assert_refused, eval, f32s, sizes, tensor, ty};
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn small_rows() {
+        let x = f32s(&[2, 2], &[0.0, 3f32.ln(), 100.0, 100.0]);
+        let y = f32s(&[2, 2], &[0.25, 0.75, 0.5, 0.5]);
+        assert_close(&eval(Softmax { axis: 1, log: false }, std::slice::from_ref(&x)), &y);
+        let log = f32s(&[2, 2], &[0.25f32.ln(), 0.75f32.ln(), 0.5f32.ln(), 0.5f32.ln()]);
+        assert_close(&eval(Softmax { axis: 1, log: true }, &[x]), &log);
+    }
+
+    #[test]
+    fn hidden_elements_get_nothing_and_a_hidden_row_is_nan() {
+        let x = f32s(&[2, 2], &[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY]);
+        let y = eval(Softmax { axis: 1, log: false }, &[x]).to_f64s();
+        assert_eq!(y[..2], [0.0, 1.0]);
+        assert!(y[2].is_nan() && y[3].is_nan());
+    }
+
+    #[test]
+    fn constraints() {
+        assert_refused(Softmax { axis: 0, log: false }, &[ty(Elem::I32, "2")], "softmax C1");
+        assert_refused(Softmax { axis: 1, log: false }, &[ty(Elem::F32, "n")], "softmax C2");
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(sizes in sizes(1..4), axis in 0usize..3, log: bool, seed: u64) {
+            for elem in [Elem::F32, Elem::F16, Elem::F64] {
+                assert_lowers(Softmax { axis: axis % sizes.len(), log }, &[tensor(elem, &sizes, seed)]);
+            }
+        }
+    }
+
+    #[test]
+    fn lowers_with_symbols() {
+        let x = tensor(Elem::F32, &[2, 3], 7);
+        assert_lowers_at(Softmax { axis: 1, log: false }, &[ty(Elem::F32, "n s")], &[("n", 2), ("s", 3)], &[x]);
+    }
+}

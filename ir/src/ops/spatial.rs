@@ -1,7 +1,7 @@
 //! Sliding windows over the spatial axes of convolution and pooling: the axes behind batch and channels.
 
 use super::pad::PadMode;
-use super::support::at_least;
+use super::support::at_most;
 use super::{InferCx, InferError, Pad};
 use crate::dim::Dim;
 use crate::graph::{Graph, Loc, Value};
@@ -54,8 +54,9 @@ impl Windows<'_> {
             return Ok(padded);
         }
         let extent = self.extent(axis);
-        at_least(cx, &padded, extent, &format!("{what}: no window of extent {extent} fits into spatial axis {axis}"))?;
-        Ok((padded - Dim::from(extent)).floor_div(&Dim::from(self.strides[axis])) + Dim::from(1))
+        at_most(cx, &Dim::from(extent), &padded, &format!("{what}: span of a window and size of spatial axis {axis} with its pads"))?;
+        let positions = (padded - Dim::from(extent)).floor_div(&Dim::from(self.strides[axis])) + Dim::from(1);
+        Ok(positions.simplify(cx.symbols()))
     }
 
     /// The taps of the window at `position` that meet elements of the operand and not its border:

@@ -184,11 +184,6 @@ pub(super) fn divides(cx: &mut InferCx, by: &Dim, d: &Dim, what: &str) -> Result
     Ok(quotient)
 }
 
-/// Demands that `d` is at least `min`, at run time if it is not certain; `what` begins the message.
-pub(super) fn at_least(cx: &mut InferCx, d: &Dim, min: i64, what: &str) -> Result<(), InferError> {
-    at_most(cx, &Dim::from(min), d, what)
-}
-
 /// The row-major positions of the elements along `axis`, one line for every index of the other axes.
 pub(super) fn lines(sizes: &[usize], axis: usize) -> impl Iterator<Item = impl DoubleEndedIterator<Item = usize> + Clone> {
     let outer: usize = sizes[..axis].iter().product();
