@@ -119,7 +119,7 @@ mod tests {
     fn constraints() {
         let f = |s| ty(Elem::F32, s);
         let op = attention(1.0, false);
-        let refused = |shapes: [&str; 3], c: &str| assert_refused(op.clone(), &shapes.map(f), c);
+        let refused = |shapes: [&'static str; 3], c: &str| assert_refused(op.clone(), &shapes.map(f), c);
         assert_refused(op.clone(), &[f("1 4 n 8"), f("1 4 m 8"), ty(Elem::F16, "1 4 m 8")], "attention C1");
         refused(["4 n 8", "1 4 m 8", "1 4 m 8"], "attention C1: q");
         refused(["1 4 n 8", "1 3 m 8", "1 3 m 8"], "attention C2");
