@@ -1,8 +1,10 @@
 //! `dequantize`: real values of quantized elements.
 
-use super::quantize::{check_parameters, parameter_position};
-use super::{EvalError, InferCx, InferError, Operator};
+use super::quantize::{align, check_parameters, parameter_position};
+use super::support::cast;
+use super::{Cast, EvalError, InferCx, InferError, Mul, Operator, Sub};
 use crate::dim::Bindings;
+use crate::graph::{Graph, Loc, Value};
 use crate::quant::{self, Scheme};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{Elem, Type};
@@ -24,6 +26,24 @@ operator! {
     }
 }
 
+impl Dequantize {
+    fn decomposition(&self, g: &mut Graph, inputs: &[Value], loc: &Loc) -> Result<Value, InferError> {
+        let (shape, granularity) = (g.ty(inputs[0]).shape.clone(), self.scheme.granularity);
+        // The cast also leaves the scheme behind.
+        let mut q = g.add(Cast { to: Elem::I32 }, &inputs[..1], loc)?;
+        if let Some(&zero_point) = inputs.get(2) {
+            let zero_point = cast(g, zero_point, Elem::I32, loc)?;
+            let zero_point = align(g, zero_point, &shape, granularity, loc)?;
+            q = g.add(Sub {}, &[q, zero_point], loc)?;
+        }
+        let q = cast(g, q, Elem::F32, loc)?;
+        let scale = cast(g, inputs[1], Elem::F32, loc)?;
+        let scale = align(g, scale, &shape, granularity, loc)?;
+        let y = g.add(Mul {}, &[scale, q], loc)?;
+        cast(g, y, self.elem, loc)
+    }
+}
+
 impl Operator for Dequantize {
     fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
         let x = &inputs[0];
@@ -42,5 +62,9 @@ impl Operator for Dequantize {
             Scalar::Float(quant::dequantize(x.get(i).to_i128() as i32, scale.get(p).to_f64() as f32, zero).into())
         });
         Ok(vec![y])
+    }
+
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decomposition(graph, inputs, loc).map(|v| vec![v]))
     }
 }

@@ -1,7 +1,9 @@
 //! `quantize`: quantization to integers.
 
-use super::{EvalError, InferCx, InferError, Operator};
-use crate::dim::Bindings;
+use super::support::{cast, constant};
+use super::{Add, Div, EvalError, Expand, InferCx, InferError, Max, Min, Operator, Reshape, Round, Slice};
+use crate::dim::{Bindings, Dim};
+use crate::graph::{Graph, Loc, Value};
 use crate::quant::{self, Granularity, Scheme};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{Elem, Shape, Type};
@@ -76,6 +78,68 @@ pub(super) fn parameter_position(i: usize, sizes: &[usize], granularity: Granula
     }
 }
 
+/// Appends what makes a scale or zero point broadcast to a quantized tensor of shape `x`: a step of
+/// decompositions.
+pub(super) fn align(graph: &mut Graph, v: Value, x: &Shape, granularity: Granularity, loc: &Loc) -> Result<Value, InferError> {
+    match granularity {
+        Granularity::Tensor => Ok(v),
+        Granularity::Axis { axis } if axis as usize + 1 == x.rank() => Ok(v),
+        Granularity::Axis { axis } => {
+            let mut shape = vec![Dim::from(1); x.rank() - axis as usize];
+            shape[0] = x[axis as usize].clone();
+            graph.add(Reshape { shape: Shape(shape) }, &[v], loc)
+        }
+        Granularity::Blocks { axis, size } => {
+            let (axis, size) = (axis as usize, Dim::from(i64::from(size)));
+            let blocks = graph.ty(v).shape[axis].clone();
+            if blocks.is(1) || size.is(1) {
+                return Ok(v);
+            }
+            // [.., blocks, ..] -> [.., blocks, 1, ..] -> [.., blocks, size, ..] -> [.., blocks * size, ..] -> [.., n, ..]
+            let mut shape = graph.ty(v).shape.clone();
+            shape.0.insert(axis + 1, Dim::from(1));
+            let split = graph.add(Reshape { shape: shape.clone() }, &[v], loc)?;
+            shape.0[axis + 1] = size.clone();
+            let repeated = graph.add(Expand { shape: shape.clone() }, &[split], loc)?;
+            shape.0[axis] = blocks * size;
+            shape.0.remove(axis + 1);
+            let joined = graph.add(Reshape { shape }, &[repeated], loc)?;
+            if graph.ty(joined).shape[axis] == x[axis] {
+                return Ok(joined);
+            }
+            let cut = Slice::of_axis(graph.ty(joined), axis, Dim::from(0), x[axis].clone());
+            graph.add(cut, &[joined], loc)
+        }
+    }
+}
+
+impl Quantize {
+    fn decomposition(&self, g: &mut Graph, inputs: &[Value], loc: &Loc) -> Result<Value, InferError> {
+        let Scheme { storage, min, max, granularity, .. } = self.scheme;
+        let shape = g.ty(inputs[0]).shape.clone();
+        let x = cast(g, inputs[0], Elem::F32, loc)?;
+        let scale = cast(g, inputs[1], Elem::F32, loc)?;
+        let scale = align(g, scale, &shape, granularity, loc)?;
+        let quotient = g.add(Div {}, &[x, scale], loc)?;
+        let rounded = g.add(Round {}, &[quotient], loc)?;
+        let clamp = |g: &mut Graph, v, elem, lo, hi| {
+            let (lo, hi) = (constant(g, elem, lo), constant(g, elem, hi));
+            let v = g.add(Max {}, &[v, lo], loc)?;
+            g.add(Min {}, &[v, hi], loc)
+        };
+        // As in `quant::quantize`: what the conversion takes exactly, and where the cast makes NaN 0.
+        let bounded = clamp(g, rounded, Elem::F32, -65536.0, 65536.0)?;
+        let mut q = cast(g, bounded, Elem::I32, loc)?;
+        if let Some(&zero_point) = inputs.get(2) {
+            let zero_point = cast(g, zero_point, Elem::I32, loc)?;
+            let zero_point = align(g, zero_point, &shape, granularity, loc)?;
+            q = g.add(Add {}, &[q, zero_point], loc)?;
+        }
+        let q = clamp(g, q, Elem::I32, min.into(), max.into())?;
+        cast(g, q, storage, loc)
+    }
+}
+
 impl Operator for Quantize {
     fn infer(&self, cx: &mut InferCx, inputs: &[Type]) -> Result<Vec<Type>, InferError> {
         let x = &inputs[0];
@@ -95,5 +159,10 @@ impl Operator for Quantize {
             Scalar::Int(quant::quantize(x, scale, zero, min.into(), max.into()).into())
         });
         Ok(vec![y])
+    }
+
+    /// The result is plain: the stored integers without the scheme.
+    fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
+        Some(self.decomposition(graph, inputs, loc).map(|v| vec![v]))
     }
 }
