@@ -35,3 +35,22 @@ impl Operator for Cast {
         Traits::ELEMENTWISE
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn the_scheme_stays_behind() {
+        assert_eq!(infer(Cast { to: Elem::I32 }, &[per_axis(ty(Elem::I8, "2 n"), 0)]).0, "i32[2, n]");
+        assert_eq!(infer(Cast { to: Elem::I8 }, &[per_axis(ty(Elem::I8, "2 n"), 0)]).0, "i8[2, n]");
+    }
+
+    #[test]
+    fn integers_wrap_and_floats_saturate() {
+        let cast = |to, x: f32| eval(Cast { to }, &[f32s(&[], &[x])]).get(0).to_i128();
+        assert_eq!([cast(Elem::I8, -1.9), cast(Elem::I8, 300.0), cast(Elem::U8, f32::NAN), cast(Elem::Bool, 0.1)], [-1, 127, 0, 1]);
+        assert_eq!(eval(Cast { to: Elem::U8 }, &[Tensor::of(&[], vec![-1i64])]), Tensor::of(&[], vec![255u8]));
+    }
+}

@@ -30,3 +30,26 @@ impl Operator for Dims {
         Ok(vec![Tensor::of(&self.shape, values)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::dim::Symbol;
+
+    #[test]
+    fn values_are_those_of_the_symbols() {
+        let n = Dim::symbol("n");
+        let op = Dims { values: vec![n.clone(), n * Dim::from(2)], shape: vec![2, 1] };
+        assert_eq!(infer(op.clone(), &[]).0, "i64[2, 1]");
+        let bindings = Bindings::from([(Symbol::new("n"), 21)]);
+        assert_eq!(op.eval(&bindings, &[]).unwrap(), [Tensor::of(&[2, 1], vec![21i64, 42])]);
+        assert_eq!(op.eval(&Bindings::new(), &[]).unwrap_err().to_string(), "n has no value");
+    }
+
+    #[test]
+    fn constraints() {
+        assert_refused(Dims { values: vec![Dim::from(1)], shape: vec![2] }, &[], "dims C1");
+        assert_refused(Dims { values: vec![], shape: vec![usize::MAX, 2] }, &[], "dims C1");
+    }
+}

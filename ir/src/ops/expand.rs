@@ -44,3 +44,34 @@ impl Operator for Expand {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+
+    #[test]
+    fn sizes_1_and_missing_axes_repeat() {
+        let expand = |sizes: &[i64]| Expand { shape: Shape::fixed(sizes) };
+        let x = Tensor::of(&[2, 1], vec![1i16, 2]);
+        assert_eq!(eval(expand(&[2, 2, 3]), std::slice::from_ref(&x)), Tensor::of(&[2, 2, 3], vec![1i16, 1, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2]));
+        assert_eq!(eval(expand(&[2, 0]), &[x]).sizes(), [2, 0]);
+        let nibble = Tensor::build(Elem::U4, &[], |_| crate::tensor::Scalar::Int(9));
+        assert_eq!(eval(expand(&[3]), &[nibble]).bytes().as_ref(), [0x99, 0x09]);
+    }
+
+    #[test]
+    fn symbolic_sizes_are_taken_to_be_equal() {
+        let expand = Expand { shape: ty(Elem::F32, "b n").shape };
+        assert_eq!(infer(expand, &[ty(Elem::F32, "m")]), ("f32[b, n]".into(), vec!["m = n".into()]));
+    }
+
+    #[test]
+    fn constraints() {
+        let expand = Expand { shape: Shape::fixed(&[2, 1]) };
+        for shape in ["3 1", "2 2", "1 2 1"] {
+            assert_refused(expand.clone(), &[ty(Elem::F32, shape)], "expand C1");
+        }
+    }
+}

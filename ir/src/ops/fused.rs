@@ -41,3 +41,48 @@ impl Operator for Fused {
         self.body.0.evaluate(inputs, bindings)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Add, Neg};
+    use super::*;
+    use crate::graph::{Graph, Loc};
+    use crate::types::Elem;
+    use std::sync::Arc;
+
+    fn body() -> Fused {
+        let mut g = Graph::new("body");
+        let x = g.add_input("x", ty(Elem::F32, "n"));
+        let y = g.add_input("y", ty(Elem::F32, "m"));
+        let sum = g.add(Add {}, &[x, y], &Loc::default()).unwrap();
+        let negated = g.add(Neg {}, &[sum], &Loc::default()).unwrap();
+        g.add_output("sum", sum);
+        g.add_output("negated", negated);
+        Fused { body: Body(Arc::new(g)) }
+    }
+
+    #[test]
+    fn the_body_runs() {
+        let bindings = Bindings::from([("n", 2), ("m", 2)].map(|(s, n)| (crate::dim::Symbol::new(s), n)));
+        let results = body().eval(&bindings, &[f32s(&[2], &[1.0, 2.0]), f32s(&[2], &[3.0, 4.0])]).unwrap();
+        assert_eq!(results, [f32s(&[2], &[4.0, 6.0]), f32s(&[2], &[-4.0, -6.0])]);
+    }
+
+    #[test]
+    fn its_demands_are_those_of_the_node() {
+        let (y, checks) = infer(body(), &[ty(Elem::F32, "n"), ty(Elem::F32, "4")]);
+        assert_eq!((y.as_str(), checks), ("f32[n]", vec!["4 = m".into(), "n = m".into()]));
+    }
+
+    #[test]
+    fn constraints() {
+        let x = ty(Elem::F32, "n");
+        for types in [vec![x.clone()], vec![x.clone(), ty(Elem::F16, "m")], vec![x.clone(), ty(Elem::F32, "m 1")]] {
+            assert_refused(body(), &types, "fused C1");
+        }
+        let mut g = Graph::new("body");
+        g.checks.push(crate::graph::DimCheck { left: 1.into(), right: 2.into(), loc: Loc::default() });
+        assert_refused(Fused { body: Body(Arc::new(g)) }, &[], "fused C2");
+    }
+}

@@ -45,3 +45,52 @@ impl Operator for Gather {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Iota;
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::{Elem, Shape};
+    use proptest::prelude::*;
+
+    #[test]
+    fn columns_are_picked() {
+        let x = Tensor::of(&[2, 3], vec![1u8, 2, 3, 4, 5, 6]);
+        let at = Tensor::of(&[2, 1], vec![-1i32, 0]);
+        assert_eq!(eval(Gather { axis: 1 }, &[x, at]), Tensor::of(&[2, 2, 1], vec![3u8, 1, 6, 4]));
+        let none = eval(Gather { axis: 0 }, &[tensor(Elem::F32, &[0, 3], 0), tensor(Elem::I64, &[0], 0)]);
+        assert_eq!(none.sizes(), [0, 3]);
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let x = tensor(Elem::F32, &[2, 3], 0);
+        for (index, size) in [(3, 3), (-4, 3), (i64::MIN, 3), (i64::MAX, 3), (0, 0)] {
+            let e = failure(Gather { axis: 1 }, &[tensor(Elem::F32, &[2, size], 0), Tensor::of(&[], vec![index])]);
+            assert_eq!(e, format!("index {index} is outside of [-{size}, {size}) on axis 1"));
+        }
+        assert_eq!(eval(Gather { axis: 1 }, &[x, Tensor::of(&[], vec![-3i64])]).sizes(), [2]);
+    }
+
+    #[test]
+    fn constraints() {
+        let x = ty(Elem::F32, "n 3");
+        assert_refused(Gather { axis: 0 }, &[x.clone(), ty(Elem::F32, "2")], "gather C1");
+        assert_refused(Gather { axis: 0 }, &[x.clone(), ty(Elem::I8, "2")], "gather C1");
+        assert_refused(Gather { axis: 2 }, &[x.clone(), ty(Elem::I64, "2")], "gather C2");
+        assert_eq!(infer(Gather { axis: 0 }, &[x, ty(Elem::I64, "b s")]), ("f32[b, s, 3]".into(), vec![]));
+    }
+
+    proptest! {
+        #[test]
+        fn all_in_order_is_the_identity(sizes in sizes(1..4), axis in 0usize..3, seed: u64) {
+            let axis = axis % sizes.len();
+            let all = eval(Iota { elem: Elem::I32, shape: Shape::fixed(&[sizes[axis] as i64]), axis: 0 }, &[]);
+            for (elem, _) in Elem::ALL {
+                let x = tensor(elem, &sizes, seed);
+                prop_assert_eq!(&eval(Gather { axis }, &[x.clone(), all.clone()]), &x);
+            }
+        }
+    }
+}

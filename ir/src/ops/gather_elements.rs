@@ -58,3 +58,36 @@ impl Operator for GatherElements {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+
+    #[test]
+    fn single_elements_are_picked() {
+        let x = Tensor::of(&[2, 3], vec![1u8, 2, 3, 4, 5, 6]);
+        let at = Tensor::of(&[2, 2], vec![2i64, -3, 1, 1]);
+        assert_eq!(eval(GatherElements { axis: 1 }, &[x.clone(), at]), Tensor::of(&[2, 2], vec![3u8, 1, 5, 5]));
+        let at = Tensor::of(&[1, 3], vec![1i32, 0, -1]);
+        assert_eq!(eval(GatherElements { axis: 0 }, &[x, at]), Tensor::of(&[1, 3], vec![4u8, 2, 6]));
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let e = failure(GatherElements { axis: 0 }, &[tensor(Elem::F32, &[2], 0), Tensor::of(&[1], vec![2i64])]);
+        assert_eq!(e, "index 2 is outside of [-2, 2) on axis 0");
+    }
+
+    #[test]
+    fn constraints() {
+        let refused = |axis, x, indices, c| assert_refused(GatherElements { axis }, &[ty(Elem::F32, x), indices], c);
+        refused(0, "2 3", ty(Elem::F32, "2 3"), "gather_elements C1");
+        refused(0, "2 3", ty(Elem::I64, "2"), "gather_elements C1");
+        refused(0, "2 3", ty(Elem::I64, "2 4"), "gather_elements C1");
+        refused(2, "2 3", ty(Elem::I64, "2 3"), "gather_elements C2");
+        let (y, checks) = infer(GatherElements { axis: 0 }, &[ty(Elem::F32, "n m"), ty(Elem::I64, "9 5")]);
+        assert_eq!((y.as_str(), checks), ("f32[9, 5]", vec!["max(5, m) = m".into()]));
+    }
+}

@@ -71,3 +71,42 @@ impl Operator for GatherNd {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+
+    #[test]
+    fn tuples_name_elements_and_slices() {
+        let x = Tensor::of(&[2, 2], vec![1u8, 2, 3, 4]);
+        let pairs = Tensor::of(&[3, 2], vec![0i64, 0, 1, 1, -1, 0]);
+        assert_eq!(eval(GatherNd { batch: 0 }, &[x.clone(), pairs]), Tensor::of(&[3], vec![1u8, 4, 3]));
+        let rows = Tensor::of(&[2, 1], vec![1i32, 0]);
+        assert_eq!(eval(GatherNd { batch: 0 }, &[x.clone(), rows.clone()]), Tensor::of(&[2, 2], vec![3u8, 4, 1, 2]));
+        assert_eq!(eval(GatherNd { batch: 1 }, &[x.clone(), rows]), Tensor::of(&[2], vec![2u8, 3]));
+        assert_eq!(eval(GatherNd { batch: 0 }, &[x, tensor(Elem::I64, &[0, 2], 0)]).sizes(), [0]);
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let x = tensor(Elem::F32, &[2, 3], 0);
+        let e = failure(GatherNd { batch: 1 }, &[x, Tensor::of(&[2, 1], vec![0i64, -4])]);
+        assert_eq!(e, "index -4 is outside of [-3, 3) on axis 1");
+    }
+
+    #[test]
+    fn constraints() {
+        let refused = |batch, indices, c| assert_refused(GatherNd { batch }, &[ty(Elem::F32, "2 3"), indices], c);
+        refused(0, ty(Elem::F32, "1 2"), "gather_nd C1");
+        refused(0, ty(Elem::I64, "1 n"), "gather_nd C1");
+        refused(0, ty(Elem::I64, "1 3"), "gather_nd C1");
+        refused(1, ty(Elem::I64, "2 2"), "gather_nd C1");
+        refused(0, ty(Elem::I64, ""), "gather_nd C2");
+        refused(1, ty(Elem::I64, "4 1"), "gather_nd C2");
+        refused(2, ty(Elem::I64, "2 0"), "gather_nd C2");
+        let (y, checks) = infer(GatherNd { batch: 1 }, &[ty(Elem::F32, "b s h"), ty(Elem::I64, "2 n 1")]);
+        assert_eq!((y.as_str(), checks), ("f32[2, n, h]", vec!["b = 2".into()]));
+    }
+}

@@ -34,3 +34,25 @@ impl Operator for Iota {
         Ok(vec![Tensor::build(self.elem, &sizes, |i| Scalar::Int((i / inner % sizes[self.axis]) as i128))])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn elements_are_indices_along_the_axis() {
+        let iota = |elem, axis| eval(Iota { elem, shape: Shape::fixed(&[2, 3]), axis }, &[]);
+        assert_eq!(iota(Elem::I64, 1), Tensor::of(&[2, 3], vec![0i64, 1, 2, 0, 1, 2]));
+        assert_eq!(iota(Elem::F32, 0), Tensor::of(&[2, 3], vec![0f32, 0.0, 0.0, 1.0, 1.0, 1.0]));
+        let empty = eval(Iota { elem: Elem::U8, shape: Shape::fixed(&[0, 2]), axis: 1 }, &[]);
+        assert!(empty.is_empty());
+        assert_eq!(infer(Iota { elem: Elem::I32, shape: ty(Elem::I32, "n").shape, axis: 0 }, &[]).0, "i32[n]");
+    }
+
+    #[test]
+    fn constraints() {
+        assert_refused(Iota { elem: Elem::I64, shape: Shape::fixed(&[2]), axis: 1 }, &[], "iota C1");
+        assert_refused(Iota { elem: Elem::Bool, shape: Shape::fixed(&[2]), axis: 0 }, &[], "iota C2");
+    }
+}

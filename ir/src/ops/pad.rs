@@ -126,3 +126,51 @@ impl Operator for Pad {
         Traits { moved: if self.mode == PadMode::Constant { 2 } else { 1 }, ..Traits::MOVES }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+
+    fn pad(mode: PadMode, before: &[i64], after: &[i64]) -> Pad {
+        let dims = |list: &[i64]| list.iter().map(|&n| Dim::from(n)).collect();
+        Pad { mode, before: dims(before), after: dims(after) }
+    }
+
+    #[test]
+    fn borders_of_every_mode() {
+        let x = Tensor::of(&[3], vec![1u8, 2, 3]);
+        let of = |mode, before, after| eval(pad(mode, &[before], &[after]), std::slice::from_ref(&x)).to_i64s().unwrap();
+        assert_eq!(of(PadMode::Reflect, 2, 2), [3, 2, 1, 2, 3, 2, 1]);
+        assert_eq!(of(PadMode::Edge, 2, 1), [1, 1, 1, 2, 3, 3]);
+        assert_eq!(of(PadMode::Wrap, 4, 1), [3, 1, 2, 3, 1, 2, 3, 1]);
+        let square = Tensor::of(&[1, 1], vec![7i32]);
+        let y = eval(pad(PadMode::Constant, &[1, 0], &[0, 2]), &[square, Tensor::of(&[], vec![9i32])]);
+        assert_eq!(y, Tensor::of(&[2, 3], vec![9i32, 9, 9, 7, 9, 9]));
+        assert_eq!(eval(pad(PadMode::Edge, &[0], &[0]), &[tensor(Elem::F32, &[0], 0)]).sizes(), [0]);
+    }
+
+    #[test]
+    fn symbolic_borders_are_added_and_checked() {
+        let op = Pad { mode: PadMode::Reflect, before: vec![Dim::from(1)], after: vec![Dim::symbol("p")] };
+        let (y, checks) = infer(op, &[ty(Elem::F32, "n")]);
+        assert_eq!(y, "f32[n+p+1]");
+        assert_eq!(checks, ["max(2, n) = n", "max(n, p+1) = n"]);
+    }
+
+    #[test]
+    fn constraints() {
+        let (x, value) = (ty(Elem::F32, "3"), ty(Elem::F32, ""));
+        assert_refused(pad(PadMode::Constant, &[1], &[1]), std::slice::from_ref(&x), "pad C1");
+        assert_refused(pad(PadMode::Constant, &[1], &[1]), &[x.clone(), ty(Elem::I32, "")], "pad C1");
+        assert_refused(pad(PadMode::Constant, &[1], &[1]), &[x.clone(), ty(Elem::F32, "1")], "pad C1");
+        assert_refused(pad(PadMode::Edge, &[1], &[1]), &[x.clone(), value.clone()], "pad C1");
+        assert_refused(pad(PadMode::Constant, &[1, 1], &[1]), &[x.clone(), value.clone()], "pad C2");
+        assert_refused(pad(PadMode::Constant, &[-1], &[1]), &[x.clone(), value], "pad C2");
+        assert_refused(pad(PadMode::Reflect, &[0], &[3]), &[x], "pad C2");
+        for mode in [PadMode::Edge, PadMode::Wrap, PadMode::Reflect] {
+            assert_refused(pad(mode, &[1], &[0]), &[ty(Elem::F32, "0")], "pad C2");
+        }
+    }
+}

@@ -166,3 +166,85 @@ impl Operator for Quantize {
         Some(self.decomposition(graph, inputs, loc).map(|v| vec![v]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn scheme(granularity: Granularity, symmetric: bool) -> Scheme {
+        Scheme { storage: Elem::I8, min: -127, max: 127, granularity, symmetric, scale: Elem::F32 }
+    }
+
+    #[test]
+    fn every_element_has_its_scale() {
+        let x = f32s(&[2, 3], &[0.5, 1.5, 1000.0, 0.5, 1.5, f32::NAN]);
+        let of = |granularity, sizes: &[usize], scales: &[f32], zeros: &[i8]| {
+            let op = Quantize { scheme: scheme(granularity, false) };
+            eval(op, &[x.clone(), f32s(sizes, scales), Tensor::of(sizes, zeros.to_vec())]).to_i64s().unwrap()
+        };
+        assert_eq!(of(Granularity::Tensor, &[], &[1.0], &[3]), [3, 5, 127, 3, 5, 3]);
+        assert_eq!(of(Granularity::Axis { axis: 0 }, &[2], &[1.0, 0.5], &[0, 1]), [0, 2, 127, 2, 4, 1]);
+        assert_eq!(of(Granularity::Axis { axis: 1 }, &[3], &[1.0, 0.5, 10.0], &[0, 1, 2]), [0, 4, 102, 0, 4, 2]);
+        let blocks = Granularity::Blocks { axis: 1, size: 2 };
+        assert_eq!(of(blocks, &[2, 2], &[0.5, 10.0, 1.0, 1.0], &[0, 0, 9, 8]), [1, 3, 100, 9, 11, 8]);
+    }
+
+    #[test]
+    fn shapes_of_scales() {
+        let blocks = Quantize { scheme: scheme(Granularity::Blocks { axis: 1, size: 4 }, true) };
+        let (y, checks) = infer(blocks, &[ty(Elem::F32, "n k"), ty(Elem::F32, "n b")]);
+        assert_eq!(y, format!("i8[n, k] quant<{}>", scheme(Granularity::Blocks { axis: 1, size: 4 }, true)));
+        assert_eq!(checks, ["b = div(k+3, 4)"]);
+    }
+
+    #[test]
+    fn constraints() {
+        let refused = |scheme, types: &[Type], c| assert_refused(Quantize { scheme }, types, c);
+        let (f, i8s) = (|s| ty(Elem::F32, s), |s| ty(Elem::I8, s));
+        let tensor = scheme(Granularity::Tensor, false);
+        refused(tensor, &[i8s("3"), f(""), i8s("")], "quantize C1");
+        refused(tensor, &[f("3"), f("")], "quantize C1");
+        refused(scheme(Granularity::Tensor, true), &[f("3"), f(""), i8s("")], "quantize C1");
+        refused(tensor, &[f("3"), ty(Elem::F16, ""), i8s("")], "quantize C2");
+        refused(tensor, &[f("3"), f("1"), i8s("")], "quantize C2");
+        refused(tensor, &[f("3"), f(""), ty(Elem::U8, "")], "quantize C2");
+        refused(scheme(Granularity::Axis { axis: 0 }, true), &[f("3"), f("4")], "quantize C2");
+        refused(scheme(Granularity::Axis { axis: 1 }, true), &[f("3"), f("3")], "quantize C3");
+        refused(scheme(Granularity::Blocks { axis: 0, size: 0 }, true), &[f("3"), f("3")], "quantize C3");
+        for wrong in [
+            Scheme { storage: Elem::F16, ..tensor },
+            Scheme { storage: Elem::I32, ..tensor },
+            Scheme { storage: Elem::I4, ..tensor },
+            Scheme { storage: Elem::U8, ..tensor },
+            Scheme { min: 1, max: 0, ..tensor },
+            Scheme { scale: Elem::F64, ..tensor },
+        ] {
+            refused(wrong, &[f("3"), ty(wrong.scale, ""), ty(wrong.storage, "")], "quantize C3");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lowers(sizes in sizes(1..4), axis in 0u32..3, block in 1u32..4, symmetric: bool, seed: u64) {
+            let axis = axis % sizes.len() as u32;
+            let granularities = [Granularity::Tensor, Granularity::Axis { axis }, Granularity::Blocks { axis, size: block }];
+            for (granularity, elem) in granularities.into_iter().zip([Elem::F32, Elem::F16, Elem::F64]) {
+                let scheme = Scheme { storage: Elem::U4, min: 1, max: 14, granularity, symmetric, scale: Elem::F16 };
+                let x = tensor(elem, &sizes, seed);
+                let of = parameter_shape(&x.ty().shape, granularity).unwrap().as_fixed().unwrap();
+                let mut inputs = vec![x, tensor(Elem::F16, &of, seed)];
+                inputs.extend((!symmetric).then(|| tensor(Elem::U4, &of, seed)));
+                // Some scales are 0: the quotients are infinite or NaN.
+                let op = Quantize { scheme };
+                let expected = op.eval(&Bindings::new(), &inputs).unwrap();
+                let mut g = Graph::new("lowered");
+                let operands: Vec<Value> = inputs.iter().map(|t| g.add_input("x", t.ty())).collect();
+                let y = op.lower(&mut g, &operands, &Loc::default()).unwrap().unwrap()[0];
+                g.add_output("y", y);
+                prop_assert_eq!(g.evaluate(&inputs, &Bindings::new()).unwrap(), expected);
+            }
+        }
+    }
+}

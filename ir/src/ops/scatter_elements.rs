@@ -108,3 +108,65 @@ impl Operator for ScatterElements {
         Ok(vec![self.reduction.apply(x, updates, &places(indices, x.sizes(), self.axis)?)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::GatherElements;
+    use super::super::testing::*;
+    use super::*;
+    use proptest::prelude::*;
+
+    const REDUCTIONS: [ScatterReduction; 5] =
+        [ScatterReduction::Replace, ScatterReduction::Add, ScatterReduction::Mul, ScatterReduction::Max, ScatterReduction::Min];
+
+    #[test]
+    fn updates_meet_in_order() {
+        let x = Tensor::of(&[3], vec![1i32, 2, 3]);
+        let at = Tensor::of(&[3], vec![1i64, -2, 0]);
+        let updates = Tensor::of(&[3], vec![10i32, -5, 7]);
+        let expected = [[7, -5, 3], [8, 7, 3], [7, -100, 3], [7, 10, 3], [1, -5, 3]];
+        for (reduction, expected) in REDUCTIONS.into_iter().zip(expected) {
+            let y = eval(ScatterElements { axis: 0, reduction }, &[x.clone(), at.clone(), updates.clone()]);
+            assert_eq!(y, Tensor::of(&[3], expected.to_vec()), "{reduction:?}");
+        }
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let op = ScatterElements { axis: 0, reduction: ScatterReduction::Add };
+        let e = failure(op, &[tensor(Elem::F32, &[2], 0), Tensor::of(&[1], vec![-3i32]), tensor(Elem::F32, &[1], 0)]);
+        assert_eq!(e, "index -3 is outside of [-2, 2) on axis 0");
+    }
+
+    #[test]
+    fn constraints() {
+        let refused = |axis, reduction, types: [Type; 3], c| assert_refused(ScatterElements { axis, reduction }, &types, c);
+        let (f, i) = (|s| ty(Elem::F32, s), |s| ty(Elem::I64, s));
+        let [replace, add, ..] = REDUCTIONS;
+        refused(0, replace, [f("2 3"), f("1 3"), f("1 3")], "scatter_elements C1");
+        refused(0, replace, [f("2 3"), i("1 3"), i("1 3")], "scatter_elements C1");
+        refused(0, replace, [f("2 3"), i("3"), f("3")], "scatter_elements C1");
+        refused(0, replace, [f("2 3"), i("1 3"), f("1 2")], "scatter_elements C1");
+        refused(0, replace, [f("2 3"), i("1 4"), f("1 4")], "scatter_elements C1");
+        refused(2, replace, [f("2 3"), i("1 3"), f("1 3")], "scatter_elements C2");
+        let b = |s| ty(Elem::Bool, s);
+        refused(0, add, [b("2"), i("2"), b("2")], "scatter_elements C3");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_scattered_can_be_gathered(
+            sizes in prop::collection::vec(1usize..5, 1..4), axis in 0usize..3, order in Just([0i64, 1, 2, 3]).prop_shuffle(), seed: u64,
+        ) {
+            let axis = axis % sizes.len();
+            // Along the axis every index comes at most once.
+            let order: Vec<i64> = order.into_iter().filter(|&i| i < sizes[axis] as i64).collect();
+            let at = Tensor::build(Elem::I32, &sizes, |i| Scalar::Int(order[super::super::support::unravel(i, &sizes)[axis]].into()));
+            for (elem, _) in Elem::ALL {
+                let (x, updates) = (tensor(elem, &sizes, seed), tensor(elem, &sizes, !seed));
+                let y = eval(ScatterElements { axis, reduction: ScatterReduction::Replace }, &[x, at.clone(), updates.clone()]);
+                prop_assert_eq!(&eval(GatherElements { axis }, &[y, at.clone()]), &updates);
+            }
+        }
+    }
+}

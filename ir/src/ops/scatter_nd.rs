@@ -44,3 +44,60 @@ impl Operator for ScatterNd {
         Ok(vec![self.reduction.apply(x, updates, &places)])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::GatherNd;
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slices_are_replaced_or_added() {
+        let x = Tensor::of(&[3, 2], vec![1i32, 2, 3, 4, 5, 6]);
+        let rows = Tensor::of(&[2, 1], vec![2i64, -1]);
+        let updates = Tensor::of(&[2, 2], vec![10i32, 20, 30, 40]);
+        let of = |reduction, at: &Tensor, updates: &Tensor| {
+            eval(ScatterNd { reduction }, &[x.clone(), at.clone(), updates.clone()]).to_i64s().unwrap()
+        };
+        assert_eq!(of(ScatterReduction::Replace, &rows, &updates), [1, 2, 3, 4, 30, 40]);
+        assert_eq!(of(ScatterReduction::Add, &rows, &updates), [1, 2, 3, 4, 45, 66]);
+        assert_eq!(of(ScatterReduction::Mul, &Tensor::of(&[2], vec![0i32, 1]), &Tensor::of(&[], vec![7i32])), [1, 14, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn indices_outside_are_refused() {
+        let op = ScatterNd { reduction: ScatterReduction::Replace };
+        let e = failure(op, &[tensor(Elem::F32, &[2, 3], 0), Tensor::of(&[2], vec![1i64, 3]), tensor(Elem::F32, &[], 0)]);
+        assert_eq!(e, "index 3 is outside of [-3, 3) on axis 1");
+    }
+
+    #[test]
+    fn constraints() {
+        let refused = |indices, updates, c| {
+            assert_refused(ScatterNd { reduction: ScatterReduction::Mul }, &[ty(Elem::F32, "2 3"), indices, updates], c)
+        };
+        let (f, i) = (|s| ty(Elem::F32, s), |s| ty(Elem::I64, s));
+        refused(f("1 2"), f("1"), "scatter_nd C1");
+        refused(i("1 n"), f("1"), "scatter_nd C1");
+        refused(i("1 3"), f("1"), "scatter_nd C1");
+        refused(i("1 2"), i("1"), "scatter_nd C1");
+        refused(i("1 2"), f("1 1"), "scatter_nd C2");
+        refused(i("4 1"), f("4 2"), "scatter_nd C2");
+        let b = |s| ty(Elem::Bool, s);
+        assert_refused(ScatterNd { reduction: ScatterReduction::Add }, &[b("2"), i("1 1"), b("1")], "scatter_nd C3");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_scattered_can_be_gathered(rows in Just([0i64, 1, 2, 3, 4]).prop_shuffle(), count in 0usize..6, width in 0usize..4, seed: u64) {
+            let at = Tensor::of(&[count, 1], rows[..count].to_vec());
+            for (elem, _) in Elem::ALL {
+                let (x, updates) = (tensor(elem, &[5, width], seed), tensor(elem, &[count, width], !seed));
+                let y = eval(ScatterNd { reduction: ScatterReduction::Replace }, &[x, at.clone(), updates.clone()]);
+                prop_assert_eq!(&eval(GatherNd { batch: 0 }, &[y, at.clone()]), &updates);
+            }
+        }
+    }
+}

@@ -86,3 +86,65 @@ impl Operator for Slice {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    fn slice(starts: &[i64], steps: &[i64], lens: &[i64]) -> Slice {
+        Slice { starts: starts.iter().map(|&n| Dim::from(n)).collect(), steps: steps.to_vec(), lens: Shape::fixed(lens) }
+    }
+
+    #[test]
+    fn steps_may_be_negative() {
+        let x = Tensor::of(&[2, 5], (0u8..10).collect());
+        assert_eq!(eval(slice(&[1, 4], &[-1, -2], &[2, 3]), std::slice::from_ref(&x)), Tensor::of(&[2, 3], vec![9u8, 7, 5, 4, 2, 0]));
+        assert_eq!(eval(slice(&[9, 0], &[1, 1], &[0, 5]), &[x]).sizes(), [0, 5]);
+    }
+
+    #[test]
+    fn bounds_are_proved_or_checked() {
+        let (n, x) = (Dim::symbol("n"), ty(Elem::F32, "n"));
+        let checks = |start: Dim, step: i64, len: Dim| {
+            infer(Slice { starts: vec![start], steps: vec![step], lens: Shape(vec![len]) }, std::slice::from_ref(&x)).1
+        };
+        let (zero, one) = (Dim::from(0), Dim::from(1));
+        assert!(checks(one.clone(), 1, n.clone() - one.clone()).is_empty());
+        assert!(checks(n.clone() - one.clone(), -1, n.clone()).is_empty());
+        assert!(checks(zero.clone(), 2, n.ceil_div(2)).is_empty());
+        let clamped = Dim::from(3).minimum(&n);
+        assert!(checks(clamped.clone(), 1, n.clone() - clamped).is_empty());
+        assert_eq!(checks(zero, 1, Dim::from(5)), ["max(5, n) = n"]);
+    }
+
+    #[test]
+    fn constraints() {
+        let x = [ty(Elem::F32, "4")];
+        for op in [slice(&[], &[1], &[1]), slice(&[0], &[], &[1]), slice(&[0], &[1], &[1, 1]), slice(&[0], &[0], &[1])] {
+            assert_refused(op, &x, "slice C1");
+        }
+        for op in [slice(&[0], &[1], &[5]), slice(&[-1], &[1], &[1]), slice(&[3], &[-1], &[5]), slice(&[4], &[-1], &[1])] {
+            assert_refused(op, &x, "slice C2");
+        }
+        let late = Slice { starts: vec![Dim::symbol("s")], steps: vec![1], lens: Shape::fixed(&[2]) };
+        let bindings = Bindings::from([(crate::dim::Symbol::new("s"), 3)]);
+        let e = late.eval(&bindings, &[tensor(Elem::F32, &[4], 0)]).unwrap_err();
+        assert_eq!(e.to_string(), "slice C2: indices 3 to 4 are outside of the 4 of axis 0");
+    }
+
+    proptest! {
+        #[test]
+        fn every_element_is_where_it_should_be(n in 1i64..9, start in 0i64..9, step in -3i64..4, len in 0i64..9, seed: u64) {
+            let (step, last) = if step == 0 { (1, start + len - 1) } else { (step, start + (len - 1) * step) };
+            prop_assume!(len == 0 || ((0..n).contains(&start) && (0..n).contains(&last)));
+            let x = tensor(Elem::I4, &[n as usize], seed);
+            let y = eval(slice(&[start], &[step], &[len]), std::slice::from_ref(&x));
+            for i in 0..len {
+                prop_assert_eq!(y.get(i as usize), x.get((start + i * step) as usize));
+            }
+        }
+    }
+}

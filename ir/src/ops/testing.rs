@@ -1,8 +1,9 @@
 //! What the operators' tests share: tensors, types, and the comparison of an operator with its decomposition.
 
 use super::{InferCx, Op};
-use crate::dim::{Bindings, Dim};
+use crate::dim::{Bindings, Dim, SymbolTable};
 use crate::graph::{Graph, Loc};
+use crate::quant::{Granularity, Scheme};
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{Elem, Type};
 use proptest::prelude::*;
@@ -102,4 +103,24 @@ pub(super) fn assert_refused(op: impl Into<Op>, types: &[Type], constraint: &str
 /// Shapes of a rank in a range, sizes 0 to 4.
 pub(super) fn sizes(rank: std::ops::Range<usize>) -> impl Strategy<Value = Vec<usize>> {
     prop::collection::vec(0usize..5, rank)
+}
+
+/// The type that inference gives the first result, and what it wants to be checked at run time, as
+/// text. All symbols have the widest range.
+pub(super) fn infer(op: impl Into<Op>, types: &[Type]) -> (String, Vec<String>) {
+    let symbols = SymbolTable::new();
+    let mut cx = InferCx::new(&symbols);
+    let results = op.into().infer(&mut cx, types).expect("inference accepts the operands");
+    (results[0].to_string(), cx.into_checks().iter().map(|(a, b)| format!("{a} = {b}")).collect())
+}
+
+/// The message with which evaluation ends.
+pub(super) fn failure(op: impl Into<Op>, inputs: &[Tensor]) -> String {
+    op.into().eval(&Bindings::new(), inputs).expect_err("evaluation fails").to_string()
+}
+
+/// A type quantized with one scale per index of an axis.
+pub(super) fn per_axis(t: Type, axis: u32) -> Type {
+    let granularity = Granularity::Axis { axis };
+    Type { quant: Some(Scheme { storage: t.elem, min: -8, max: 7, granularity, symmetric: true, scale: Elem::F32 }), ..t }
 }

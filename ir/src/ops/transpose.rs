@@ -59,3 +59,43 @@ impl Operator for Transpose {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn rows_become_columns() {
+        let x = Tensor::of(&[2, 3], vec![1u8, 2, 3, 4, 5, 6]);
+        assert_eq!(eval(Transpose { perm: vec![1, 0] }, &[x]), Tensor::of(&[3, 2], vec![1u8, 4, 2, 5, 3, 6]));
+    }
+
+    #[test]
+    fn the_axis_of_a_scheme_moves_along() {
+        let transposed = Transpose { perm: vec![1, 2, 0] };
+        let (y, _) = infer(transposed, &[per_axis(ty(Elem::I8, "4 2 n"), 0)]);
+        assert_eq!(y, per_axis(ty(Elem::I8, "2 n 4"), 2).to_string());
+    }
+
+    #[test]
+    fn constraints() {
+        for perm in [vec![0], vec![0, 0], vec![0, 2], vec![0, 1, 2]] {
+            assert_refused(Transpose { perm }, &[ty(Elem::F32, "2 3")], "transpose C1");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_inverse_undoes_it(sizes in sizes(0..5), perm in Just([0usize, 1, 2, 3]).prop_shuffle(), seed: u64) {
+            let perm: Vec<usize> = perm.into_iter().filter(|&p| p < sizes.len()).collect();
+            let op = Transpose { perm };
+            for (elem, _) in Elem::ALL {
+                let x = tensor(elem, &sizes, seed);
+                prop_assert_eq!(eval(op.inverse(), &[eval(op.clone(), std::slice::from_ref(&x))]), x);
+            }
+        }
+    }
+}

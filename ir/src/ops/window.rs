@@ -86,3 +86,65 @@ impl Operator for Window {
         Traits::MOVES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::support::{ravel, unravel};
+    use super::super::testing::*;
+    use super::*;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    #[test]
+    fn windows_overlap() {
+        let x = Tensor::of(&[1, 5], vec![1u8, 2, 3, 4, 5]);
+        let y = eval(Window { kernel: vec![2], strides: vec![1], dilations: vec![2] }, &[x]);
+        assert_eq!(y, Tensor::of(&[1, 3, 2], vec![1u8, 3, 2, 4, 3, 5]));
+    }
+
+    #[test]
+    fn symbolic_sizes_give_symbolic_positions() {
+        let op = Window { kernel: vec![3], strides: vec![2], dilations: vec![1] };
+        let (y, checks) = infer(op, &[ty(Elem::F32, "c n")]);
+        assert_eq!((y.as_str(), checks), ("f32[c, div(n-3, 2)+1, 3]", vec!["max(3, n) = n".into()]));
+    }
+
+    #[test]
+    fn constraints() {
+        let op = |kernel: &[i64], strides: &[i64], dilations: &[i64]| Window {
+            kernel: kernel.into(),
+            strides: strides.into(),
+            dilations: dilations.into(),
+        };
+        let x = [ty(Elem::F32, "4")];
+        for op in
+            [op(&[1], &[1, 1], &[1]), op(&[1, 1], &[1, 1], &[1, 1]), op(&[0], &[1], &[1]), op(&[1], &[0], &[1]), op(&[1], &[1], &[-1])]
+        {
+            assert_refused(op, &x, "window C1");
+        }
+        assert_refused(op(&[3], &[1], &[2]), &x, "window C2");
+        assert_eq!(infer(op(&[3], &[1], &[2]), &[ty(Elem::F32, "0")]).0, "f32[0, 3]");
+    }
+
+    proptest! {
+        #[test]
+        fn every_tap_is_where_the_definition_says(
+            sizes in prop::collection::vec(5usize..8, 2..4),
+            kernel in 1i64..3, stride in 1i64..4, dilation in 1i64..4, seed: u64,
+        ) {
+            for elem in [Elem::I4, Elem::Bf16] {
+                let x = tensor(elem, &sizes, seed);
+                let op = Window { kernel: vec![kernel, 2], strides: vec![stride, 1], dilations: vec![dilation, 3] };
+                let y = eval(op, std::slice::from_ref(&x));
+                let batch = sizes.len() - 2;
+                for i in 0..y.len() {
+                    let at = unravel(i, y.sizes());
+                    let mut from = at[..batch].to_vec();
+                    from.push(at[batch] * stride as usize + at[batch + 2] * dilation as usize);
+                    from.push(at[batch + 1] + at[batch + 3] * 3);
+                    prop_assert_eq!(y.get(i), x.get(ravel(&from, &sizes)));
+                }
+            }
+        }
+    }
+}
