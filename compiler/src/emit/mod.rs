@@ -1,1 +1,3 @@
 //! Code generation.
+
+pub mod clif;

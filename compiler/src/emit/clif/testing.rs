@@ -1,0 +1,92 @@
+//! Runs single kernels in this process, for tests.
+
+use super::kernel_function;
+use super::target::Cpu;
+use crate::kernel::Kernel;
+use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
+use target_lexicon::Triple;
+
+/// The CPU variants of the host that it can run.
+pub fn host_cpus() -> Vec<Cpu> {
+    let host = Triple::host();
+    let mut cpus = vec![Cpu::baseline(&host).expect("tests run on a supported architecture")];
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        cpus.extend(Cpu::avx2(&host));
+    }
+    cpus
+}
+
+/// CPU variants to compile for without running: those of other architectures.
+pub fn foreign_cpus() -> Vec<Cpu> {
+    let triple: Triple = "aarch64-unknown-linux-gnu".parse().expect("a triple");
+    Cpu::variants(&triple)
+}
+
+/// The machine code of a kernel.
+///
+/// # Panics
+/// When Cranelift rejects it, or it needs relocations.
+pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> (Vec<u8>, u32) {
+    let mut context = Context::for_function(kernel_function(kernel, cpu));
+    let code = context
+        .compile(&*cpu.isa, &mut ControlPlane::default())
+        .unwrap_or_else(|e| panic!("{}: {:?}\n{}", cpu.name, e.inner, e.func.display()));
+    assert!(code.buffer.relocs().is_empty(), "{}: calls {:?}", cpu.name, code.buffer.relocs());
+    (code.code_buffer().to_vec(), code.buffer.alignment)
+}
+
+/// A kernel compiled for the host.
+pub struct Compiled {
+    function: unsafe extern "C" fn(*const u64, i64, i64),
+    module: Option<cranelift_jit::JITModule>,
+}
+
+impl Compiled {
+    /// Compiles a kernel for a CPU that the host can run.
+    pub fn new(kernel: &Kernel, cpu: &Cpu) -> Compiled {
+        use cranelift_module::{Linkage, Module};
+        let builder = cranelift_jit::JITBuilder::with_isa(cpu.isa.clone(), cranelift_module::default_libcall_names());
+        let mut module = cranelift_jit::JITModule::new(builder);
+        let function = kernel_function(kernel, cpu);
+        let id = module.declare_function("kernel", Linkage::Local, &function.signature).expect("a fresh name");
+        let mut context = Context::for_function(function);
+        module.define_function(id, &mut context).unwrap_or_else(|e| panic!("{}: {e:?}\n{}", cpu.name, context.func.display()));
+        module.finalize_definitions().expect("no undefined symbols");
+        let address = module.get_finalized_function(id);
+        // SAFETY: the function was compiled with this signature in the host's convention.
+        #[allow(unsafe_code, reason = "calling compiled code in this process")]
+        let function = unsafe { std::mem::transmute::<*const u8, unsafe extern "C" fn(*const u64, i64, i64)>(address) };
+        Compiled { function, module: Some(module) }
+    }
+
+    /// Runs the tasks `begin..end`. Returns the status word.
+    ///
+    /// Buffers must be as long as the kernel's accesses with these integers reach.
+    pub fn run(&self, buffers: &mut [Vec<u8>], ints: &[i64], begin: i64, end: i64) -> i32 {
+        let mut status = 0i32;
+        let mut words = vec![&raw mut status as u64];
+        words.extend(buffers.iter_mut().map(|b| b.as_mut_ptr() as u64));
+        words.extend(ints.iter().map(|&n| n as u64));
+        // SAFETY: `words` has the layout that kernels take, the buffers are alive and, as the caller
+        // promises, long enough.
+        #[allow(unsafe_code, reason = "calling compiled code in this process")]
+        unsafe {
+            (self.function)(words.as_ptr(), begin, end);
+        }
+        status
+    }
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        if let Some(module) = self.module.take() {
+            // SAFETY: nothing runs or points into the code any more.
+            #[allow(unsafe_code, reason = "freeing compiled code")]
+            unsafe {
+                module.free_memory();
+            }
+        }
+    }
+}
