@@ -3,6 +3,7 @@
 use crate::abi::Status;
 use crate::buffer::OutOfMemory;
 use crate::manifest::ManifestError;
+use crate::solve::DimsError;
 use crate::weights::HeaderError;
 use std::path::PathBuf;
 
@@ -116,7 +117,7 @@ pub enum Error {
     },
     /// The values of the inputs' sizes cannot be combined.
     #[error(transparent)]
-    Dims(#[from] crate::solve::DimsError),
+    Dims(Box<DimsError>),
     /// The number of buffers, or the size or the alignment of one, is not what the dimensions require.
     #[error("{what}: expected {expected}, got {actual}")]
     Buffer {
@@ -155,6 +156,12 @@ impl Error {
             Error::Status { code, .. } => Status::from_code(*code),
             _ => None,
         }
+    }
+}
+
+impl From<DimsError> for Error {
+    fn from(e: DimsError) -> Error {
+        Error::Dims(Box::new(e))
     }
 }
 
