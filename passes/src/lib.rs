@@ -14,8 +14,12 @@
 pub mod cost;
 pub mod cse;
 pub mod dce;
+pub mod eqsat;
 pub mod fold;
 mod rebuild;
+pub mod rules;
+pub mod simplify;
 pub mod table;
+pub mod terms;
 
 pub use table::{Context, OptLevel, Pass, PassError, Ran, Stats, UnknownPass, parse_passes, pipeline, run_pipeline};

@@ -1,6 +1,6 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
-use crate::{cse, dce, fold};
+use crate::{cse, dce, eqsat, fold, simplify};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -97,18 +97,25 @@ pub enum OptLevel {
 }
 
 /// Every pass, in alphabetical order.
-pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &fold::PASS];
+pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &simplify::PASS];
 
 const O0: &[&Pass] = &[&dce::PASS];
 
 const O1: &[&Pass] = &[
     &fold::PASS, //
+    &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
 ];
 
 const O2: &[&Pass] = &[
     &fold::PASS, //
+    &simplify::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &eqsat::PASS,
+    &fold::PASS,
+    &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
 ];

@@ -1,0 +1,236 @@
+//! Extraction: one e-node per class, so that what the outputs need costs least in total, shared
+//! terms counted once.
+//!
+//! First every class gets the e-node whose term is cheapest when its own subterms are counted
+//! once each. That does not see what the rest of the program computes anyway, so single choices
+//! are then changed as long as the whole program gets cheaper. Ties go to the earlier e-node in egg's
+//! order, which follows from the graph alone.
+
+use super::analysis::Classes;
+use super::language::ENode;
+use crate::cost;
+use crate::table::Context;
+use egg::{Id, Language};
+use std::collections::HashMap;
+
+/// How often all classes are gone through in either phase. Both phases end by themselves when nothing
+/// improves, usually after three rounds; the limit bounds the time on graphs built to be hostile.
+const MAX_ROUNDS: usize = 12;
+
+/// How much cheaper a choice must be to replace another: above the rounding of sums of costs.
+const MIN_GAIN: f64 = 1e-3;
+
+/// The chosen e-node of every class that has one.
+pub(super) struct Choice {
+    chosen: HashMap<Id, ENode>,
+}
+
+impl Choice {
+    /// The e-node that represents a class; `id` is canonical.
+    ///
+    /// # Panics
+    /// When nothing was chosen: every class that an output reaches has a choice.
+    pub(super) fn of(&self, id: Id) -> &ENode {
+        &self.chosen[&id]
+    }
+}
+
+/// A set of classes by their dense numbers.
+#[derive(Clone, PartialEq)]
+struct Set(Vec<u64>);
+
+impl Set {
+    fn contains(&self, i: usize) -> bool {
+        self.0[i / 64] >> (i % 64) & 1 == 1
+    }
+
+    fn insert(&mut self, i: usize) {
+        self.0[i / 64] |= 1 << (i % 64);
+    }
+
+    fn union(&mut self, other: &Set) {
+        self.0.iter_mut().zip(&other.0).for_each(|(a, b)| *a |= b);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(word, &bits)| (0..64).filter(move |b| bits >> b & 1 == 1).map(move |b| word * 64 + b))
+    }
+}
+
+/// The e-graph with dense numbers, children resolved and costs known.
+struct Dense {
+    ids: Vec<Id>,
+    /// Per class its e-nodes: children, own cost.
+    nodes: Vec<Vec<(Vec<usize>, f64)>>,
+}
+
+/// A class's choice so far: which e-node, and all classes that it needs, itself included.
+struct Best {
+    node: usize,
+    cost: f64,
+    needs: Set,
+}
+
+/// Chooses e-nodes for everything that `outputs` need. `original` says which e-node the graph had in a
+/// class; it is the way out should choices be cyclic.
+pub(super) fn extract(egraph: &Classes, outputs: &[Id], cx: &Context, original: &HashMap<Id, ENode>) -> (Choice, f64) {
+    let dense = Dense::new(egraph, cx);
+    let number: HashMap<Id, usize> = dense.ids.iter().enumerate().map(|(i, &id)| (id, i)).collect();
+    let roots: Vec<usize> = outputs.iter().map(|&id| number[&egraph.find(id)]).collect();
+    let mut choice = dense.cheapest_terms();
+    let cost = dense.improve(&roots, &mut choice);
+    let chosen = |i: usize, node: usize| (dense.ids[i], egraph[dense.ids[i]].iter().nth(node).expect("an e-node of the class").clone());
+    match cost {
+        Some(cost) => {
+            let chosen = choice.iter().enumerate().filter_map(|(i, c)| c.map(|node| chosen(i, node)));
+            (Choice { chosen: chosen.collect() }, cost)
+        }
+        None => (Choice { chosen: original.iter().map(|(&id, n)| (egraph.find(id), n.clone())).collect() }, f64::INFINITY),
+    }
+}
+
+impl Dense {
+    fn new(egraph: &Classes, cx: &Context) -> Dense {
+        let mut ids: Vec<Id> = egraph.classes().map(|c| c.id).collect();
+        ids.sort();
+        let number: HashMap<Id, usize> = ids.iter().enumerate().map(|(i, &id)| (id, i)).collect();
+        let class_nodes = |id: &Id| {
+            let class = &egraph[*id];
+            let node = |n: &ENode| {
+                let children: Vec<usize> = n.children().iter().map(|&c| number[&egraph.find(c)]).collect();
+                (children, own_cost(egraph, *id, n, cx))
+            };
+            class.iter().map(node).collect()
+        };
+        let nodes = ids.iter().map(class_nodes).collect();
+        Dense { ids, nodes }
+    }
+
+    /// Per class the e-node whose term is cheapest, its subterms counted once.
+    fn cheapest_terms(&self) -> Vec<Option<usize>> {
+        let n = self.ids.len();
+        let mut best: Vec<Option<Best>> = Vec::new();
+        best.resize_with(n, || None);
+        for _ in 0..MAX_ROUNDS {
+            let mut changed = false;
+            for i in 0..n {
+                for (k, (children, own)) in self.nodes[i].iter().enumerate() {
+                    let Some(needs) = needs(&best, i, children, n) else { continue };
+                    let of = |j: usize| if j == i { *own } else { best[j].as_ref().map_or(0.0, |b| self.nodes[j][b.node].1) };
+                    let cost: f64 = needs.iter().map(of).sum();
+                    let better = match &best[i] {
+                        None => true,
+                        // The same choice is refreshed when its subterms changed.
+                        Some(b) if b.node == k => b.needs != needs || b.cost != cost,
+                        Some(b) => cost + MIN_GAIN < b.cost,
+                    };
+                    if better {
+                        best[i] = Some(Best { node: k, cost, needs });
+                        changed = true;
+                    }
+                }
+            }
+            if !changed {
+                break;
+            }
+        }
+        best.into_iter().map(|b| b.map(|b| b.node)).collect()
+    }
+
+    /// Changes single choices while the whole program gets cheaper; its cost, or `None` if the choices
+    /// are cyclic from the start.
+    fn improve(&self, roots: &[usize], choice: &mut [Option<usize>]) -> Option<f64> {
+        let (mut total, mut order) = self.program(roots, choice)?;
+        for _ in 0..MAX_ROUNDS {
+            let mut changed = false;
+            for i in order.clone() {
+                for k in 0..self.nodes[i].len() {
+                    let current = choice[i];
+                    if current == Some(k) || self.nodes[i].len() == 1 {
+                        continue;
+                    }
+                    choice[i] = Some(k);
+                    match self.program(roots, choice) {
+                        Some((cost, _)) if cost + MIN_GAIN < total => {
+                            total = cost;
+                            changed = true;
+                        }
+                        _ => choice[i] = current,
+                    }
+                }
+            }
+            if !changed {
+                break;
+            }
+            order = self.program(roots, choice)?.1;
+        }
+        Some(total)
+    }
+
+    /// Cost and classes of the program that the choices make, operands first; `None` if it is cyclic or
+    /// a class has no choice.
+    fn program(&self, roots: &[usize], choice: &[Option<usize>]) -> Option<(f64, Vec<usize>)> {
+        const OPEN: u8 = 1;
+        const DONE: u8 = 2;
+        let mut state = vec![0u8; self.ids.len()];
+        let (mut total, mut order) = (0.0, vec![]);
+        let mut stack: Vec<(usize, usize)> = vec![];
+        for &root in roots {
+            if state[root] == 0 {
+                stack.push((root, 0));
+                state[root] = OPEN;
+            }
+            while let Some((i, next)) = stack.last_mut() {
+                let (children, own) = &self.nodes[*i][choice[*i]?];
+                match children.get(*next) {
+                    Some(&child) => {
+                        *next += 1;
+                        match state[child] {
+                            0 => {
+                                state[child] = OPEN;
+                                stack.push((child, 0));
+                            }
+                            OPEN => return None,
+                            _ => {}
+                        }
+                    }
+                    None => {
+                        state[*i] = DONE;
+                        total += own;
+                        order.push(*i);
+                        stack.pop();
+                    }
+                }
+            }
+        }
+        Some((total, order))
+    }
+}
+
+/// All classes that an e-node of class `i` needs; `None` if a child has no choice yet, or needs `i` itself.
+fn needs(best: &[Option<Best>], i: usize, children: &[usize], n: usize) -> Option<Set> {
+    let mut needs = Set(vec![0; n.div_ceil(64)]);
+    for &c in children {
+        let child = &best[c].as_ref()?.needs;
+        if child.contains(i) {
+            return None;
+        }
+        needs.union(child);
+    }
+    needs.insert(i);
+    Some(needs)
+}
+
+/// What an e-node costs without its operands.
+fn own_cost(egraph: &Classes, class: Id, enode: &ENode, cx: &Context) -> f64 {
+    let result = &*egraph[class].data.ty;
+    match enode {
+        ENode::Input(_) | ENode::Constant(_) => 0.0,
+        ENode::Opaque { .. } => cost::LAUNCH,
+        ENode::Apply { op, args } => {
+            let types: Vec<_> = args.iter().map(|&a| &*egraph[a].data.ty).collect();
+            let foldable = egraph[class].data.foldable;
+            if foldable { cost::folded(&types, result, cx) } else { cost::node(op, &types, &[result], cx) }
+        }
+    }
+}

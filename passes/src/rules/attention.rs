@@ -1,0 +1,363 @@
+//! Attention: `softmax(q kᵀ * scale + bias) v`, wherever exporters put the scale, the mask and reshapes.
+
+use super::Numerics::{Exact, Rounding};
+use super::Use::Explore;
+use super::{Root, Rule};
+use crate::terms::{Term, Terms};
+use tfc_ir::dim::Dim;
+use tfc_ir::ops::{Add, Attention, Cast, Div, Expand, IsNan, Matmul, Mul, Neg, Op, Reshape, Select, Softmax, Sub, Transpose};
+use tfc_ir::types::{Elem, Shape};
+
+#[rustfmt::skip]
+pub(super) const RULES: &[Rule] = &[
+    Rule::new("attention",               Rounding, Explore, &["matmul"],    attention),
+    Rule::new("attention-grouped-heads", Exact,    Explore, &["attention"], attention_grouped_heads),
+    Rule::new("attention-scaled-query",  Rounding, Explore, &["attention"], attention_scaled_operands),
+];
+
+/// How many applications may lie between a softmax and the product of queries and keys: masks,
+/// position biases, scales and reshapes, with room to spare.
+const MAX_DEPTH: usize = 12;
+
+/// `softmax(scores) v = attention(q, k, v, bias)` where the scores are made of `q kᵀ` by factors,
+/// summands, masks and reshapes of the axes before the last two: see [`scores`]
+fn attention(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    let (p, v) = (root.arg(0), root.arg(1));
+    let probabilities = probabilities(t, p, 4)?;
+    let s = scores(t, probabilities.scores, 1.0, MAX_DEPTH)?;
+    let target = heads(&[s.frame.clone(), t.shape(probabilities.scores).clone(), t.shape(p).clone()])?;
+    let frame = t.shape(p).clone();
+    let q = reframe(t, s.q, &s.frame, &target)?;
+    let k = swap_last(t, s.k_transposed)?;
+    let k = reframe(t, k, &s.frame, &target)?;
+    let v = reframe(t, v, &frame, &target)?;
+    let (q, k, v) = (full(t, q, &target, true)?, full(t, k, &target, false)?, full(t, v, &target, false)?);
+    let (k, v) = same_heads(t, k, v, &target)?;
+    let mut finite = true;
+    let mut bias = None;
+    for (term, frame) in &s.summands {
+        finite &= is_finite(t, *term, MAX_DEPTH);
+        let term = reframe(t, *term, frame, &target)?;
+        bias = Some(match bias {
+            Some(sum) => t.add(Add {}.into(), &[sum, term])?,
+            None => term,
+        });
+    }
+    let mut args = vec![q, k, v];
+    args.extend(bias);
+    let mut y = t.add(Attention { scale: s.scale.into(), causal: false }.into(), &args)?;
+    if probabilities.nan_to_zero && !finite {
+        // A row that sees no key: all of its probabilities are NaN, and so is its result.
+        let nan = t.add(IsNan {}.into(), &[y])?;
+        let zero = t.scalar_like(y, 0.0);
+        y = t.add(Select {}.into(), &[nan, zero, y])?;
+    }
+    let shape = t.shape(root.term).clone();
+    t.reshape(y, shape)
+}
+
+/// A softmax over the last axis.
+struct Probabilities {
+    /// What it is taken of.
+    scores: Term,
+    /// Whether NaNs in it become 0 afterwards.
+    nan_to_zero: bool,
+}
+
+/// The softmax behind reshapes that keep the last two axes, and behind the replacement of NaN by 0.
+fn probabilities(t: &dyn Terms, p: Term, depth: usize) -> Option<Probabilities> {
+    let depth = depth.checked_sub(1)?;
+    let last = t.ty(p).rank() - 1;
+    if let Some((_, scores)) = t.unary::<Softmax>(p).into_iter().find(|(s, _)| s.axis == last && !s.log) {
+        return Some(Probabilities { scores, nan_to_zero: false });
+    }
+    for (_, args) in t.all::<Select>(p) {
+        let guards = t.unary::<IsNan>(args[0]).iter().any(|&(_, x)| t.same(x, args[2]));
+        if guards && t.is(args[1], 0) {
+            return Some(Probabilities { nan_to_zero: true, ..probabilities(t, args[2], depth)? });
+        }
+    }
+    let reshapes = t.unary::<Reshape>(p).into_iter().filter(|&(_, x)| keeps_matrices(t.shape(x), t.shape(p)));
+    reshapes.into_iter().find_map(|(_, x)| probabilities(t, x, depth))
+}
+
+/// Whether two shapes agree in the last two axes.
+fn keeps_matrices(a: &Shape, b: &Shape) -> bool {
+    a.rank() >= 2 && b.rank() >= 2 && a.0[a.rank() - 2..] == b.0[b.rank() - 2..]
+}
+
+/// `scale * q kᵀ + summands[0] + summands[1] + …`
+struct Scores {
+    q: Term,
+    k_transposed: Term,
+    scale: f64,
+    /// The shape of `q kᵀ`.
+    frame: Shape,
+    /// What is added, each with the shape of the scores it is added to.
+    summands: Vec<(Term, Shape)>,
+}
+
+/// Reads `s` times `scale` as scores. Looked through are factors that are numbers or constant along
+/// the last two axes, summands, `select`s of a very negative number (see [`mask`]), and reshapes that keep
+/// the last two axes.
+fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores> {
+    let depth = depth.checked_sub(1)?;
+    if let Some((q, k_transposed)) = t.binary::<Matmul>(s).into_iter().next() {
+        return Some(Scores { q, k_transposed, scale, frame: t.shape(s).clone(), summands: vec![] });
+    }
+    for form in t.forms(s) {
+        let found = match (&*form.op, &form.args[..]) {
+            (Op::Mul(_), &[a, b]) => scaled_scores(t, s, a, b, scale, depth).or_else(|| scaled_scores(t, s, b, a, scale, depth)),
+            (Op::Div(Div {}), &[a, b]) => match t.number(b) {
+                Some(c) if t.ty(a) == t.ty(s) => scores(t, a, scale / c, depth),
+                _ => None,
+            },
+            (Op::Add(_), &[a, b]) => summed_scores(t, s, a, b, scale, depth).or_else(|| summed_scores(t, s, b, a, scale, depth)),
+            (Op::Sub(Sub {}), &[a, b]) if t.ty(a) == t.ty(s) => scores(t, a, scale, depth).and_then(|inner| {
+                let minus = t.add(Neg {}.into(), &[b])?;
+                summand(t, s, inner, minus, scale)
+            }),
+            (Op::Select(_), &[c, a, b]) => masked_scores(t, s, [c, a, b], scale, depth),
+            (Op::Reshape(_), &[a]) if keeps_matrices(t.shape(a), t.shape(s)) => scores(t, a, scale, depth),
+            _ => None,
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// Scores `a * factor`.
+fn scaled_scores(t: &mut dyn Terms, s: Term, a: Term, factor: Term, scale: f64, depth: usize) -> Option<Scores> {
+    if t.ty(a) != t.ty(s) {
+        return None;
+    }
+    if let Some(c) = t.number(factor) {
+        return scores(t, a, scale * c, depth);
+    }
+    // One factor per head, as with learnt temperatures: it goes to the queries.
+    let shape = t.shape(factor).clone();
+    if !shape.0.iter().rev().take(2).all(|d| d.is(1)) {
+        return None;
+    }
+    let inner = scores(t, a, scale, depth)?;
+    if inner.frame != *t.shape(s) || !inner.summands.is_empty() {
+        return None;
+    }
+    let q = t.add(Mul {}.into(), &[inner.q, factor])?;
+    Some(Scores { q, ..inner })
+}
+
+/// Scores `a + b` where `b` broadcasts to `a`.
+fn summed_scores(t: &mut dyn Terms, s: Term, a: Term, b: Term, scale: f64, depth: usize) -> Option<Scores> {
+    if t.ty(a) != t.ty(s) {
+        return None;
+    }
+    let inner = scores(t, a, scale, depth)?;
+    summand(t, s, inner, b, scale)
+}
+
+/// `inner + term * scale`
+fn summand(t: &mut dyn Terms, s: Term, mut inner: Scores, term: Term, scale: f64) -> Option<Scores> {
+    let term = if scale == 1.0 {
+        term
+    } else {
+        let c = t.scalar_like(term, scale);
+        t.add(Mul {}.into(), &[term, c])?
+    };
+    inner.summands.push((term, t.shape(s).clone()));
+    Some(inner)
+}
+
+/// Scores `select(c, a, fill)` or `select(c, fill, a)` as `a + mask`.
+fn masked_scores(t: &mut dyn Terms, s: Term, [c, a, b]: [Term; 3], scale: f64, depth: usize) -> Option<Scores> {
+    for (visible, fill, hidden_first) in [(a, b, false), (b, a, true)] {
+        let Some(fill) = t.number(fill) else { continue };
+        if t.ty(visible) != t.ty(s) || !absorbs_scores(fill * scale, t.ty(s).elem) {
+            continue;
+        }
+        let Some(inner) = scores(t, visible, scale, depth) else { continue };
+        let mask = mask(t, c, s, fill * scale, hidden_first)?;
+        return summand(t, s, inner, mask, 1.0);
+    }
+    None
+}
+
+/// Whether `fill + x` is `fill` after rounding for every score `x` of usual size, so that replacing scores
+/// by `fill` and adding it to them is the same: also in a row where all are hidden. -1e9, the lowest
+/// f16 and everything below qualify (scores up to 16 in magnitude); -1e4 does not.
+fn absorbs_scores(fill: f64, elem: Elem) -> bool {
+    match elem {
+        Elem::F16 => fill <= -65000.0,
+        _ => fill <= -1e9,
+    }
+}
+
+/// `select(c, 0, fill)`, or `select(c, fill, 0)` with `hidden_first`.
+fn mask(t: &mut dyn Terms, c: Term, like: Term, fill: f64, hidden_first: bool) -> Option<Term> {
+    let lowest = match t.ty(like).elem {
+        Elem::F16 => -65504.0,
+        Elem::Bf16 => -3.3895313892515355e38,
+        Elem::F64 => f64::MIN,
+        _ => f64::from(f32::MIN),
+    };
+    let fill = if fill == f64::NEG_INFINITY { fill } else { fill.max(lowest) };
+    let (zero, fill) = (t.scalar_like(like, 0.0), t.scalar_like(like, fill));
+    t.add(Select {}.into(), &if hidden_first { [c, fill, zero] } else { [c, zero, fill] })
+}
+
+/// Whether no element is infinite or NaN whatever the inputs are.
+fn is_finite(t: &dyn Terms, y: Term, depth: usize) -> bool {
+    if let Some(c) = t.constant(y) {
+        return c.iter().all(|x| x.to_f64().is_finite());
+    }
+    if let Some(c) = t.number(y) {
+        return c.is_finite();
+    }
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    t.forms(y).iter().any(|f| match &*f.op {
+        Op::Select(_) => is_finite(t, f.args[1], depth) && is_finite(t, f.args[2], depth),
+        Op::Cast(Cast { .. }) => !t.ty(f.args[0]).elem.is_float(),
+        Op::Reshape(_) | Op::Transpose(_) | Op::Expand(_) | Op::Slice(_) | Op::Gather(_) => is_finite(t, f.args[0], depth),
+        _ => false,
+    })
+}
+
+/// Batch and heads of the attention: the two axes before the matrices in the first frame that has two,
+/// else those of the first frame, merged or with ones.
+fn heads(frames: &[Shape]) -> Option<[Dim; 2]> {
+    let frame = frames.iter().find(|f| f.rank() == 4).or(frames.first())?;
+    let leading = &frame.0[..frame.rank() - 2];
+    Some(match leading {
+        [] => [1.into(), 1.into()],
+        [b] => [b.clone(), 1.into()],
+        [rest @ .., h] => [rest.iter().cloned().product(), h.clone()],
+    })
+}
+
+/// Groups of axes of `from` and `to` that have the same number of elements, in order; in each, one side
+/// has one axis.
+fn regroup(from: &[Dim], to: &[Dim]) -> Option<Vec<(usize, usize)>> {
+    let (mut i, mut j) = (0, 0);
+    let mut groups = vec![];
+    while i < from.len() || j < to.len() {
+        let candidates = [(1, 1), (1, 2), (2, 1), (3, 1), (1, 3), (0, 1), (1, 0)];
+        let product = |dims: &[Dim]| dims.iter().cloned().product::<Dim>();
+        let fits =
+            |&&(a, b): &&(usize, usize)| i + a <= from.len() && j + b <= to.len() && product(&from[i..i + a]) == product(&to[j..j + b]);
+        let &(a, b) = candidates.iter().find(fits)?;
+        groups.push((a, b));
+        (i, j) = (i + a, j + b);
+    }
+    Some(groups)
+}
+
+/// Carries `x`, which broadcasts to scores (or matrices) of shape `frame` in the axes before the last
+/// two, over to the axes `target` there. Axes along which `x` repeats stay of size 1 where possible.
+fn reframe(t: &mut dyn Terms, x: Term, frame: &Shape, target: &[Dim; 2]) -> Option<Term> {
+    let from = &frame.0[..frame.rank() - 2];
+    let shape = t.shape(x).clone();
+    if from == target && shape.rank() == 4 {
+        return Some(x);
+    }
+    if shape.rank() > frame.rank() {
+        return None;
+    }
+    let mut padded = vec![Dim::from(1); frame.rank() - shape.rank()];
+    padded.extend(shape.0.iter().cloned());
+    let (own, matrix) = padded.split_at(from.len());
+    let mut leading = vec![];
+    let mut expanded = own.to_vec();
+    let (mut i, mut j) = (0, 0);
+    for (a, b) in regroup(from, target)? {
+        let here = &own[i..i + a];
+        if here.iter().all(|d| d.is(1)) {
+            leading.extend(vec![Dim::from(1); b]);
+        } else {
+            expanded[i..i + a].clone_from_slice(&from[i..i + a]);
+            leading.extend(target[j..j + b].iter().cloned());
+        }
+        (i, j) = (i + a, j + b);
+    }
+    let with_matrix = |dims: &[Dim]| Shape(dims.iter().chain(matrix).cloned().collect());
+    let x = if expanded == own { x } else { t.add(Expand { shape: with_matrix(&expanded) }.into(), &[x])? };
+    t.reshape(x, with_matrix(&leading))
+}
+
+/// `x` with the batch of the target, and with its heads if `heads`.
+fn full(t: &mut dyn Terms, x: Term, target: &[Dim; 2], heads: bool) -> Option<Term> {
+    let mut shape = t.shape(x).clone();
+    shape.0[0] = target[0].clone();
+    if heads {
+        shape.0[1] = target[1].clone();
+    }
+    t.broadcast(x, &shape)
+}
+
+/// Keys and values with the same number of heads.
+fn same_heads(t: &mut dyn Terms, k: Term, v: Term, target: &[Dim; 2]) -> Option<(Term, Term)> {
+    if t.shape(k)[1] == t.shape(v)[1] { Some((k, v)) } else { Some((full(t, k, target, true)?, full(t, v, target, true)?)) }
+}
+
+/// `x` with the last two axes swapped.
+fn swap_last(t: &mut dyn Terms, x: Term) -> Option<Term> {
+    let rank = t.ty(x).rank();
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 2, rank - 1);
+    if let Some((_, y)) = t.unary::<Transpose>(x).into_iter().find(|(p, _)| p.perm == perm) {
+        return Some(y);
+    }
+    t.add(Transpose { perm }.into(), &[x])
+}
+
+/// What a term repeats per group of heads: `x[b, g, m, d]` for `reshape(expand(x[b, g, 1, m, d], [b, g, r, m, d]))`.
+fn repeated_heads(t: &mut dyn Terms, y: Term) -> Option<Term> {
+    let [b, h, m, d] = &t.shape(y).0.clone()[..] else { return None };
+    for (_, expanded) in t.unary::<Reshape>(y) {
+        let wide = t.shape(expanded).clone();
+        let [b2, g, r, m2, d2] = &wide.0[..] else { continue };
+        if (b, m, d) != (b2, m2, d2) || g.clone() * r.clone() != *h {
+            continue;
+        }
+        for (_, x) in t.unary::<Expand>(expanded) {
+            let narrow = t.shape(x).clone();
+            let rank5 = narrow.rank() == 5 && narrow[2].is(1) && [0, 1, 3, 4].iter().all(|&i| narrow[i] == wide[i]);
+            if rank5 {
+                return t.reshape(x, Shape(vec![b.clone(), g.clone(), m.clone(), d.clone()]));
+            }
+        }
+    }
+    None
+}
+
+/// `attention(q, repeat(k), repeat(v)) = attention(q, k, v)` where every key head is repeated for a group
+/// of query heads
+fn attention_grouped_heads(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    let k = repeated_heads(t, root.arg(1))?;
+    let v = repeated_heads(t, root.arg(2))?;
+    if t.shape(k)[1] != t.shape(v)[1] {
+        return None;
+    }
+    let mut args = root.form.args.clone();
+    (args[1], args[2]) = (k, v);
+    t.add((*root.form.op).clone(), &args)
+}
+
+/// `attention(q * c, k, v) = attention(q, k, v)` with `c` in the scale, also for `k * c`
+fn attention_scaled_operands(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    let attention = root.op::<Attention>();
+    for i in [0, 1] {
+        for (x, c) in t.either::<Mul>(root.arg(i)) {
+            if let Some(c) = t.number(c)
+                && t.ty(x) == t.ty(root.arg(i))
+            {
+                let mut args = root.form.args.clone();
+                args[i] = x;
+                let scale = (attention.scale.get() * c).into();
+                return t.add(Attention { scale, causal: attention.causal }.into(), &args);
+            }
+        }
+    }
+    None
+}
