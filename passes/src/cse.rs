@@ -1,7 +1,7 @@
 //! `cse`: common subexpression elimination.
 
 use crate::rebuild::{Rebuild, index};
-use crate::table::{Context, Pass, PassError, Stats};
+use crate::table::{Context, Pass, PassResult, Stats};
 use std::collections::HashMap;
 use tfc_ir::graph::{Def, Graph, Loc, Node, Value};
 use tfc_ir::ops::Op;
@@ -11,7 +11,7 @@ use tfc_ir::types::Type;
 /// Operands of commutative operators are compared without regard to their order.
 pub const PASS: Pass = Pass { name: "cse", summary: "compute equal things once", run };
 
-fn run(graph: Graph, _: &Context) -> Result<(Graph, Stats), PassError> {
+fn run(graph: Graph, _: &Context) -> PassResult {
     let mut first: Vec<Value> = graph.values().map(|(v, _)| v).collect();
     let mut constants: HashMap<(u128, Type), Value> = HashMap::new();
     let mut nodes: HashMap<(Op, Vec<Value>), Node> = HashMap::new();

@@ -1,13 +1,13 @@
 //! `dce`: dead code elimination.
 
 use crate::rebuild::{Rebuild, index};
-use crate::table::{Context, Pass, PassError, Stats};
+use crate::table::{Context, Pass, PassResult, Stats};
 use tfc_ir::graph::Graph;
 
 /// Removes nodes and constants that no output needs. Inputs stay: they are the model's interface.
 pub const PASS: Pass = Pass { name: "dce", summary: "remove what no output needs", run };
 
-fn run(graph: Graph, _: &Context) -> Result<(Graph, Stats), PassError> {
+fn run(graph: Graph, _: &Context) -> PassResult {
     let mut live = vec![false; graph.values().len()];
     for o in graph.outputs() {
         live[index(o.value)] = true;

@@ -2,7 +2,7 @@
 
 use crate::cost;
 use crate::rebuild::{Rebuild, index};
-use crate::table::{Context, Pass, PassError, Stats};
+use crate::table::{Context, Pass, PassResult, Stats};
 use tfc_ir::dim::Bindings;
 use tfc_ir::graph::{Def, Graph, NodeData, Value};
 use tfc_ir::tensor::Tensor;
@@ -38,7 +38,7 @@ impl Known {
     }
 }
 
-fn run(graph: Graph, cx: &Context) -> Result<(Graph, Stats), PassError> {
+fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut known: Vec<Option<Known>> = Vec::new();
     known.resize_with(graph.values().len(), || None);
     for (v, d) in graph.values() {

@@ -22,4 +22,4 @@ pub mod simplify;
 pub mod table;
 pub mod terms;
 
-pub use table::{Context, OptLevel, Pass, PassError, Ran, Stats, UnknownPass, parse_passes, pipeline, run_pipeline};
+pub use table::{Context, OptLevel, Pass, PassError, PassResult, Ran, Stats, UnknownPass, parse_passes, pipeline, run_pipeline};

@@ -2,7 +2,7 @@
 
 use crate::eqsat::uniform;
 use crate::rules::{self, Numerics, Root, Rule, Use};
-use crate::table::{Context, Pass, PassError, Stats};
+use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use crate::terms::{Form, Term, Terms};
 use std::sync::Arc;
 use tfc_ir::dim::{Dim, SymbolTable};
@@ -22,7 +22,7 @@ const MAX_ROUNDS: usize = 8;
 /// How often one node is rewritten within a round: rules shrink what they match, so chains are short.
 const MAX_STEPS: usize = 32;
 
-fn run(mut graph: Graph, cx: &Context) -> Result<(Graph, Stats), PassError> {
+fn run(mut graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     for round in 0..MAX_ROUNDS {
         let before = stats.clone();
@@ -184,7 +184,7 @@ impl Terms for Growing {
         }
         let inputs: Vec<Value> = args.iter().map(|&a| value(a)).collect();
         let loc = self.loc.clone();
-        let v = self.graph.add_node_typed(op, &inputs, types, &loc)[0];
+        let v = self.graph.add(op, &inputs, &loc).ok()?;
         Some(self.term(v))
     }
 

@@ -8,6 +8,9 @@ use tfc_ir::dim::Bindings;
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::ops::InferError;
 
+/// The graph that a pass made and what it did.
+pub type PassResult = Result<(Graph, Stats), PassError>;
+
 /// A pass of the table.
 pub struct Pass {
     /// The name that users type in `--passes` and see in reports.
@@ -15,7 +18,7 @@ pub struct Pass {
     /// One line for lists of passes.
     pub summary: &'static str,
     /// The pass: a graph that computes the same, and what was done.
-    pub run: fn(Graph, &Context) -> Result<(Graph, Stats), PassError>,
+    pub run: fn(Graph, &Context) -> PassResult,
 }
 
 /// What passes know besides the graph.
@@ -213,7 +216,7 @@ mod tests {
     fn unknown_names_list_the_known_ones() {
         assert_eq!(parse_passes(" dce , fold,").unwrap().iter().map(|p| p.name).collect::<Vec<_>>(), ["dce", "fold"]);
         let error = parse_passes("dce,nothing").err().unwrap().to_string();
-        assert!(error.contains("`nothing`") && error.contains("dce, fold"), "{error}");
+        assert!(error.contains("`nothing`") && error.contains("dce, eqsat, fold"), "{error}");
     }
 
     #[test]

@@ -773,13 +773,8 @@ fn chained_constants_merge() {
 
 #[test]
 fn the_same_graph_gives_the_same_result() {
-    let dump = |g: &Graph| {
-        let nodes = g.nodes().map(|(_, d)| format!("{:?} {:?} {:?} {}", d.outputs, d.op, d.inputs, d.loc));
-        let values = g.values().map(|(v, d)| format!("{v} {} {:?}", d.ty, d.name));
-        nodes.chain(values).collect::<Vec<_>>().join("\n")
-    };
     for s in [Spelling { scale: 3, mask: 2, merged: true, direct: false }, Spelling { scale: 0, mask: 1, merged: false, direct: true }] {
-        assert_eq!(dump(&recovered(s).1), dump(&recovered(s).1));
+        assert_eq!(recovered(s).1.to_string(), recovered(s).1.to_string());
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) use analysis::uniform;
 
 use crate::rebuild::index;
 use crate::rules::{self, Root, Roots, Rule};
-use crate::table::{Context, Pass, PassError, Stats};
+use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use crate::terms::Terms;
 use analysis::{Classes, Knowledge, View, add_typed};
 use egg::{Applier, Id, Language, PatternAst, Rewrite, Runner, SearchMatches, Searcher, SimpleScheduler, StopReason, Subst, Symbol, Var};
@@ -41,7 +41,7 @@ const MIN_NODES: usize = 2_000;
 /// attention has the most: cast, reciprocal, reduction, softmax, reshapes, attention, heads, scale.
 const MAX_ROUNDS: usize = 24;
 
-fn run(graph: Graph, cx: &Context) -> Result<(Graph, Stats), PassError> {
+fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut import = Import::new(&graph);
     import.graph(&graph);
     let Import { egraph, values } = import;

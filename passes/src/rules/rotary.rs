@@ -177,7 +177,7 @@ fn constant_repeats(t: &dyn Terms, y: Term, how: Repetition) -> bool {
     };
     let first = |i: usize| match how {
         Repetition::Halves => i % n < n / 2,
-        Repetition::Pairs => i % 2 == 0,
+        Repetition::Pairs => i.is_multiple_of(2),
     };
     n > 0 && n.is_multiple_of(2) && (0..c.len()).filter(|&i| first(i)).all(|i| c.get(i) == c.get(at(i)))
 }

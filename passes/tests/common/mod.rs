@@ -6,6 +6,7 @@ use tfc_ir::graph::{Def, Graph, Loc, Value};
 use tfc_ir::ops::Op;
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
+use tfc_ir::verify::verify;
 use tfc_passes::{Context, PassError, Stats, parse_passes, run_pipeline};
 
 /// A graph under construction, with short names for what tests build.
@@ -92,12 +93,15 @@ pub fn random_inputs(g: &Graph, size: i64, seed: u64) -> (Vec<Tensor>, Bindings)
     (g.inputs().iter().enumerate().map(tensor).collect(), bindings)
 }
 
-/// Runs passes by name; returns the graph and the statistics of the last one.
+/// Runs passes by name, verifying after each one; returns the graph and the statistics of the last one.
 pub fn run(g: &Graph, passes: &str) -> (Graph, Stats) {
     let mut last = Stats::default();
     let passes = parse_passes(passes).expect("known passes");
     let out = run_pipeline::<PassError>(g.clone(), &passes, &Context::default(), |ran| {
         last = ran.stats.clone();
+        if let Err(e) = verify(ran.graph) {
+            panic!("after {}: {e:?}", ran.pass.name);
+        }
         Ok(std::ops::ControlFlow::Continue(()))
     });
     (out.expect("passes succeed"), last)
