@@ -1,0 +1,472 @@
+//! Values under import, and the small vocabulary in which operators are spelled out.
+//!
+//! A value is made a value of the graph when it is first used as data. Until then it may be just
+//! known: a constant, or an integer tensor whose elements are dimensions.
+
+use super::{Fail, Importer, Res, demand};
+use crate::onnx::import::unsupported;
+use std::sync::Arc;
+use tfc_ir::dim::{Bindings, Dim, SymbolTable};
+use tfc_ir::graph::{DimCheck, Value};
+use tfc_ir::ops::reduce::ReduceKind;
+use tfc_ir::ops::{
+    Add, Cast, Concat, Dims, Div, Eq, Exp, Expand, InferCx, Iota, Le, Log, Lt, Matmul, Max, Min, Mul, Neg, Op, Reduce, Reshape, Select, Slice, Sqrt,
+    Sub, Transpose,
+};
+use tfc_ir::symbolic::{self, SymTensor};
+use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::types::{Elem, Shape, Type};
+
+/// Results of at most this many elements are computed while importing when the operands are known.
+const FOLD_LIMIT: i64 = 4096;
+
+/// A value under import.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Val(u32);
+
+/// What is known about the contents of a value.
+#[derive(Clone)]
+enum Known {
+    Nothing,
+    Const(Tensor),
+    Symbolic(SymTensor),
+}
+
+pub(super) struct Data {
+    ty: Type,
+    known: Known,
+    /// The value in the graph, once it is there.
+    value: Option<Value>,
+    name: Option<Arc<str>>,
+}
+
+impl Importer<'_> {
+    fn push(&mut self, ty: Type, known: Known, value: Option<Value>) -> Val {
+        self.values.push(Data { ty, known, value, name: None });
+        Val(self.values.len() as u32 - 1)
+    }
+
+    fn data(&self, v: Val) -> &Data {
+        &self.values[v.0 as usize]
+    }
+
+    /// A value that is in the graph.
+    pub(super) fn from_value(&mut self, value: Value) -> Val {
+        let ty = self.graph.ty(value).clone();
+        self.push(ty, Known::Nothing, Some(value))
+    }
+
+    /// A constant.
+    pub(super) fn constant(&mut self, t: Tensor) -> Val {
+        self.push(t.ty(), Known::Const(t), None)
+    }
+
+    /// A constant that the file names.
+    pub(super) fn named_const(&mut self, t: Tensor, name: Arc<str>) -> Val {
+        let v = self.constant(t);
+        self.values[v.0 as usize].name = Some(name);
+        v
+    }
+
+    /// Gives a value the name that it has in the model, unless it has one.
+    pub(super) fn name_value(&mut self, v: Val, name: &Arc<str>) {
+        let data = &mut self.values[v.0 as usize];
+        data.name.get_or_insert_with(|| name.clone());
+        if let Some(value) = data.value
+            && self.graph.value(value).name.is_none()
+        {
+            self.graph.set_name(value, Some(name.clone()));
+        }
+    }
+
+    /// A constant scalar.
+    pub(super) fn scalar(&mut self, elem: Elem, x: f64) -> Val {
+        self.constant(Tensor::scalar(elem, Scalar::Float(x)))
+    }
+
+    /// A constant scalar of the type of `v`.
+    pub(super) fn like(&mut self, v: Val, x: f64) -> Val {
+        self.scalar(self.elem(v), x)
+    }
+
+    /// A constant list of integers.
+    pub(super) fn int_list(&mut self, values: &[i64]) -> Val {
+        self.constant(Tensor::of(&[values.len()], values.to_vec()))
+    }
+
+    /// An `i64` tensor of dimensions, in row-major order.
+    pub(super) fn dim_tensor(&mut self, sizes: &[usize], values: Vec<Dim>) -> Res<Val> {
+        self.emit(Dims { values, shape: sizes.to_vec() }, &[])
+    }
+
+    /// Type of a value.
+    pub(super) fn ty(&self, v: Val) -> &Type {
+        &self.data(v).ty
+    }
+
+    /// Shape of a value.
+    pub(super) fn shape(&self, v: Val) -> &Shape {
+        &self.ty(v).shape
+    }
+
+    /// Number of axes of a value.
+    pub(super) fn rank(&self, v: Val) -> usize {
+        self.ty(v).rank()
+    }
+
+    /// Element type of a value.
+    pub(super) fn elem(&self, v: Val) -> Elem {
+        self.ty(v).elem
+    }
+
+    /// The tensor, if the value is a constant.
+    pub(super) fn as_const(&self, v: Val) -> Option<&Tensor> {
+        match &self.data(v).known {
+            Known::Const(t) => Some(t),
+            _ => None,
+        }
+    }
+
+    /// The number, if the value is a constant of one element.
+    pub(super) fn const_scalar(&self, v: Val) -> Option<f64> {
+        self.as_const(v).filter(|t| t.len() == 1).map(|t| t.get(0).to_f64())
+    }
+
+    fn symbolic(&self, v: Val) -> Option<SymTensor> {
+        match &self.data(v).known {
+            Known::Const(t) if !t.elem().is_float() && t.len() as i64 <= FOLD_LIMIT => SymTensor::from_tensor(t),
+            Known::Symbolic(s) => Some(s.clone()),
+            _ => None,
+        }
+    }
+
+    /// The elements of an integer tensor as dimensions; `what` names the operand when they are not known.
+    pub(super) fn dims(&self, v: Val, what: &str) -> Res<Vec<Dim>> {
+        demand!(!self.elem(v).is_float(), "{what} must be integers, but the operand is {}", self.ty(v));
+        match self.symbolic(v) {
+            Some(s) => Ok(s.values.iter().map(|d| d.simplify(&self.graph.symbols)).collect()),
+            None => unsupported!("data-dependent shape: {what}{} depends on what the model computes", self.called(v)),
+        }
+    }
+
+    /// The elements of an integer tensor as numbers; `what` names the operand when they are not known.
+    pub(super) fn ints(&self, v: Val, what: &str) -> Res<Vec<i64>> {
+        let dims = self.dims(v, what)?;
+        let numbers: Option<Vec<i64>> = dims.iter().map(Dim::as_const).collect();
+        match numbers {
+            Some(n) => Ok(n),
+            None => unsupported!("{what}{} must be known at compile time, but is {}", self.called(v), Shape(dims)),
+        }
+    }
+
+    /// The only element of an integer tensor as a dimension.
+    pub(super) fn dim(&self, v: Val, what: &str) -> Res<Dim> {
+        let dims = self.dims(v, what)?;
+        demand!(dims.len() == 1, "{what} must be one number, but the operand is {}", self.ty(v));
+        Ok(dims[0].clone())
+    }
+
+    /// The only element of an integer tensor as a number.
+    pub(super) fn int(&self, v: Val, what: &str) -> Res<i64> {
+        let numbers = self.ints(v, what)?;
+        demand!(numbers.len() == 1, "{what} must be one number, but the operand is {}", self.ty(v));
+        Ok(numbers[0])
+    }
+
+    fn called(&self, v: Val) -> String {
+        self.data(v).name.as_ref().map(|n| format!(" (`{n}`)")).unwrap_or_default()
+    }
+
+    /// The value in the graph; it is put there if it is only known.
+    pub(super) fn value(&mut self, v: Val) -> Result<Value, crate::onnx::Error> {
+        if let Some(value) = self.data(v).value {
+            return Ok(value);
+        }
+        let (ty, name) = (self.ty(v).clone(), self.data(v).name.clone());
+        let value = match self.data(v).known.clone() {
+            Known::Const(t) => self.graph.add_const(t, name),
+            Known::Symbolic(s) => {
+                let sizes = s.sizes.clone();
+                let internal = |e: tfc_ir::ops::InferError| crate::onnx::Error::invalid(self.loc.to_string(), e.to_string());
+                let dims = self.graph.add(Dims { values: s.values, shape: sizes }, &[], &self.loc).map_err(internal)?;
+                let value = match ty.elem {
+                    Elem::I64 => dims,
+                    to => self.graph.add(Cast { to }, &[dims], &self.loc).map_err(internal)?,
+                };
+                if self.graph.value(value).name.is_none() {
+                    self.graph.set_name(value, name);
+                }
+                value
+            }
+            Known::Nothing => unreachable!("what is not known is in the graph"),
+        };
+        self.values[v.0 as usize].value = Some(value);
+        Ok(value)
+    }
+
+    /// Applies an operator. With known operands the result is computed, and no node is made.
+    pub(super) fn emit(&mut self, op: impl Into<Op>, inputs: &[Val]) -> Res<Val> {
+        let op = op.into();
+        if let Some(v) = self.compute(&op, inputs)? {
+            return Ok(v);
+        }
+        let mut values = Vec::with_capacity(inputs.len());
+        for &v in inputs {
+            values.push(self.value(v)?);
+        }
+        let value = self.graph.add(op, &values, &self.loc)?;
+        Ok(self.from_value(value))
+    }
+
+    /// The result of an operator with known operands, if it can be computed now.
+    fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
+        let small = |t: &Type| t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
+        if inputs.iter().any(|&v| matches!(self.data(v).known, Known::Nothing) || !small(self.ty(v))) {
+            return Ok(None);
+        }
+        let types: Vec<Type> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
+        let mut cx = InferCx::new(&self.graph.symbols);
+        let results = op.infer(&mut cx, &types)?;
+        let [result] = results.as_slice() else { return Ok(None) };
+        if !small(result) || !cx.into_checks().is_empty() {
+            return Ok(None);
+        }
+        let constants: Option<Vec<Tensor>> = inputs.iter().map(|&v| self.as_const(v).cloned()).collect();
+        if let Some(t) = constants
+            && let Ok(out) = op.eval(&Bindings::new(), &t)
+        {
+            return Ok(Some(self.constant(out[0].clone())));
+        }
+        let operands: Option<Vec<SymTensor>> = inputs.iter().map(|&v| self.symbolic(v)).collect();
+        let Some(operands) = operands else { return Ok(None) };
+        let Some(mut out) = symbolic::eval(op, &results, &operands, &self.graph.symbols) else { return Ok(None) };
+        let out = out.swap_remove(0);
+        Ok(Some(match out.to_tensor(result.elem) {
+            Some(t) => self.constant(t),
+            None => self.push(result.clone(), Known::Symbolic(out), None),
+        }))
+    }
+
+    /// The common shape of values under broadcasting; what must hold for it is checked at run time.
+    pub(super) fn broadcast(&mut self, shapes: &[&Shape]) -> Res<Shape> {
+        let mut cx = InferCx::new(&self.graph.symbols);
+        let shape = cx.broadcast(shapes)?;
+        let checks = cx.into_checks();
+        self.note_checks(checks);
+        Ok(shape)
+    }
+
+    /// The ranges of the symbols.
+    pub(super) fn symbols(&self) -> &SymbolTable {
+        &self.graph.symbols
+    }
+
+    /// Demands that two sizes be equal; what cannot be decided now is checked at run time.
+    pub(super) fn require_equal(&mut self, a: &Dim, b: &Dim, what: &str) -> Res<()> {
+        let mut cx = InferCx::new(&self.graph.symbols);
+        cx.equal(a, b, what)?;
+        let checks = cx.into_checks();
+        self.note_checks(checks);
+        Ok(())
+    }
+
+    fn note_checks(&mut self, checks: Vec<(Dim, Dim)>) {
+        for (left, right) in checks {
+            if !self.graph.checks.iter().any(|c| (&c.left, &c.right) == (&left, &right)) {
+                self.graph.checks.push(DimCheck { left, right, loc: self.loc.clone() });
+            }
+        }
+    }
+
+    /// The only element of a tensor of whole numbers, which may have a float type.
+    pub(super) fn whole(&self, v: Val, what: &str) -> Res<Dim> {
+        match (self.const_scalar(v), &self.data(v).known) {
+            (Some(x), _) if self.elem(v).is_float() && x.fract() == 0.0 => Ok(Dim::from(x as i64)),
+            (_, Known::Symbolic(s)) if s.values.len() == 1 => Ok(s.values[0].simplify(&self.graph.symbols)),
+            _ if self.elem(v).is_float() => unsupported!("{what}{} must be known at compile time", self.called(v)),
+            _ => self.dim(v, what),
+        }
+    }
+
+    /// `x + y`.
+    pub(super) fn add(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Add {}, &[x, y])
+    }
+
+    /// `x - y`.
+    pub(super) fn sub(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Sub {}, &[x, y])
+    }
+
+    /// `x * y`.
+    pub(super) fn mul(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Mul {}, &[x, y])
+    }
+
+    /// `x / y`.
+    pub(super) fn div(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Div {}, &[x, y])
+    }
+
+    /// `-x`.
+    pub(super) fn neg(&mut self, x: Val) -> Res<Val> {
+        self.emit(Neg {}, &[x])
+    }
+
+    /// `e^x`.
+    pub(super) fn exp(&mut self, x: Val) -> Res<Val> {
+        self.emit(Exp {}, &[x])
+    }
+
+    /// Natural logarithm.
+    pub(super) fn log(&mut self, x: Val) -> Res<Val> {
+        self.emit(Log {}, &[x])
+    }
+
+    /// Square root.
+    pub(super) fn sqrt(&mut self, x: Val) -> Res<Val> {
+        self.emit(Sqrt {}, &[x])
+    }
+
+    /// The smaller one.
+    pub(super) fn min(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Min {}, &[x, y])
+    }
+
+    /// The larger one.
+    pub(super) fn max(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Max {}, &[x, y])
+    }
+
+    /// `x == y`.
+    pub(super) fn eq(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Eq {}, &[x, y])
+    }
+
+    /// `x < y`.
+    pub(super) fn lt(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Lt {}, &[x, y])
+    }
+
+    /// `x <= y`.
+    pub(super) fn le(&mut self, x: Val, y: Val) -> Res<Val> {
+        self.emit(Le {}, &[x, y])
+    }
+
+    /// `c ? x : y`.
+    pub(super) fn select(&mut self, c: Val, x: Val, y: Val) -> Res<Val> {
+        self.emit(Select {}, &[c, x, y])
+    }
+
+    /// `x * k + c` with numbers; the parts that change nothing are left out.
+    pub(super) fn affine(&mut self, x: Val, k: f64, c: f64) -> Res<Val> {
+        let mut y = x;
+        if k != 1.0 {
+            let k = self.like(x, k);
+            y = self.mul(y, k)?;
+        }
+        if c != 0.0 {
+            let c = self.like(x, c);
+            y = self.add(y, c)?;
+        }
+        Ok(y)
+    }
+
+    /// Conversion of the element type.
+    pub(super) fn cast(&mut self, v: Val, to: Elem) -> Res<Val> {
+        if self.elem(v) == to { Ok(v) } else { self.emit(Cast { to }, &[v]) }
+    }
+
+    /// Another shape for the same elements.
+    pub(super) fn reshape(&mut self, v: Val, shape: Shape) -> Res<Val> {
+        if *self.shape(v) == shape {
+            return Ok(v);
+        }
+        if let Known::Const(t) = &self.data(v).known
+            && let Some(sizes) = shape.as_fixed()
+            && let Ok(t) = t.reshaped(&sizes)
+        {
+            return Ok(self.constant(t));
+        }
+        self.emit(Reshape { shape }, &[v])
+    }
+
+    /// Broadcasting to a shape.
+    pub(super) fn expand(&mut self, v: Val, shape: Shape) -> Res<Val> {
+        if *self.shape(v) == shape { Ok(v) } else { self.emit(Expand { shape }, &[v]) }
+    }
+
+    /// Reordered axes.
+    pub(super) fn transpose(&mut self, v: Val, perm: Vec<usize>) -> Res<Val> {
+        if perm.iter().enumerate().all(|(i, &p)| i == p) { Ok(v) } else { self.emit(Transpose { perm }, &[v]) }
+    }
+
+    /// The last two axes swapped.
+    pub(super) fn swap_last(&mut self, v: Val) -> Res<Val> {
+        let mut perm: Vec<usize> = (0..self.rank(v)).collect();
+        let n = perm.len();
+        demand!(n >= 2, "a matrix is needed, but the operand is {}", self.ty(v));
+        perm.swap(n - 1, n - 2);
+        self.transpose(v, perm)
+    }
+
+    /// Axes of size 1 inserted so that they are at these places of the result (ascending).
+    pub(super) fn unsqueeze(&mut self, v: Val, axes: &[usize]) -> Res<Val> {
+        let mut shape = self.shape(v).clone();
+        for &a in axes {
+            shape.0.insert(a, Dim::from(1));
+        }
+        self.reshape(v, shape)
+    }
+
+    /// Axes left out, which have size 1.
+    pub(super) fn squeeze(&mut self, v: Val, axes: &[usize]) -> Res<Val> {
+        let kept = self.shape(v).0.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, d)| d.clone()).collect();
+        self.reshape(v, kept)
+    }
+
+    /// `len` neighbours from `start` on along an axis.
+    pub(super) fn narrow(&mut self, v: Val, axis: usize, start: Dim, len: Dim) -> Res<Val> {
+        let mut lens = self.shape(v).clone();
+        if start.is(0) && lens[axis] == len {
+            return Ok(v);
+        }
+        let mut starts = vec![Dim::from(0); lens.rank()];
+        starts[axis] = start;
+        lens.0[axis] = len;
+        self.emit(Slice { starts, steps: vec![1; lens.rank()], lens }, &[v])
+    }
+
+    /// Tensors joined along an axis.
+    pub(super) fn concat(&mut self, parts: &[Val], axis: usize) -> Res<Val> {
+        if let [one] = parts { Ok(*one) } else { self.emit(Concat { axis }, parts) }
+    }
+
+    /// A reduction over ascending axes; over none it is the operand.
+    pub(super) fn reduce(&mut self, v: Val, kind: ReduceKind, axes: &[usize], keep: bool) -> Res<Val> {
+        if axes.is_empty() { Ok(v) } else { self.emit(Reduce { kind, axes: axes.to_vec(), keep }, &[v]) }
+    }
+
+    /// Matrix product of operands of rank 2 or more.
+    pub(super) fn matmul(&mut self, a: Val, b: Val) -> Res<Val> {
+        self.emit(Matmul {}, &[a, b])
+    }
+
+    /// Positions along an axis of a shape.
+    pub(super) fn iota(&mut self, elem: Elem, shape: Shape, axis: usize) -> Res<Val> {
+        self.emit(Iota { elem, shape, axis }, &[])
+    }
+
+    /// The number of elements along some axes as a scalar of the type of `v`.
+    pub(super) fn count(&mut self, v: Val, axes: &[usize]) -> Res<Val> {
+        let n: Dim = axes.iter().map(|&a| self.shape(v)[a].clone()).product();
+        let elem = self.elem(v);
+        match n.as_const() {
+            Some(n) => Ok(self.scalar(elem, n as f64)),
+            None => {
+                let n = self.dim_tensor(&[], vec![n])?;
+                self.cast(n, elem)
+            }
+        }
+    }
+}
