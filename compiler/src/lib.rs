@@ -5,4 +5,5 @@
 
 pub mod emit;
 pub mod kernel;
+pub mod onnx;
 pub mod schedule;

@@ -8,7 +8,8 @@ use super::wire;
 use bytes::Bytes;
 use onnx_protobuf::tensor_shape_proto::dimension;
 use onnx_protobuf::{
-    AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto, type_proto,
+    AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto, ValueInfoProto,
+    type_proto,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -37,12 +38,15 @@ pub fn decode(file: &Bytes, folder: Option<PathBuf>) -> Result<Model, Error> {
         return Err(Error::invalid("", "the file is empty").help(HELP));
     }
     let stripped = wire::strip(file, wire::Message::Model)?;
-    let proto = ModelProto::parse_from_bytes(&stripped.message).map_err(|e| Error::invalid("", format!("the file cannot be decoded: {e}")).help(HELP))?;
+    let proto = ModelProto::parse_from_bytes(&stripped.message)
+        .map_err(|e| Error::invalid("", format!("the file cannot be decoded: {e}")).help(HELP))?;
     let Some(graph) = proto.graph.into_option() else {
         return Err(Error::invalid("", "the file has no graph").help(HELP));
     };
     if proto.ir_version < 3 {
-        return Err(Error::invalid("", format!("the file has the IR version {}, but 3 is the first stable one", proto.ir_version)).help(HELP));
+        return Err(
+            Error::invalid("", format!("the file has the IR version {}, but 3 is the first stable one", proto.ir_version)).help(HELP)
+        );
     }
     let mut d = Decoder { contents: Contents::new(stripped.contents, folder), unnamed: BTreeMap::new() };
     let functions = proto.functions.into_iter().map(|f| d.function(f)).collect::<Result<_, _>>()?;
@@ -61,7 +65,8 @@ pub fn decode(file: &Bytes, folder: Option<PathBuf>) -> Result<Model, Error> {
 /// As [`read`].
 pub fn decode_tensor(file: &Bytes) -> Result<(String, Tensor), Error> {
     let stripped = wire::strip(file, wire::Message::Tensor)?;
-    let proto = TensorProto::parse_from_bytes(&stripped.message).map_err(|e| Error::invalid("", format!("the tensor cannot be decoded: {e}")))?;
+    let proto =
+        TensorProto::parse_from_bytes(&stripped.message).map_err(|e| Error::invalid("", format!("the tensor cannot be decoded: {e}")))?;
     let name = proto.name.clone();
     let tensor = Contents::new(stripped.contents, None).tensor(proto, &format!("tensor `{name}`"))?;
     Ok((name, tensor))

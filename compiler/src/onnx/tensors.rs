@@ -85,7 +85,8 @@ impl Contents {
         let found = data.len();
         Tensor::new(elem, sizes, data).map_err(|_| {
             let ty = format!("{}{}", elem_name(proto.data_type), Shape::fixed(&proto.dims));
-            Error::invalid(place, format!("a tensor {ty} takes {expected} bytes, but {found} are given")).help("the file is truncated or damaged")
+            Error::invalid(place, format!("a tensor {ty} takes {expected} bytes, but {found} are given"))
+                .help("the file is truncated or damaged")
         })
     }
 

@@ -3,8 +3,8 @@
 use super::{Call, Fail, Importer, Res, Val, demand, unsupported};
 use crate::onnx::model::{elem_name, elem_of};
 use tfc_ir::ops::{
-    Abs, Acos, And, Asin, Atan, Ceil, Cos, Erf, Expm1, Floor, Gelu, IsNan, Log1p, Not, Op, Or, Pow, Reciprocal, Relu, RemFloor, RemTrunc, Round, Shl,
-    Shr, Sigmoid, Silu, Sin, Softplus, Sqrt, Tan, Tanh, Xor,
+    Abs, Acos, And, Asin, Atan, Ceil, Cos, Erf, Expm1, Floor, Gelu, IsNan, Log1p, Not, Op, Or, Pow, Reciprocal, Relu, RemFloor, RemTrunc,
+    Round, Shl, Shr, Sigmoid, Silu, Sin, Softplus, Sqrt, Tan, Tanh, Xor,
 };
 use tfc_ir::ops::{Add, Div, Exp, Log, Mul, Neg, Sub};
 use tfc_ir::tensor::{Scalar, Tensor};

@@ -3,15 +3,15 @@
 //! A value is made a value of the graph when it is first used as data. Until then it may be just
 //! known: a constant, or an integer tensor whose elements are dimensions.
 
-use super::{Fail, Importer, Res, demand};
+use super::{Importer, Res, demand};
 use crate::onnx::import::unsupported;
 use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim, SymbolTable};
 use tfc_ir::graph::{DimCheck, Value};
 use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::ops::{
-    Add, Cast, Concat, Dims, Div, Eq, Exp, Expand, InferCx, Iota, Le, Log, Lt, Matmul, Max, Min, Mul, Neg, Op, Reduce, Reshape, Select, Slice, Sqrt,
-    Sub, Transpose,
+    Add, Cast, Concat, Dims, Div, Eq, Exp, Expand, InferCx, Iota, Le, Log, Lt, Matmul, Max, Min, Mul, Neg, Op, Reduce, RemTrunc, Reshape,
+    Select, Slice, Sqrt, Sub, Transpose,
 };
 use tfc_ir::symbolic::{self, SymTensor};
 use tfc_ir::tensor::{Scalar, Tensor};
@@ -89,11 +89,6 @@ impl Importer<'_> {
         self.scalar(self.elem(v), x)
     }
 
-    /// A constant list of integers.
-    pub(super) fn int_list(&mut self, values: &[i64]) -> Val {
-        self.constant(Tensor::of(&[values.len()], values.to_vec()))
-    }
-
     /// An `i64` tensor of dimensions, in row-major order.
     pub(super) fn dim_tensor(&mut self, sizes: &[usize], values: Vec<Dim>) -> Res<Val> {
         self.emit(Dims { values, shape: sizes.to_vec() }, &[])
@@ -135,7 +130,7 @@ impl Importer<'_> {
     fn symbolic(&self, v: Val) -> Option<SymTensor> {
         match &self.data(v).known {
             Known::Const(t) if !t.elem().is_float() && t.len() as i64 <= FOLD_LIMIT => SymTensor::from_tensor(t),
-            Known::Symbolic(s) => Some(s.clone()),
+            Known::Symbolic(s) if !self.elem(v).is_float() => Some(s.clone()),
             _ => None,
         }
     }
@@ -186,7 +181,7 @@ impl Importer<'_> {
         let value = match self.data(v).known.clone() {
             Known::Const(t) => self.graph.add_const(t, name),
             Known::Symbolic(s) => {
-                let sizes = s.sizes.clone();
+                let sizes = s.shape.clone();
                 let internal = |e: tfc_ir::ops::InferError| crate::onnx::Error::invalid(self.loc.to_string(), e.to_string());
                 let dims = self.graph.add(Dims { values: s.values, shape: sizes }, &[], &self.loc).map_err(internal)?;
                 let value = match ty.elem {
@@ -221,7 +216,8 @@ impl Importer<'_> {
     /// The result of an operator with known operands, if it can be computed now.
     fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
         let small = |t: &Type| t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
-        if inputs.iter().any(|&v| matches!(self.data(v).known, Known::Nothing) || !small(self.ty(v))) {
+        let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing);
+        if inputs.iter().any(|&v| !small(self.ty(v))) || (!inputs.is_empty() && inputs.iter().all(unknown)) {
             return Ok(None);
         }
         let types: Vec<Type> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
@@ -237,14 +233,49 @@ impl Importer<'_> {
         {
             return Ok(Some(self.constant(out[0].clone())));
         }
-        let operands: Option<Vec<SymTensor>> = inputs.iter().map(|&v| self.symbolic(v)).collect();
-        let Some(operands) = operands else { return Ok(None) };
-        let Some(mut out) = symbolic::eval(op, &results, &operands, &self.graph.symbols) else { return Ok(None) };
-        let out = out.swap_remove(0);
-        Ok(Some(match out.to_tensor(result.elem) {
-            Some(t) => self.constant(t),
-            None => self.push(result.clone(), Known::Symbolic(out), None),
+        let floats = types.iter().chain(&results).any(|t| t.elem.is_float());
+        let out = if floats { self.compute_whole(op, inputs, result) } else { self.compute_dims(op, inputs, result) };
+        Ok(out.map(|s| match s.to_tensor() {
+            Some(t) if !result.elem.is_float() => self.constant(t),
+            Some(t) => self.constant(Tensor::build(result.elem, t.sizes(), |i| t.get(i))),
+            None => self.push(result.clone(), Known::Symbolic(s), None),
         }))
+    }
+
+    fn compute_dims(&self, op: &Op, inputs: &[Val], result: &Type) -> Option<SymTensor> {
+        let operands: Vec<Option<SymTensor>> = inputs.iter().map(|&v| self.symbolic(v)).collect();
+        Some(symbolic::eval(op, std::slice::from_ref(result), &operands, &self.graph.symbols)?.swap_remove(0))
+    }
+
+    /// Arithmetic on sizes that were converted to floats: as long as it stays within whole numbers it
+    /// is that of integers.
+    fn compute_whole(&self, op: &Op, inputs: &[Val], result: &Type) -> Option<SymTensor> {
+        let mut operands = Vec::with_capacity(inputs.len());
+        for &v in inputs {
+            operands.push(Some(match &self.data(v).known {
+                Known::Symbolic(s) => SymTensor { elem: Elem::I64, ..s.clone() },
+                Known::Const(t) if t.iter().all(|x| x.to_f64().fract() == 0.0 && x.to_f64().abs() < 1e9) => SymTensor {
+                    elem: Elem::I64,
+                    shape: t.sizes().to_vec(),
+                    values: t.iter().map(|x| Dim::from(x.to_f64() as i64)).collect(),
+                },
+                _ => return None,
+            }));
+        }
+        let int = |elem: Elem| if elem.is_float() { Elem::I64 } else { elem };
+        let types = [result.with_elem(int(result.elem))];
+        let eval = |op: &Op| Some(symbolic::eval(op, &types, &operands, &self.graph.symbols)?.swap_remove(0));
+        match op {
+            Op::Floor(_) | Op::Ceil(_) | Op::Round(_) => operands.swap_remove(0),
+            Op::Cast(c) => eval(&Op::Cast(Cast { to: int(c.to) })),
+            Op::Div(_) => {
+                let rest = eval(&Op::RemTrunc(RemTrunc {}))?;
+                if rest.values.iter().all(|d| d.is(0)) { eval(op) } else { None }
+            }
+            Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Neg(_) | Op::Min(_) | Op::Max(_) => eval(op),
+            _ if op.traits().moved > 0 => eval(op),
+            _ => None,
+        }
     }
 
     /// The common shape of values under broadcasting; what must hold for it is checked at run time.

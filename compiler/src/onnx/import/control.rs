@@ -22,7 +22,11 @@ fn graph<'a>(n: &'a Call, name: &str) -> Res<&'a Graph> {
 /// Both branches are pure, so that a run-time condition may choose between their results.
 pub(super) fn if_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     let condition = n.input(0)?;
-    demand!(cx.elem(condition) == Elem::Bool && cx.shape(condition).elements().is(1), "the condition must be one truth value, but it is {}", cx.ty(condition));
+    demand!(
+        cx.elem(condition) == Elem::Bool && cx.shape(condition).elements().is(1),
+        "the condition must be one truth value, but it is {}",
+        cx.ty(condition)
+    );
     let (yes, no) = (graph(n, "then_branch")?, graph(n, "else_branch")?);
     if let Some(c) = cx.const_scalar(condition) {
         return cx.subgraph(if c != 0.0 { yes } else { no }, &[]);
@@ -124,7 +128,9 @@ pub(super) fn scan(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
         sources.push((v, axis));
     }
     let size = cx.shape(sources[0].0)[sources[0].1].clone();
-    let Some(rounds) = size.as_const() else { unsupported!("the scanned axis has the size {size}, which must be known; fix it with --dim") };
+    let Some(rounds) = size.as_const() else {
+        unsupported!("the scanned axis has the size {size}, which must be known; fix it with --dim")
+    };
     if rounds > MAX_ROUNDS {
         unsupported!("the scan has {rounds} rounds; at most {MAX_ROUNDS} are unrolled");
     }

@@ -32,7 +32,8 @@ pub(super) fn einsum(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     for (part, &value) in parts.iter().zip(&operands) {
         terms.push(Term { value, labels: labels(part, Some(cx.rank(value)), &text)? });
     }
-    let rest = terms.iter().flat_map(|t| &t.labels).filter_map(|l| if let Label::Rest(i) = l { Some(i + 1) } else { None }).max().unwrap_or(0);
+    let rest =
+        terms.iter().flat_map(|t| &t.labels).filter_map(|l| if let Label::Rest(i) = l { Some(i + 1) } else { None }).max().unwrap_or(0);
     let output = match right {
         Some(r) => {
             let letters = r.replace("...", "").chars().count();
@@ -78,7 +79,9 @@ fn labels(part: &str, rank: Option<usize>, text: &str) -> Res<Vec<Label>> {
         None => (part, None),
     };
     let letters = |s: &str| {
-        s.chars().map(|c| if c.is_ascii_alphabetic() { Ok(Label::Letter(c)) } else { Err(bad(&format!("has `{c}` where a letter belongs"))) }).collect::<Res<Vec<_>>>()
+        s.chars()
+            .map(|c| if c.is_ascii_alphabetic() { Ok(Label::Letter(c)) } else { Err(bad(&format!("has `{c}` where a letter belongs"))) })
+            .collect::<Res<Vec<_>>>()
     };
     let mut out = letters(before)?;
     if let Some(after) = after {

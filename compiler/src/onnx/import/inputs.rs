@@ -147,11 +147,17 @@ impl Symbols {
                     match (dim.as_symbol().cloned(), dim.as_const()) {
                         (Some(s), _) if bare => self.substitute(&s, n),
                         (_, Some(c)) if c != n => {
-                            return Err(Error::invalid(place, format!("axis {axis} is given the size {n}, but it is {c} in the model or by another input")));
+                            return Err(Error::invalid(
+                                place,
+                                format!("axis {axis} is given the size {n}, but it is {c} in the model or by another input"),
+                            ));
                         }
                         (None, None) if !bare => {
-                            return Err(Error::invalid(place, format!("axis {axis} has the size {dim}, which the given size {n} does not determine"))
-                                .help("fix its symbols with --dim"));
+                            return Err(Error::invalid(
+                                place,
+                                format!("axis {axis} has the size {dim}, which the given size {n} does not determine"),
+                            )
+                            .help("fix its symbols with --dim"));
                         }
                         _ => {}
                     }
@@ -173,7 +179,8 @@ impl Symbols {
             let Some(dim) = known.get(name) else {
                 let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
                 names.sort_unstable();
-                let help = if names.is_empty() { "it has no free dimensions".into() } else { format!("its dimensions are: {}", list(names)) };
+                let help =
+                    if names.is_empty() { "it has no free dimensions".into() } else { format!("its dimensions are: {}", list(names)) };
                 return Err(Error::invalid("", format!("the model has no dimension `{name}`")).help(help));
             };
             let (min, max) = match *spec {
@@ -181,7 +188,10 @@ impl Symbols {
                 DimSpec::Range(r) => (r.min, r.max),
             };
             if min < 0 || max < min || max > i64::from(i32::MAX) {
-                return Err(Error::invalid("", format!("the dimension `{name}` cannot be {min}..{max}: 0 <= minimum <= maximum < 2^31 must hold")));
+                return Err(Error::invalid(
+                    "",
+                    format!("the dimension `{name}` cannot be {min}..{max}: 0 <= minimum <= maximum < 2^31 must hold"),
+                ));
             }
             match (dim.as_symbol().cloned(), dim.as_const()) {
                 (Some(s), _) if min == max => self.substitute(&s, min),
@@ -189,8 +199,15 @@ impl Symbols {
                     self.ranges.insert(s, Range { min, max });
                 }
                 (None, Some(c)) if (min..=max).contains(&c) => {}
-                (None, Some(c)) => return Err(Error::invalid("", format!("the dimension `{name}` is given as {min}..{max}, but a given shape makes it {c}"))),
-                (None, None) => return Err(Error::invalid("", format!("the dimension `{name}` is {dim}; fix or bound its symbols instead"))),
+                (None, Some(c)) => {
+                    return Err(Error::invalid(
+                        "",
+                        format!("the dimension `{name}` is given as {min}..{max}, but a given shape makes it {c}"),
+                    ));
+                }
+                (None, None) => {
+                    return Err(Error::invalid("", format!("the dimension `{name}` is {dim}; fix or bound its symbols instead")));
+                }
             }
         }
         Ok(())
@@ -216,7 +233,10 @@ fn identifier(name: &str) -> String {
 }
 
 fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
-    let fresh = (1..).map(|i| if i == 1 { name.to_string() } else { format!("{name}_{i}") }).find(|n| !taken.contains(n)).expect("some number is free");
+    let fresh = (1..)
+        .map(|i| if i == 1 { name.to_string() } else { format!("{name}_{i}") })
+        .find(|n| !taken.contains(n))
+        .expect("some number is free");
     taken.insert(fresh.clone());
     fresh
 }

@@ -6,6 +6,7 @@
 //! dimensions while importing, and nodes for them are made only where the numbers are used as data.
 
 mod arith;
+mod attention;
 mod build;
 mod call;
 mod control;
@@ -14,6 +15,7 @@ mod inputs;
 mod movement;
 mod nn;
 mod norm;
+mod quant;
 mod reduce;
 mod shape;
 mod table;
@@ -207,7 +209,10 @@ impl<'m> Importer<'m> {
         let place = self.place(node);
         self.report.nodes += 1;
         if self.report.nodes > MAX_NODES {
-            return Err(Error::invalid(place, format!("with functions inlined and loops unrolled the model has more than {MAX_NODES} nodes")));
+            return Err(Error::invalid(
+                place,
+                format!("with functions inlined and loops unrolled the model has more than {MAX_NODES} nodes"),
+            ));
         }
         let mut inputs = Vec::with_capacity(node.inputs.len());
         let mut unknown = false;
@@ -337,7 +342,7 @@ impl<'m> Importer<'m> {
                 false => self.node(n),
                 true => {
                     let mut n = n.clone();
-                    n.inputs.iter_mut().filter(|i| absent.contains(i)).for_each(|i| *i = "".into());
+                    n.inputs.iter_mut().filter(|i| absent.contains(&&**i)).for_each(|i| *i = "".into());
                     self.node(&n)
                 }
             };
@@ -388,7 +393,9 @@ impl<'m> Importer<'m> {
         let place = format!("output `{}`", declared.name);
         let Some(ValueType::Tensor { elem, shape }) = &declared.ty else {
             return match declared.ty {
-                Some(ValueType::Other(what)) => Err(Error::invalid(place, format!("{what} is declared, but the value is a tensor {found}"))),
+                Some(ValueType::Other(what)) => {
+                    Err(Error::invalid(place, format!("{what} is declared, but the value is a tensor {found}")))
+                }
                 _ => Ok(()),
             };
         };

@@ -198,20 +198,24 @@ fn slice_range(cx: &Importer, size: &Dim, start: &Dim, end: &Dim, step: i64) -> 
     let zero = Dim::from(0);
     let clamp = |d: Dim, low: &Dim, high: &Dim| d.maximum(low).minimum(high).simplify(cx.symbols());
     let (first, len) = if step > 0 {
-        let bound = |d: &Dim, what| match d.as_const() {
-            Some(n) if n >= END => Ok(size.clone()),
-            Some(n) if n <= -END => Ok(zero.clone()),
-            _ => Ok(clamp(from_start(cx, d, size, what)?, &zero, size)),
+        let bound = |d: &Dim, what| -> Res<Dim> {
+            match d.as_const() {
+                Some(n) if n >= END => Ok(size.clone()),
+                Some(n) if n <= -END => Ok(zero.clone()),
+                _ => Ok(clamp(from_start(cx, d, size, what)?, &zero, size)),
+            }
         };
         let (a, b) = (bound(start, "the start")?, bound(end, "the end")?);
         let len = (b - a.clone()).ceil_div(step);
         (a, len)
     } else {
         let (low, high) = (Dim::from(-1), size.clone() - Dim::from(1));
-        let bound = |d: &Dim, what| match d.as_const() {
-            Some(n) if n >= END => Ok(high.clone()),
-            Some(n) if n <= -END => Ok(low.clone()),
-            _ => Ok(clamp(from_start(cx, d, size, what)?, &low, &high)),
+        let bound = |d: &Dim, what| -> Res<Dim> {
+            match d.as_const() {
+                Some(n) if n >= END => Ok(high.clone()),
+                Some(n) if n <= -END => Ok(low.clone()),
+                _ => Ok(clamp(from_start(cx, d, size, what)?, &low, &high)),
+            }
         };
         let (a, b) = (bound(start, "the start")?, bound(end, "the end")?);
         let len = (a.clone() - b).ceil_div(step.saturating_neg());

@@ -86,7 +86,9 @@ fn windows(cx: &Importer, n: &Call, x: Val, kernel: Vec<i64>) -> Res<Windows> {
                 let total = match (strides[i], cx.shape(x)[i + 2].as_const()) {
                     (1, _) => reach - 1,
                     (s, Some(size)) => (((size + s - 1) / s - 1) * s + reach - size).max(0),
-                    (_, None) => unsupported!("{auto} with steps needs known sizes, but the operand is {}; fix them with --shape", cx.ty(x)),
+                    (_, None) => {
+                        unsupported!("{auto} with steps needs known sizes, but the operand is {}; fix them with --shape", cx.ty(x))
+                    }
                 };
                 let (less, more) = (total / 2, total - total / 2);
                 (before[i], after[i]) = if auto == "SAME_UPPER" { (less, more) } else { (more, less) };
@@ -107,11 +109,16 @@ fn fixed_kernel(cx: &Importer, n: &Call, w: Val) -> Res<Vec<i64>> {
     Ok(sizes)
 }
 
-pub(super) fn conv(cx: &mut Importer, n: &Call) -> One {
-    let (x, w) = (n.input(0)?, n.input(1)?);
+/// The convolution of `x` by `w` that the node's attributes describe.
+pub(super) fn convolution(cx: &Importer, n: &Call, x: Val, w: Val) -> Res<Conv> {
     let kernel = fixed_kernel(cx, n, w)?;
     let g = windows(cx, n, x, kernel)?;
-    let op = Conv { strides: g.strides, pads_before: g.before, pads_after: g.after, dilations: g.dilations, groups: n.int("group", 1)? };
+    Ok(Conv { strides: g.strides, pads_before: g.before, pads_after: g.after, dilations: g.dilations, groups: n.int("group", 1)? })
+}
+
+pub(super) fn conv(cx: &mut Importer, n: &Call) -> One {
+    let (x, w) = (n.input(0)?, n.input(1)?);
+    let op = convolution(cx, n, x, w)?;
     let mut operands = vec![x, w];
     operands.extend(n.opt(2));
     Ok(vec![cx.emit(op, &operands)?])
@@ -129,7 +136,10 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
     let pads = n.ints("pads")?.filter(|l| !l.is_empty()).unwrap_or_else(|| vec![0; 2 * axes]);
     let small = |l: &[i64]| l.iter().all(|v| (0..1 << 30).contains(v));
     demand!(pads.len() == 2 * axes && small(&pads) && small(&extra), "pads {pads:?} or output_padding {extra:?} are wrong for {axes} axes");
-    demand!(strides.iter().chain(&dilations).all(|v| (1..1 << 30).contains(v)), "strides {strides:?} or dilations {dilations:?} are not positive");
+    demand!(
+        strides.iter().chain(&dilations).all(|v| (1..1 << 30).contains(v)),
+        "strides {strides:?} or dilations {dilations:?} are not positive"
+    );
     let (mut begin, mut end) = (pads[..axes].to_vec(), pads[axes..].to_vec());
     let auto = n.text("auto_pad", "NOTSET")?;
     let wanted = n.ints("output_shape")?.map(|l| l[l.len().saturating_sub(axes)..].to_vec());
@@ -177,7 +187,8 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
         from[i + 2] = Dim::from((-a).max(0));
         cut.0[i + 2] = cut[i + 2].clone() - Dim::from((-a).max(0) + (-b).max(0));
     }
-    let x = if *cx.shape(spread) == cut { spread } else { cx.emit(Slice { starts: from, steps: vec![1; axes + 2], lens: cut }, &[spread])? };
+    let x =
+        if *cx.shape(spread) == cut { spread } else { cx.emit(Slice { starts: from, steps: vec![1; axes + 2], lens: cut }, &[spread])? };
     let op = Conv { strides: vec![1; axes], pads_before: before, pads_after: after, dilations, groups };
     let mut operands = vec![x, v];
     operands.extend(n.opt(2));

@@ -1,6 +1,6 @@
 //! The table of supported operators.
 
-use super::{Call, Fail, Importer, Res, Val, arith, control, einsum, movement, nn, norm, reduce, shape};
+use super::{Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, shape};
 use crate::onnx::model::Node;
 
 /// An importer of one operator: returns its results, as many as it can have.
@@ -50,6 +50,7 @@ table! {
         "Asinh" 9 => arith::asinh,
         "Atan" 7 => arith::atan,
         "Atanh" 9 => arith::atanh,
+        "Attention" 23 => attention::attention,
         "AveragePool" 7 => nn::average_pool,
         "BatchNormalization" 7 => norm::batch_normalization,
         "BitShift" 11 => arith::bit_shift,
@@ -67,13 +68,16 @@ table! {
         "Constant" 7 => shape::constant,
         "ConstantOfShape" 9 => shape::constant_of_shape,
         "Conv" 7 => nn::conv,
+        "ConvInteger" 10 => quant::conv_integer,
         "ConvTranspose" 7 => nn::conv_transpose,
         "Cos" 7 => arith::cos,
         "Cosh" 9 => arith::cosh,
         "CumSum" 11 => reduce::cum_sum,
         "DepthToSpace" 7 => movement::depth_to_space,
+        "DequantizeLinear" 10 => quant::dequantize_linear,
         "Div" 7 => arith::div,
         "Dropout" 7 => arith::dropout,
+        "DynamicQuantizeLinear" 11 => quant::dynamic_quantize_linear,
         "Einsum" 12 => einsum::einsum,
         "Elu" 7 => arith::elu,
         "Equal" 7 => arith::equal,
@@ -113,6 +117,7 @@ table! {
         "LpNormalization" 7 => reduce::lp_normalization,
         "LpPool" 7 => nn::lp_pool,
         "MatMul" 7 => nn::matmul,
+        "MatMulInteger" 10 => quant::matmul_integer,
         "Max" 7 => arith::max,
         "MaxPool" 7 => nn::max_pool,
         "Mean" 7 => arith::mean,
@@ -129,6 +134,9 @@ table! {
         "PRelu" 7 => arith::prelu,
         "Pad" 7 => movement::pad,
         "Pow" 7 => arith::pow,
+        "QLinearConv" 10 => quant::qlinear_conv,
+        "QLinearMatMul" 10 => quant::qlinear_matmul,
+        "QuantizeLinear" 10 => quant::quantize_linear,
         "RMSNormalization" 23 => norm::rms_normalization,
         "Range" 11 => shape::range,
         "Reciprocal" 7 => arith::reciprocal,
@@ -144,6 +152,7 @@ table! {
         "ReduceSumSquare" 7 => reduce::sum_square,
         "Relu" 7 => arith::relu,
         "Reshape" 7 => movement::reshape,
+        "RotaryEmbedding" 23 => attention::rotary_embedding,
         "Round" 11 => arith::round,
         "Scan" 9 => control::scan,
         "Scatter" 9 => movement::scatter_elements,
@@ -181,8 +190,15 @@ table! {
         "SimplifiedLayerNormalization" 1 => norm::rms_normalization,
     }
     MICROSOFT {
+        "BiasGelu" 1 => attention::bias_gelu,
+        "DequantizeLinear" 1 => quant::dequantize_linear,
+        "FastGelu" 1 => attention::fast_gelu,
+        "FusedMatMul" 1 => attention::fused_matmul,
         "Gelu" 1 => arith::gelu,
         "LayerNormalization" 1 => norm::layer_normalization,
+        "QuantizeLinear" 1 => quant::quantize_linear,
+        "QuickGelu" 1 => attention::quick_gelu,
+        "RotaryEmbedding" 1 => attention::rotary_embedding_microsoft,
         "SimplifiedLayerNormalization" 1 => norm::rms_normalization,
         "SkipLayerNormalization" 1 => norm::skip_layer_normalization,
         "SkipSimplifiedLayerNormalization" 1 => norm::skip_simplified_layer_normalization,
@@ -194,7 +210,10 @@ pub(super) fn find(node: &Node, opset: Option<i64>) -> Res<(&'static Supported, 
     let entry = OPERATORS.iter().find(|s| s.name == node.op && s.domain == node.domain);
     let Some(entry) = entry else {
         let reason = match OPERATORS.iter().find(|s| s.name == node.op) {
-            Some(s) => format!("the operator is supported in the domain `{}`, not in this one", if s.domain.is_empty() { "ai.onnx" } else { s.domain }),
+            Some(s) => format!(
+                "the operator is supported in the domain `{}`, not in this one",
+                if s.domain.is_empty() { "ai.onnx" } else { s.domain }
+            ),
             None => "there is no importer for this operator".into(),
         };
         return Err(Fail::Unsupported(reason));
@@ -210,7 +229,10 @@ pub(super) fn find(node: &Node, opset: Option<i64>) -> Res<(&'static Supported, 
         return Err(Fail::Unsupported(format!("the model uses operator set {version}; versions {EARLIEST} to {LATEST} are supported")));
     }
     if version < entry.since {
-        return Err(Fail::Unsupported(format!("the operator is supported from version {} of its operator set on, the model imports {version}", entry.since)));
+        return Err(Fail::Unsupported(format!(
+            "the operator is supported from version {} of its operator set on, the model imports {version}",
+            entry.since
+        )));
     }
     Ok((entry, version))
 }

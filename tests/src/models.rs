@@ -1,0 +1,90 @@
+//! Models with reference answers: where they are, their inputs and outputs, and comparison.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use tfc_ir::dim::Bindings;
+use tfc_ir::graph::Graph;
+use tfc_ir::tensor::{Element, Tensor};
+use tfc_ir::types::Elem;
+
+/// The folder of models with reference answers: `TFC_ZOO`, or `shared/zoo` beside the workspace.
+/// Says loudly when there is none.
+pub fn zoo() -> Option<PathBuf> {
+    let path = match std::env::var_os("TFC_ZOO") {
+        Some(p) => PathBuf::from(p),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/zoo"),
+    };
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: there are no models in {} (set TFC_ZOO)", path.display());
+    None
+}
+
+/// The subfolders of a folder, sorted by name.
+pub fn folders(root: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(root).expect("a folder").map(|e| e.expect("an entry").path()).filter(|p| p.is_dir()).collect();
+    all.sort();
+    all
+}
+
+/// Tensors of a `.npz` file by name.
+pub fn read_npz(path: &Path) -> BTreeMap<String, Tensor> {
+    let mut archive = npyz::npz::NpzArchive::new(BufReader::new(File::open(path).expect("a file"))).expect("an archive");
+    let names: Vec<String> = archive.array_names().map(String::from).collect();
+    let mut out = BTreeMap::new();
+    for name in names {
+        let npy = archive.by_name(&name).expect("readable").expect("listed");
+        let sizes: Vec<usize> = npy.shape().iter().map(|&n| n as usize).collect();
+        assert_eq!(npy.order(), npyz::Order::C, "{name}");
+        fn numbers<T: npyz::Deserialize + Element, R: std::io::Read>(npy: npyz::NpyFile<R>, sizes: &[usize]) -> Tensor {
+            Tensor::of(sizes, npy.into_vec::<T>().expect("numbers"))
+        }
+        let dtype = npy.dtype().descr();
+        let tensor = match dtype.trim_matches('\'') {
+            "<f4" => numbers::<f32, _>(npy, &sizes),
+            "<f8" => numbers::<f64, _>(npy, &sizes),
+            "<i8" => numbers::<i64, _>(npy, &sizes),
+            "<i4" => numbers::<i32, _>(npy, &sizes),
+            "|u1" => numbers::<u8, _>(npy, &sizes),
+            "|b1" => {
+                let values = npy.into_vec::<bool>().expect("truth values");
+                Tensor::build(Elem::Bool, &sizes, |i| tfc_ir::tensor::Scalar::Int(values[i].into()))
+            }
+            other => panic!("{name} has the type {other}"),
+        };
+        out.insert(name, tensor);
+    }
+    out
+}
+
+/// The values that the symbols of a graph have for these inputs.
+pub fn bind(g: &Graph, inputs: &[Tensor]) -> Bindings {
+    let mut b = Bindings::new();
+    for (&v, t) in g.inputs().iter().zip(inputs) {
+        for (d, &n) in g.ty(v).shape.0.iter().zip(t.sizes()) {
+            if let Some(s) = d.as_symbol() {
+                b.insert(s.clone(), n as i64);
+            }
+        }
+    }
+    b
+}
+
+/// `‖found - expected‖ / ‖expected‖`; elements that are equal (infinities, NaNs too) count as 0.
+pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (a, b) in found.iter().zip(expected.iter()) {
+        let (a, b) = (a.to_f64(), b.to_f64());
+        if a == b || a.is_nan() && b.is_nan() {
+            norm += if b.is_finite() { b * b } else { 0.0 };
+            continue;
+        }
+        difference += (a - b) * (a - b);
+        norm += b * b;
+    }
+    if difference == 0.0 { 0.0 } else { (difference / norm.max(1e-30)).sqrt() }
+}
