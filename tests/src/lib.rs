@@ -1,4 +1,7 @@
-//! What the tests of several crates share.
+//! What the tests of `tfc` share: the harness of the filetests, generators, and ONNX models.
 
+pub mod choices;
+pub mod filetest;
 pub mod models;
 pub mod onnx_build;
+pub mod random_graph;

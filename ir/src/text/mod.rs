@@ -131,7 +131,7 @@ const %unused: i4[3] = [-8, 7, 0]
 
 %1 = reduce %x {kind = max, axes = [0, 1], keep = false} : f32[]
 %y = gelu %1 {tanh = true} : f32[] loc("/Gelu", "/Tanh \"1\"\n")
-%2 = iota {elem = i32, shape = ["batch size", 2*seq+1, -m], axis = 0} : i32[3]
+%2 = iota {elem = i32, shape = ["batch size", 2*seq+1, -9223372036854775808*m], axis = 0} : i32[3]
 %3, %z = fused %y, %w {body = {
   graph body
   symbol other 1..2
