@@ -5,6 +5,14 @@
 //! `(n / PANEL) * K * PANEL + k * PANEL + n % PANEL`, the last panel filled up with zeros. Constants are
 //! packed by [`pack`] at compile time, everything else by a nest before. The left operand is read in
 //! place with any strides.
+//!
+//! # Tasks
+//!
+//! A task is [`TILE_ROWS`] rows by [`CHUNK`] columns of one matrix; at the ends, what is left of them.
+//! Task `t` is row tile `t % R` of chunk `t / R % C` of matrix `t / (R * C)`, with `R` row tiles and `C`
+//! chunks: neighbours use the same columns of the right operand, and a single row still splits by
+//! columns. A task computes its elements in an order of its own, so results do not depend on how tasks
+//! are distributed.
 
 use super::Extent;
 use super::nest::{Effect, Expr, ExprId};
@@ -14,8 +22,15 @@ use tfc_ir::types::Elem;
 /// Columns of a packed panel.
 pub const PANEL: usize = 8;
 
-/// Rows of a register tile. A task is one tile of rows of one batch.
-pub const TILE_ROWS: usize = 6;
+/// Rows of a register tile, and of a task.
+///
+/// With vectors of four lanes and 16 registers, 12 rows by one vector keep 12 sums, and every factor that
+/// is broadcast is used once: Cranelift's multiply-add overwrites a factor, and a broadcast straight from
+/// memory needs a single use.
+pub const TILE_ROWS: usize = 12;
+
+/// Columns of a task, a multiple of the panel width.
+pub const CHUNK: usize = 128;
 
 /// The left operand: any strides, in elements.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -64,9 +79,9 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Tasks of a run: the row tiles of all batches.
-    pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim, _n: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
-        batch * m.ceil_div(TILE_ROWS as i64)
+    /// Tasks of a run: row tiles by column chunks of all batches.
+    pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim, n: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
+        batch * m.ceil_div(TILE_ROWS as i64) * n.ceil_div(CHUNK as i64)
     }
 }
 

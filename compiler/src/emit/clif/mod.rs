@@ -8,12 +8,15 @@
 //! shares equal parts, and its loop-invariant code motion takes them out of inner loops; only loads and
 //! checked indices are hoisted by the emitters themselves.
 
+mod attention;
 pub mod expr;
+mod gemm;
 pub mod math;
 pub mod nest;
 pub mod target;
 #[cfg(test)]
 pub mod testing;
+mod tile;
 
 use crate::kernel::{Body, BufferParam, Extent, Kernel};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -43,7 +46,8 @@ pub fn kernel_function(kernel: &Kernel, cpu: &Cpu) -> Function {
     let mut b = KernelBuilder::new(&mut function, &mut context, kernel, cpu);
     match &kernel.body {
         Body::Nest(nest) => nest::emit(&mut b, nest),
-        Body::Gemm(_) | Body::Attention(_) => unreachable!("lowered by their own modules"),
+        Body::Gemm(gemm) => gemm::emit(&mut b, gemm),
+        Body::Attention(attention) => attention::emit(&mut b, attention),
     }
     b.finish();
     function
@@ -62,6 +66,7 @@ pub struct KernelBuilder<'a> {
     pub end: Value,
     /// The buffer parameters of the kernel.
     pub params: &'a [BufferParam],
+    args: Value,
     buffers: Vec<Value>,
     ints: Vec<Value>,
     status: Value,
@@ -95,7 +100,17 @@ impl<'a> KernelBuilder<'a> {
         let status = word(0);
         let buffers: Vec<Value> = (0..kernel.buffers.len()).map(|n| word(1 + n)).collect();
         let ints = (0..kernel.ints as usize).map(|n| word(1 + buffers.len() + n)).collect();
-        KernelBuilder { f, cpu, begin, end, params: &kernel.buffers, buffers, ints, status, exit }
+        KernelBuilder { f, cpu, begin, end, params: &kernel.buffers, args, buffers, ints, status, exit }
+    }
+
+    /// Loads all argument words but the status again. What follows uses these values: the former ones need
+    /// no registers in the loops between.
+    pub fn reload_arguments(&mut self) {
+        let words = 1..1 + self.buffers.len() + self.ints.len();
+        let args = self.args;
+        let loaded: Vec<Value> = words.map(|n| self.f.ins().load(I64, MEM.with_aligned(), args, 8 * n as i32)).collect();
+        let (buffers, ints) = loaded.split_at(self.buffers.len());
+        (self.buffers, self.ints) = (buffers.to_vec(), ints.to_vec());
     }
 
     /// Ends the function.

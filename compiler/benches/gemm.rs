@@ -1,0 +1,213 @@
+//! Matrix products and attention against the CPU's limit of 128-bit multiply-adds, one thread.
+//!
+//! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts. With a word as
+//! argument, only the lines that contain it are measured.
+#![allow(unsafe_code, reason = "compiled kernels are called through pointers")]
+#![allow(clippy::print_stdout, reason = "the results of a benchmark")]
+
+use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::types::{F32X4, I64};
+use cranelift_codegen::ir::{AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, Value};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_entity::{EntityRef, PrimaryMap};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::{Linkage, Module};
+use std::time::{Duration, Instant};
+use target_lexicon::Triple;
+use tfc::emit::clif::kernel_function;
+use tfc::emit::clif::target::Cpu;
+use tfc::kernel::gemm::{CHUNK, Gemm, Left, Right, TILE_ROWS, pack};
+use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
+use tfc_ir::scalar::Prim;
+use tfc_ir::types::Elem;
+
+/// How long a case runs.
+const DURATION: Duration = Duration::from_millis(1500);
+
+/// Into how many pieces a run is divided.
+const PIECES: i64 = 12;
+
+type KernelFn = unsafe extern "C" fn(*const u64, i64, i64);
+
+fn load(function: Function, cpu: &Cpu) -> KernelFn {
+    let signature = function.signature.clone();
+    let mut context = Context::for_function(function);
+    context.set_disasm(std::env::var_os("DISASM").is_some());
+    let code = context.compile(&*cpu.isa, &mut ControlPlane::default()).expect("kernels compile");
+    if let Some(text) = &code.vcode {
+        println!("{text}");
+    }
+    assert!(code.buffer.relocs().is_empty(), "kernels refer to nothing outside of themselves");
+    let mut flags = settings::builder();
+    flags.set("is_pic", "false").expect("a setting");
+    let isa = cranelift_native::builder().expect("a host").finish(settings::Flags::new(flags)).expect("an ISA");
+    let mut module = JITModule::new(JITBuilder::with_isa(isa, cranelift_module::default_libcall_names()));
+    let id = module.declare_anonymous_function(&signature).expect("a declaration");
+    module.define_function_bytes(id, 64, code.code_buffer(), &[]).expect("a definition");
+    module.finalize_definitions().expect("executable memory");
+    let address = module.get_finalized_function(id);
+    // SAFETY: the function has the signature of kernels; its module is never freed.
+    let f = unsafe { std::mem::transmute::<*const u8, KernelFn>(address) };
+    std::mem::forget(module);
+    println!("    {} bytes of code", code.code_buffer().len());
+    f
+}
+
+/// `end` rounds of 48 multiply-adds on 12 registers.
+fn limit(cpu: &Cpu) -> f64 {
+    let mut signature = Signature::new(cpu.isa.default_call_conv());
+    signature.params.extend([AbiParam::new(I64); 3]);
+    let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature);
+    let mut context = FunctionBuilderContext::new();
+    let mut f = FunctionBuilder::new(&mut function, &mut context);
+    let (entry, body, exit) = (f.create_block(), f.create_block(), f.create_block());
+    f.append_block_params_for_function_params(entry);
+    f.switch_to_block(entry);
+    let end = f.block_params(entry)[2];
+    let out = f.block_params(entry)[0];
+    let zero = f.ins().f32const(0.0);
+    let zero = f.ins().splat(F32X4, zero);
+    let count = f.append_block_param(body, I64);
+    let mut sums: Vec<Value> = (0..12).map(|_| f.append_block_param(body, F32X4)).collect();
+    let args = |n: Value, sums: &[Value]| -> Vec<BlockArg> { [n].iter().chain(sums).map(|&v| BlockArg::from(v)).collect() };
+    f.ins().jump(body, &args(end, &[zero; 12]));
+    f.switch_to_block(body);
+    for _ in 0..4 {
+        for s in &mut sums {
+            *s = f.ins().fma(*s, zero, zero);
+        }
+    }
+    let left = f.ins().iadd_imm_s(count, -1);
+    f.ins().brif(left, body, &args(left, &sums), exit, &[]);
+    f.switch_to_block(exit);
+    let total = sums.into_iter().reduce(|a, b| f.ins().fadd(a, b)).expect("sums");
+    f.ins().store(MemFlagsData::trusted(), total, out, 0);
+    f.ins().return_(&[]);
+    f.seal_all_blocks();
+    f.finalize(cpu.isa.frontend_config());
+    let run = load(function, cpu);
+    let mut out = [0u64; 2];
+    let rounds = 20_000;
+    // SAFETY: the loop writes 16 bytes.
+    let t = best(|| unsafe { run(out.as_mut_ptr(), 0, rounds) });
+    rounds as f64 * 48.0 * 8.0 / t
+}
+
+fn best(mut f: impl FnMut()) -> f64 {
+    let mut best = f64::MAX;
+    let begin = Instant::now();
+    while begin.elapsed() < DURATION {
+        let t = Instant::now();
+        f();
+        best = best.min(t.elapsed().as_secs_f64());
+    }
+    best
+}
+
+struct Case {
+    kernel: Kernel,
+    buffers: Vec<Vec<f32>>,
+    tasks: i64,
+    flop: f64,
+}
+
+impl Case {
+    fn seconds(&mut self, cpu: &Cpu) -> f64 {
+        let run = load(kernel_function(&self.kernel, cpu), cpu);
+        let mut status = 0i32;
+        let mut args = vec![std::ptr::from_mut(&mut status) as u64];
+        args.extend(self.buffers.iter_mut().map(|b| b.as_mut_ptr() as u64));
+        // In pieces, each with a best time of its own: other processes interrupt long runs. Between two
+        // runs of a piece come all others, so caches are as in a run of the whole.
+        let pieces: Vec<(i64, i64)> =
+            (0..PIECES).map(|i| (self.tasks * i / PIECES, self.tasks * (i + 1) / PIECES)).filter(|(b, e)| b < e).collect();
+        let mut times = vec![f64::MAX; pieces.len()];
+        let begin = Instant::now();
+        while begin.elapsed() < DURATION {
+            for (time, &(begin, end)) in times.iter_mut().zip(&pieces) {
+                let t = Instant::now();
+                // SAFETY: the arguments are what the kernel's parameters say.
+                unsafe { run(args.as_ptr(), begin, end) };
+                *time = time.min(t.elapsed().as_secs_f64());
+            }
+        }
+        times.iter().sum()
+    }
+}
+
+fn values(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 7 % 31) as f32 / 31.0 - 0.5).collect()
+}
+
+fn strides(s: &[i64]) -> Vec<Extent> {
+    s.iter().map(|&n| Extent::Const(n)).collect()
+}
+
+/// `a b + bias`, with GELU as exporters write it if asked for.
+fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
+    let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
+    let f32s = |exprs: &mut PrimaryMap<ExprId, (Expr, Elem)>, e| exprs.push((e, Elem::F32));
+    let dot = f32s(&mut exprs, Expr::Reduced(Reduction::new(0)));
+    let bias = f32s(&mut exprs, Expr::Load(Access { buffer: 2, offset: Extent::Const(0), strides: strides(&[0, 1]), dynamic: vec![] }));
+    let mut y = f32s(&mut exprs, Expr::Prim(Prim::Add, vec![dot, bias]));
+    if gelu {
+        let number = |exprs: &mut PrimaryMap<ExprId, (Expr, Elem)>, x: f64| exprs.push((Expr::Float(x.to_bits()), Elem::F32));
+        let c = number(&mut exprs, std::f64::consts::FRAC_1_SQRT_2);
+        let x = f32s(&mut exprs, Expr::Prim(Prim::Mul, vec![y, c]));
+        let x = f32s(&mut exprs, Expr::Prim(Prim::Erf, vec![x]));
+        let one = number(&mut exprs, 1.0);
+        let x = f32s(&mut exprs, Expr::Prim(Prim::Add, vec![x, one]));
+        let x = f32s(&mut exprs, Expr::Prim(Prim::Mul, vec![x, y]));
+        let half = number(&mut exprs, 0.5);
+        y = f32s(&mut exprs, Expr::Prim(Prim::Mul, vec![x, half]));
+    }
+    let out = Access { buffer: 3, offset: Extent::Const(0), strides: strides(&[n as i64, 1]), dynamic: vec![] };
+    let body = Gemm {
+        batch: vec![],
+        m: Extent::Const(m as i64),
+        n: Extent::Const(n as i64),
+        k: Extent::Const(k as i64),
+        left: Left { buffer: 0, offset: Extent::Const(0), batch: vec![], row: Extent::Const(k as i64), k: Extent::Const(1) },
+        right: Right { buffer: 1, batch: vec![] },
+        exprs,
+        effects: vec![Effect::Store(out, y)],
+    };
+    let right = values(k * n);
+    Case {
+        kernel: Kernel { buffers: params(4, 3), ints: 0, body: Body::Gemm(body) },
+        buffers: vec![values(m * k), pack(k, n, |i, j| right[i * n + j]), values(n), vec![0.0; m * n]],
+        tasks: (m.div_ceil(TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
+        flop: 2.0 * (m * n * k) as f64,
+    }
+}
+
+fn params(n: usize, out: usize) -> Vec<BufferParam> {
+    (0..n).map(|i| BufferParam { elem: Elem::F32, usage: if i == out { Use::Write } else { Use::Read } }).collect()
+}
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let host = Triple::host();
+    let cpu = Cpu::variants(&host).pop().expect("a code generator for this machine");
+    let limit = limit(&cpu);
+    println!("limit of 128-bit multiply-adds: {:.1} GFLOP/s", limit / 1e9);
+    let cases = [
+        ("128 x 768 x 768", gemm(128, 768, 768, false)),
+        ("128 x 3072 x 768, GELU", gemm(128, 3072, 768, true)),
+        ("128 x 768 x 3072", gemm(128, 768, 3072, false)),
+        ("120 x 384 x 384", gemm(120, 384, 384, false)),
+        ("1 x 3072 x 768", gemm(1, 3072, 768, false)),
+        ("4 x 3072 x 768", gemm(4, 3072, 768, false)),
+    ];
+    for (name, mut case) in cases {
+        if !wanted.iter().all(|w| name.contains(w.as_str())) {
+            continue;
+        }
+        let t = case.seconds(&cpu);
+        let rate = case.flop / t;
+        println!("{name}: {:.3} ms, {:.1} GFLOP/s, {:.1}% of the limit", t * 1e3, rate / 1e9, 100.0 * rate / limit);
+    }
+}

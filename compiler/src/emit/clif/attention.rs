@@ -1,0 +1,613 @@
+//! Fused attention. A task packs its queries once; for every block of keys it computes scores, turns
+//! them into weights relative to the largest score so far, and adds the weighted values to sums that it
+//! rescales when a larger score appears. Everything but operands and result is on the stack.
+
+use super::expr::{Evaluator, Lanes, Val};
+use super::gemm::{ceil_div, div_rem, rest};
+use super::tile::{self, Heights, Rows, Strips};
+use super::{KernelBuilder, LANES, MEM, math};
+use crate::kernel::Extent;
+use crate::kernel::attention::{Attention, KEY_BLOCK, QUERY_TILE};
+use crate::kernel::gemm::PANEL;
+use crate::kernel::nest::{Access, Expr, ExprId, Reduction};
+use cranelift_codegen::ir::condcodes::FloatCC;
+use cranelift_codegen::ir::types::{F32, F32X4};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_entity::{EntityRef, PrimaryMap};
+use tfc_ir::types::Elem;
+
+const F32_BYTES: i64 = 4;
+const BLOCK: i64 = KEY_BLOCK as i64;
+const TILE: i64 = QUERY_TILE as i64;
+
+/// Stack areas of a task.
+struct Areas {
+    /// Packed queries: all, or [`tile::DEPTH`] elements of them.
+    queries: Value,
+    /// Scores, then weights: a row of [`KEY_BLOCK`] per query.
+    scores: Value,
+    /// Packed weights.
+    weights: Value,
+    /// Sums of weighted values, rows of `pitch`.
+    sums: Value,
+    /// Largest score of every query.
+    largest: Value,
+    /// Sum of weights of every query.
+    total: Value,
+    pitch: i64,
+}
+
+/// Where a task is.
+struct Task {
+    batch: Value,
+    head: Value,
+    first: Value,
+    rows: Value,
+}
+
+impl Task {
+    fn decode(b: &mut KernelBuilder, a: &Attention, number: Value) -> Task {
+        let queries = b.extent(a.queries);
+        let tiles = ceil_div(b, queries, TILE);
+        let heads = b.extent(a.heads);
+        let (number, tile) = div_rem(b, number, tiles);
+        let (batch, head) = div_rem(b, number, heads);
+        let first = b.times(tile, Extent::Const(TILE));
+        let rows = rest(b, queries, first, TILE);
+        Task { batch, head, first, rows }
+    }
+
+    fn index(&self, row: Value, last: Value) -> Vec<Value> {
+        vec![self.batch, self.head, row, last]
+    }
+}
+
+/// Emits attention.
+pub fn emit(b: &mut KernelBuilder, a: &Attention) {
+    let pitch = round_up(a.value_depth, LANES);
+    let areas = Areas {
+        queries: tile::scratch(b, a.depth.clamp(1, tile::DEPTH) * TILE),
+        scores: tile::scratch(b, BLOCK * TILE),
+        weights: tile::scratch(b, BLOCK * TILE),
+        sums: tile::scratch(b, pitch * TILE),
+        largest: tile::scratch(b, TILE),
+        total: tile::scratch(b, TILE),
+        pitch,
+    };
+    let (begin, end) = (b.begin, b.end);
+    let Some(task) = b.open_loop(begin, end, 1) else { return };
+    b.reload_arguments();
+    let t = Task::decode(b, a, task.index);
+    let (zeros, lowest) = (b.float_of(F32X4, 0.0), b.float_of(F32X4, f64::NEG_INFINITY));
+    let (rows, cells) = (b.int(TILE), b.int(TILE * pitch));
+    tile::fill(b, areas.largest, rows, lowest);
+    tile::fill(b, areas.total, rows, zeros);
+    tile::fill(b, areas.sums, cells, zeros);
+    blocks(b, a, &t, &areas);
+    result(b, a, &t, &areas);
+    b.close_loop(task);
+}
+
+/// The loop over blocks of keys.
+fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
+    let zero = b.int(0);
+    let keys = b.extent(a.keys);
+    let queries = b.extent(a.queries);
+    // Query `i` sees the keys before `i + visible`.
+    let visible = b.f.ins().isub(keys, queries);
+    let visible = b.f.ins().iadd_imm_s(visible, 1);
+    let seen = if a.causal {
+        let last = b.f.ins().iadd(t.first, t.rows);
+        let last = b.f.ins().iadd_imm_s(last, -1);
+        let seen = b.f.ins().iadd(last, visible);
+        let seen = b.f.ins().smin(seen, keys);
+        b.f.ins().smax(seen, zero)
+    } else {
+        keys
+    };
+    let group = {
+        let per_group = b.extent(a.heads_per_group);
+        let heads = b.extent(a.heads);
+        let (groups, _) = div_rem(b, heads, per_group);
+        let (group, _) = div_rem(b, t.head, per_group);
+        let first = b.f.ins().imul(t.batch, groups);
+        b.f.ins().iadd(first, group)
+    };
+    let padded_keys = b.f.ins().iadd_imm_s(keys, PANEL as i64 - 1);
+    let padded_keys = b.f.ins().band_imm_s(padded_keys, -(PANEL as i64));
+    let key_matrix = {
+        let bytes = b.times(padded_keys, Extent::Const(a.depth * F32_BYTES));
+        let at = b.f.ins().imul(group, bytes);
+        let base = b.buffer(a.k);
+        b.f.ins().iadd(base, at)
+    };
+    let value_matrix = {
+        let bytes = b.times(keys, Extent::Const(round_up(a.value_depth, PANEL) * F32_BYTES));
+        let at = b.f.ins().imul(group, bytes);
+        let base = b.buffer(a.v);
+        b.f.ins().iadd(base, at)
+    };
+    let query = address(b, &a.q, &t.index(t.first, zero));
+    let depth = b.int(a.depth);
+    let one_depth = a.depth <= tile::DEPTH;
+    let (row_stride, k_stride) = (a.q.strides[2], a.q.strides[3]);
+    if one_depth && a.depth > 0 {
+        tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_stride, k_stride }, s.queries);
+    }
+    let heights = match a.queries {
+        Extent::Const(_) => Heights::of(a.queries),
+        Extent::Param(_) => Heights::some(&[1, 4, QUERY_TILE]),
+    };
+
+    let end = b.f.ins().iadd_imm_s(seen, BLOCK - 1);
+    let Some(block) = b.open_loop(zero, end, BLOCK) else { return };
+    let columns = rest(b, seen, block.index, BLOCK);
+    let offset = b.times(block.index, Extent::Const(a.depth * F32_BYTES));
+    let right = b.f.ins().iadd(key_matrix, offset);
+    let panel_bytes = b.int(a.depth * PANEL as i64 * F32_BYTES);
+    let mut scores = Strips {
+        left: s.queries,
+        right,
+        panel_bytes,
+        rows: t.rows,
+        k: depth,
+        columns,
+        sums: s.scores,
+        pitch: BLOCK,
+        accumulate: false,
+        heights: &heights,
+    };
+    if one_depth {
+        tile::multiply(b, &scores);
+    } else {
+        let (zeros, all) = (b.float_of(F32X4, 0.0), b.int(BLOCK * TILE));
+        tile::fill(b, s.scores, all, zeros);
+        let end = b.int(a.depth + tile::DEPTH - 1);
+        let l = b.open_loop(zero, end, tile::DEPTH).expect("more than one block");
+        scores.k = rest(b, depth, l.index, tile::DEPTH);
+        let offset = b.times(l.index, k_stride);
+        let offset = b.times(offset, Extent::Const(F32_BYTES));
+        let at = b.f.ins().iadd(query, offset);
+        tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_stride, k_stride }, s.queries);
+        let offset = b.times(l.index, Extent::Const(PANEL as i64 * F32_BYTES));
+        scores.right = b.f.ins().iadd(right, offset);
+        scores.accumulate = true;
+        tile::multiply(b, &scores);
+        b.close_loop(l);
+    }
+    weigh(b, a, t, s, block.index, columns, visible);
+    tile::pack(
+        b,
+        &Rows { at: s.scores, rows: t.rows, k: columns, row_stride: Extent::Const(BLOCK), k_stride: Extent::Const(1) },
+        s.weights,
+    );
+    let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
+    let right = b.f.ins().iadd(value_matrix, offset);
+    let panel_bytes = b.times(keys, Extent::Const(PANEL as i64 * F32_BYTES));
+    let width = b.int(a.value_depth);
+    tile::multiply(
+        b,
+        &Strips {
+            left: s.weights,
+            right,
+            panel_bytes,
+            rows: t.rows,
+            k: columns,
+            columns: width,
+            sums: s.sums,
+            pitch: s.pitch,
+            accumulate: true,
+            heights: &heights,
+        },
+    );
+    b.close_loop(block);
+}
+
+/// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
+fn weigh(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas, first_key: Value, columns: Value, visible: Value) {
+    let zero = b.int(0);
+    let Some(row) = b.open_loop(zero, t.rows, 1) else { return };
+    let offset = b.times(row.index, Extent::Const(BLOCK * F32_BYTES));
+    let scores = b.f.ins().iadd(s.scores, offset);
+    let query = b.f.ins().iadd(t.first, row.index);
+    let padded = b.f.ins().iadd_imm_s(columns, LANES as i64 - 1);
+    let padded = b.f.ins().band_imm_s(padded, -(LANES as i64));
+    let seen = if a.causal {
+        let seen = b.f.ins().iadd(query, visible);
+        let seen = b.f.ins().isub(seen, first_key);
+        let seen = b.f.ins().smin(seen, columns);
+        b.f.ins().smax(seen, zero)
+    } else {
+        columns
+    };
+
+    // Scores with scale and bias, and the largest of them.
+    let scale = f64::from(f32::from_bits(a.scale));
+    let (lowest, lowest_scalar) = (b.float_of(F32X4, f64::NEG_INFINITY), b.float_of(F32, f64::NEG_INFINITY));
+    let largest = b.f.declare_var(F32X4);
+    let largest_scalar = b.f.declare_var(F32);
+    b.f.def_var(largest, lowest);
+    b.f.def_var(largest_scalar, lowest_scalar);
+    let mut done = zero;
+    if let Some(l) = b.open_loop(zero, seen, LANES as i64) {
+        let x = score(b, a, t, query, first_key, scores, l.index, scale, Some(Lanes { loop_: 3, vectors: 1 }));
+        let m = b.f.use_var(largest);
+        let m = larger(b, x, m);
+        b.f.def_var(largest, m);
+        done = b.close_loop(l);
+    }
+    if let Some(l) = b.open_loop(done, seen, 1) {
+        let x = score(b, a, t, query, first_key, scores, l.index, scale, None);
+        let m = b.f.use_var(largest_scalar);
+        let m = larger(b, x, m);
+        b.f.def_var(largest_scalar, m);
+        b.close_loop(l);
+    }
+    if let Some(l) = b.open_loop(seen, padded, 1) {
+        let p = element(b, scores, l.index);
+        b.f.ins().store(MEM, lowest_scalar, p, 0);
+        b.close_loop(l);
+    }
+    let m = b.f.use_var(largest);
+    let m = b.across(m, larger);
+    let scalar = b.f.use_var(largest_scalar);
+    let m = larger(b, m, scalar);
+    let at = element(b, s.largest, row.index);
+    let before = b.f.ins().load(F32, MEM, at, 0);
+    let m = larger(b, m, before);
+    b.f.ins().store(MEM, m, at, 0);
+    // Where all scores are minus infinity, weights relative to 0 are 0.
+    let none = b.f.ins().fcmp(FloatCC::Equal, m, lowest_scalar);
+    let zero_scalar = b.float_of(F32, 0.0);
+    let m = b.f.ins().select(none, zero_scalar, m);
+    let shrink = b.f.ins().fsub(before, m);
+    let shrink = math::exp32(b, shrink);
+
+    // Weights and their sum.
+    let m = b.splat(m);
+    let sum = b.f.declare_var(F32X4);
+    let zeros = b.float_of(F32X4, 0.0);
+    b.f.def_var(sum, zeros);
+    if let Some(l) = b.open_loop(zero, padded, LANES as i64) {
+        let p = element(b, scores, l.index);
+        let x = b.f.ins().load(F32X4, MEM, p, 0);
+        let x = b.f.ins().fsub(x, m);
+        let w = math::exp32(b, x);
+        b.f.ins().store(MEM, w, p, 0);
+        let so_far = b.f.use_var(sum);
+        let so_far = b.f.ins().fadd(so_far, w);
+        b.f.def_var(sum, so_far);
+        b.close_loop(l);
+    }
+    let sum = b.f.use_var(sum);
+    let sum = b.across(sum, |b, x, y| b.f.ins().fadd(x, y));
+    let at = element(b, s.total, row.index);
+    let total = b.f.ins().load(F32, MEM, at, 0);
+    let total = b.fma(total, shrink, sum);
+    b.f.ins().store(MEM, total, at, 0);
+
+    let offset = b.times(row.index, Extent::Const(s.pitch * F32_BYTES));
+    let sums = b.f.ins().iadd(s.sums, offset);
+    let shrink = b.splat(shrink);
+    let width = b.int(s.pitch);
+    if let Some(l) = b.open_loop(zero, width, LANES as i64) {
+        let p = element(b, sums, l.index);
+        let x = b.f.ins().load(F32X4, MEM, p, 0);
+        let x = b.f.ins().fmul(x, shrink);
+        b.f.ins().store(MEM, x, p, 0);
+        b.close_loop(l);
+    }
+    b.close_loop(row);
+}
+
+/// Computes one score or four from dot products, and stores it in their place.
+#[expect(clippy::too_many_arguments, reason = "the coordinates of a score")]
+fn score(
+    b: &mut KernelBuilder,
+    a: &Attention,
+    t: &Task,
+    query: Value,
+    first_key: Value,
+    scores: Value,
+    column: Value,
+    scale: f64,
+    lanes: Option<Lanes>,
+) -> Value {
+    let ty = if lanes.is_some() { F32X4 } else { F32 };
+    let p = element(b, scores, column);
+    let x = b.f.ins().load(ty, MEM, p, 0);
+    let scale = b.float_of(ty, scale);
+    let x = match &a.bias {
+        None => b.f.ins().fmul(x, scale),
+        Some(bias) => {
+            let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
+            let load = exprs.push((Expr::Load(bias.clone()), Elem::F32));
+            let key = b.f.ins().iadd(first_key, column);
+            let mut e = Evaluator::new(&exprs, t.index(query, key));
+            e.lanes = lanes;
+            let bias = e.value(b, load);
+            let bias = match lanes {
+                Some(_) => e.vectors(b, &bias, Elem::F32)[0],
+                None => e.scalars(b, &bias, Elem::F32)[0],
+            };
+            b.fma(x, scale, bias)
+        }
+    };
+    b.f.ins().store(MEM, x, p, 0);
+    x
+}
+
+/// Divides the sums by the totals and stores them.
+fn result(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
+    let zero = b.int(0);
+    let keys = b.extent(a.keys);
+    let Some(row) = b.open_loop(zero, t.rows, 1) else { return };
+    let at = element(b, s.total, row.index);
+    let total = b.f.ins().load(F32, MEM, at, 0);
+    // Without any keys the result is 0; where all are hidden it is 0 / 0.
+    let one = b.float_of(F32, 1.0);
+    let total = b.f.ins().select(keys, total, one);
+    let factor = b.f.ins().fdiv(one, total);
+    let query = b.f.ins().iadd(t.first, row.index);
+    let offset = b.times(row.index, Extent::Const(s.pitch * F32_BYTES));
+    let sums = b.f.ins().iadd(s.sums, offset);
+    let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
+    let sum = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
+    let store = |b: &mut KernelBuilder, column: Value, lanes: Option<Lanes>| {
+        let p = element(b, sums, column);
+        let mut e = Evaluator::new(&exprs, t.index(query, column));
+        e.lanes = lanes;
+        e.reduced[Reduction::new(0)] = Some(if lanes.is_some() {
+            let x = b.f.ins().load(F32X4, MEM, p, 0);
+            let factor = b.splat(factor);
+            Val::Vectors(vec![b.f.ins().fmul(x, factor)])
+        } else {
+            let x = b.f.ins().load(F32, MEM, p, 0);
+            Val::Uniform(b.f.ins().fmul(x, factor))
+        });
+        e.store(b, &a.out, sum);
+    };
+    let width = b.int(a.value_depth);
+    let mut done = zero;
+    if let Some(l) = b.open_loop(zero, width, LANES as i64) {
+        store(b, l.index, Some(Lanes { loop_: 3, vectors: 1 }));
+        done = b.close_loop(l);
+    }
+    if let Some(l) = b.open_loop(done, width, 1) {
+        store(b, l.index, None);
+        b.close_loop(l);
+    }
+    b.close_loop(row);
+}
+
+/// The larger of two numbers; `y` where `x` is not a number, which then shows in the weights.
+fn larger(b: &mut KernelBuilder, x: Value, y: Value) -> Value {
+    let greater = b.f.ins().fcmp(FloatCC::GreaterThan, x, y);
+    b.choose(greater, x, y)
+}
+
+/// The least multiple of `to` that is not below `n`.
+fn round_up(n: i64, to: usize) -> i64 {
+    let to = to as i64;
+    (n + to - 1) / to * to
+}
+
+/// Address of element `n` of an f32 area.
+fn element(b: &mut KernelBuilder, area: Value, n: Value) -> Value {
+    let offset = b.times(n, Extent::Const(F32_BYTES));
+    b.f.ins().iadd(area, offset)
+}
+
+/// Address of an element of an f32 buffer.
+fn address(b: &mut KernelBuilder, access: &Access, index: &[Value]) -> Value {
+    let mut at = b.extent(access.offset);
+    for (&x, &stride) in index.iter().zip(&access.strides) {
+        let x = b.times(x, stride);
+        at = b.f.ins().iadd(at, x);
+    }
+    let at = b.times(at, Extent::Const(F32_BYTES));
+    let base = b.buffer(access.buffer);
+    b.f.ins().iadd(base, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use super::*;
+    use crate::kernel::gemm::pack;
+    use crate::kernel::{Body, BufferParam, Kernel, Use};
+    use proptest::prelude::*;
+
+    /// Sizes and properties of a problem; operands follow from them.
+    #[derive(Clone, Debug)]
+    struct Problem {
+        batch: usize,
+        groups: usize,
+        per_group: usize,
+        queries: usize,
+        keys: usize,
+        depth: usize,
+        width: usize,
+        causal: bool,
+        /// 0: none, 1: per key, 2: per query and key, 3: for some keys minus infinity.
+        bias: u8,
+        /// Whether sizes are parameters.
+        symbolic: bool,
+    }
+
+    fn value(i: usize) -> f32 {
+        ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+    }
+
+    fn strides(s: &[usize], params: &mut Vec<i64>, symbolic: bool) -> Vec<Extent> {
+        s.iter().map(|&n| extent(n, params, symbolic)).collect()
+    }
+
+    fn extent(n: usize, params: &mut Vec<i64>, symbolic: bool) -> Extent {
+        if !symbolic {
+            return Extent::Const(n as i64);
+        }
+        params.push(n as i64);
+        Extent::Param(params.len() as u32 - 1)
+    }
+
+    impl Problem {
+        fn heads(&self) -> usize {
+            self.groups * self.per_group
+        }
+
+        fn bias_at(&self, row: usize, key: usize) -> f32 {
+            match self.bias {
+                0 => 0.0,
+                1 => value(key + 77) * 3.0,
+                2 => value(row * self.keys + key + 99) * 3.0,
+                _ if (row + key * 3) % 4 == 0 => f32::NEG_INFINITY,
+                _ => value(key),
+            }
+        }
+
+        fn expected(&self) -> Vec<f64> {
+            let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
+            let mut out = vec![];
+            for row in 0..self.batch * h * n {
+                let (bh, i) = (row / n, row % n);
+                let group = bh / h * self.groups + bh % h / self.per_group;
+                let scores: Vec<f64> = (0..m)
+                    .map(|j| {
+                        if self.causal && j + n > i + m {
+                            return f64::NEG_INFINITY;
+                        }
+                        let dot: f64 = (0..d).map(|x| f64::from(value(row * d + x)) * f64::from(value((group * m + j) * d + x + 5))).sum();
+                        0.5 * dot + f64::from(self.bias_at(row, j))
+                    })
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                out.extend(
+                    (0..e).map(|x| (0..m).map(|j| weights[j] / total * f64::from(value((group * m + j) * e + x + 11))).sum::<f64>()),
+                );
+            }
+            out
+        }
+
+        fn kernel(&self) -> (Kernel, Vec<i64>) {
+            let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
+            let (params, symbolic) = (&mut vec![], self.symbolic);
+            let access = |buffer: u32, s: &[usize], params: &mut Vec<i64>| {
+                let mut strides = strides(&s[..3], params, symbolic);
+                strides.push(Extent::Const(s[3] as i64));
+                Access { buffer, offset: Extent::Const(0), strides, dynamic: vec![] }
+            };
+            let body = Attention {
+                batch: extent(self.batch, params, symbolic),
+                heads: extent(h, params, symbolic),
+                heads_per_group: extent(self.per_group, params, symbolic),
+                queries: extent(n, params, symbolic),
+                keys: extent(m, params, symbolic),
+                depth: d as i64,
+                value_depth: e as i64,
+                scale: 0.5f32.to_bits(),
+                causal: self.causal,
+                // Queries lie as [batch, query, head, depth], the result transposed as [batch, head, width, query].
+                q: access(0, &[n * h * d, d, h * d, 1], params),
+                k: 1,
+                v: 2,
+                bias: (self.bias > 0).then(|| {
+                    let row = if self.bias == 1 { 0 } else { m };
+                    access(3, &[h * n * row, n * row, row, 1], params)
+                }),
+                out: if self.symbolic {
+                    access(4, &[h * n * e, n * e, e, 1], params)
+                } else {
+                    access(4, &[h * n * e, n * e, 1, n], params)
+                },
+            };
+            let buffers = (0..5).map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
+            let kernel = Kernel { buffers, ints: params.len() as u32, body: Body::Attention(body) };
+            (kernel, std::mem::take(params))
+        }
+
+        fn buffers(&self) -> Vec<Vec<u8>> {
+            let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
+            let mut q = vec![0f32; self.batch * h * n * d];
+            for row in 0..self.batch * h * n {
+                let (b, head, i) = (row / n / h, row / n % h, row % n);
+                for x in 0..d {
+                    q[((b * n + i) * h + head) * d + x] = value(row * d + x);
+                }
+            }
+            let matrices = self.batch * self.groups;
+            let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| value((g * m + j) * d + x + 5))).collect();
+            let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| value((g * m + j) * e + x + 11))).collect();
+            let rows = if self.bias == 1 { 1 } else { self.batch * h * n };
+            let bias: Vec<f32> = (0..rows * m).map(|i| self.bias_at(i / m, i % m)).collect();
+            let out = vec![f32::NAN; self.batch * h * n * e];
+            [q, k, v, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec()).to_vec()
+        }
+
+        fn check(&self) {
+            let (kernel, ints) = self.kernel();
+            let expected = self.expected();
+            let tolerance = 4e-6 * (2.0 + (self.depth as f64).sqrt());
+            let tasks = (self.batch * self.heads() * self.queries.div_ceil(QUERY_TILE)) as i64;
+            for cpu in host_cpus() {
+                let mut buffers = self.buffers();
+                let run = Compiled::new(&kernel, &cpu);
+                assert_eq!(run.run(&mut buffers, &ints, 0, tasks / 2), 0);
+                assert_eq!(run.run(&mut buffers, &ints, tasks / 2, tasks), 0);
+                let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[4]);
+                for (i, &x) in expected.iter().enumerate() {
+                    let (row, column) = (i / self.width, i % self.width);
+                    let at = if self.symbolic { i } else { (row / self.queries * self.width + column) * self.queries + row % self.queries };
+                    let y = f64::from(out[at]);
+                    assert!((x - y).abs() <= tolerance || x.is_nan() && y.is_nan(), "{}: {self:?}, element {i}: {y} for {x}", cpu.name);
+                }
+            }
+        }
+    }
+
+    const SMALL: Problem =
+        Problem { batch: 1, groups: 1, per_group: 1, queries: 2, keys: 3, depth: 4, width: 4, causal: false, bias: 0, symbolic: false };
+
+    #[test]
+    fn sizes_at_the_edges() {
+        SMALL.check();
+        Problem { keys: 0, ..SMALL }.check();
+        Problem { queries: 0, ..SMALL }.check();
+        Problem { depth: 0, width: 1, ..SMALL }.check();
+        Problem { queries: 128, keys: 128, depth: 64, width: 64, bias: 1, ..SMALL }.check();
+        // Longer rows than are multiplied at once.
+        Problem { depth: 401, width: 37, queries: 13, keys: 70, symbolic: true, ..SMALL }.check();
+    }
+
+    #[test]
+    fn rows_that_see_no_key_are_not_numbers() {
+        Problem { queries: 9, keys: 5, causal: true, ..SMALL }.check();
+        Problem { queries: 9, keys: 5, causal: true, symbolic: true, bias: 3, ..SMALL }.check();
+    }
+
+    #[test]
+    fn other_architectures() {
+        for cpu in foreign_cpus() {
+            for symbolic in [false, true] {
+                let (code, _) = machine_code(&Problem { bias: 2, causal: true, symbolic, ..SMALL }.kernel().0, &cpu);
+                assert!(!code.is_empty());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn is_softmax_between_products(
+            [batch, groups, per_group] in [1usize..3, 1..3, 1..3],
+            [queries, keys, depth, width] in [0usize..40, 0..150, 0..20, 1..20],
+            [causal, symbolic]: [bool; 2],
+            bias in 0u8..4,
+        ) {
+            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic }.check();
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Matrix products. A task packs its rows, multiplies them strip by strip into a block of sums on the
+//! stack, and runs the epilogue over the block.
+
+use super::expr::{Evaluator, Lanes, Val};
+use super::tile::{self, Heights, Rows, Strips};
+use super::{KernelBuilder, LANES, MEM};
+use crate::kernel::Extent;
+use crate::kernel::gemm::{CHUNK, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::nest::{Effect, Reduction};
+use cranelift_codegen::ir::types::{F32, F32X4};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_entity::EntityRef;
+
+const F32_BYTES: i64 = 4;
+
+/// Emits a matrix product.
+pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
+    let (begin, end) = (b.begin, b.end);
+    let depth = match g.k {
+        Extent::Const(k) => k.clamp(1, tile::DEPTH),
+        Extent::Param(_) => tile::DEPTH,
+    };
+    let packed = tile::scratch(b, depth * TILE_ROWS as i64);
+    let sums = tile::scratch(b, (TILE_ROWS * CHUNK) as i64);
+    let Some(task) = b.open_loop(begin, end, 1) else { return };
+    b.reload_arguments();
+    let t = Task::decode(b, g, task.index);
+    let kept = tile::keep(b, &t.values());
+    product(b, g, &t, packed, sums);
+    b.reload_arguments();
+    let t = Task::of(&tile::kept(b, kept, t.values().len()));
+    epilogue(b, g, &t, sums);
+    b.close_loop(task);
+}
+
+/// Where a task is.
+struct Task {
+    batch: Vec<Value>,
+    first_row: Value,
+    first_column: Value,
+    rows: Value,
+    columns: Value,
+}
+
+impl Task {
+    fn decode(b: &mut KernelBuilder, g: &Gemm, number: Value) -> Task {
+        let (m, n) = (b.extent(g.m), b.extent(g.n));
+        let row_tiles = ceil_div(b, m, TILE_ROWS as i64);
+        let chunks = ceil_div(b, n, CHUNK as i64);
+        let (number, row_tile) = div_rem(b, number, row_tiles);
+        let (matrix, chunk) = div_rem(b, number, chunks);
+        let first_row = b.times(row_tile, Extent::Const(TILE_ROWS as i64));
+        let first_column = b.times(chunk, Extent::Const(CHUNK as i64));
+        Task {
+            batch: split(b, matrix, &g.batch),
+            first_row,
+            first_column,
+            rows: rest(b, m, first_row, TILE_ROWS as i64),
+            columns: rest(b, n, first_column, CHUNK as i64),
+        }
+    }
+
+    fn values(&self) -> Vec<Value> {
+        [self.first_row, self.first_column, self.rows, self.columns].into_iter().chain(self.batch.iter().copied()).collect()
+    }
+
+    fn of(values: &[Value]) -> Task {
+        Task { first_row: values[0], first_column: values[1], rows: values[2], columns: values[3], batch: values[4..].to_vec() }
+    }
+}
+
+/// The sums of a task: blocks of `k` one after the other.
+fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, packed: Value, sums: Value) {
+    let heights = Heights::of(g.m);
+    let k = b.extent(g.k);
+    let batch = t.batch.iter().copied();
+    let left = address(b, g.left.buffer, g.left.offset, batch.clone().chain([t.first_row]), g.left.batch.iter().chain([&g.left.row]));
+    let right = address(b, g.right.buffer, Extent::Const(0), batch, &g.right.batch);
+    // Chunks begin with panels: `first_column` columns before them take `first_column * k` elements.
+    let skipped = b.f.ins().imul(t.first_column, k);
+    let skipped = b.times(skipped, Extent::Const(F32_BYTES));
+    let right = b.f.ins().iadd(right, skipped);
+    let panel_bytes = b.times(k, Extent::Const(PANEL as i64 * F32_BYTES));
+    let one_block = matches!(g.k, Extent::Const(k) if (1..=tile::DEPTH).contains(&k));
+    let zero = b.int(0);
+    if !one_block {
+        let zeros = b.float_of(F32X4, 0.0);
+        let all = b.int((TILE_ROWS * CHUNK) as i64);
+        tile::fill(b, sums, all, zeros);
+    }
+    let end = b.f.ins().iadd_imm_s(k, tile::DEPTH - 1);
+    let Some(block) = b.open_loop(zero, end, tile::DEPTH) else { return };
+    let depth = if one_block { k } else { rest(b, k, block.index, tile::DEPTH) };
+    let offset = b.times(block.index, g.left.k);
+    let offset = b.times(offset, Extent::Const(F32_BYTES));
+    let at = b.f.ins().iadd(left, offset);
+    tile::pack(b, &Rows { at, rows: t.rows, k: depth, row_stride: g.left.row, k_stride: g.left.k }, packed);
+    let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
+    let right = b.f.ins().iadd(right, offset);
+    tile::multiply(
+        b,
+        &Strips {
+            left: packed,
+            right,
+            panel_bytes,
+            rows: t.rows,
+            k: depth,
+            columns: t.columns,
+            sums,
+            pitch: CHUNK as i64,
+            accumulate: !one_block,
+            heights: &heights,
+        },
+    );
+    b.close_loop(block);
+}
+
+/// The epilogue of a task: by vectors, then what is left of every row element by element.
+fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
+    const VECTORS: usize = PANEL / LANES;
+    let zero = b.int(0);
+    let Some(row) = b.open_loop(zero, t.rows, 1) else { return };
+    let offset = b.times(row.index, Extent::Const(CHUNK as i64 * F32_BYTES));
+    let sums = b.f.ins().iadd(sums, offset);
+    let row_index = b.f.ins().iadd(t.first_row, row.index);
+    let element = |b: &mut KernelBuilder, column: Value, lanes: Option<Lanes>| {
+        let offset = b.times(column, Extent::Const(F32_BYTES));
+        let p = b.f.ins().iadd(sums, offset);
+        let dot = match lanes {
+            Some(l) => Val::Vectors((0..l.vectors).map(|v| b.f.ins().load(F32X4, MEM, p, (v * LANES * 4) as i32)).collect()),
+            None => Val::Uniform(b.f.ins().load(F32, MEM, p, 0)),
+        };
+        let column = b.f.ins().iadd(t.first_column, column);
+        let mut e = Evaluator::new(&g.exprs, t.batch.iter().copied().chain([row_index, column]).collect());
+        e.lanes = lanes;
+        e.reduced[Reduction::new(0)] = Some(dot);
+        for effect in &g.effects {
+            let Effect::Store(access, value) = effect else { unreachable!("a product's epilogue stores") };
+            e.store(b, access, *value);
+        }
+    };
+    let lanes = Lanes { loop_: g.batch.len() as u32 + 1, vectors: VECTORS };
+    let mut done = zero;
+    if let Some(l) = b.open_loop(zero, t.columns, (VECTORS * LANES) as i64) {
+        element(b, l.index, Some(lanes));
+        done = b.close_loop(l);
+    }
+    let no_rest = matches!(g.n, Extent::Const(n) if n % (VECTORS * LANES) as i64 == 0);
+    if !no_rest && let Some(l) = b.open_loop(done, t.columns, 1) {
+        element(b, l.index, None);
+        b.close_loop(l);
+    }
+    b.close_loop(row);
+}
+
+/// `ceil(x / by)` of a number that is not negative.
+pub(super) fn ceil_div(b: &mut KernelBuilder, x: Value, by: i64) -> Value {
+    match b.as_const(x) {
+        Some(n) => b.int((n + by - 1) / by),
+        None => {
+            let x = b.f.ins().iadd_imm_s(x, by - 1);
+            b.f.ins().udiv_imm_u(x, by)
+        }
+    }
+}
+
+/// `min(total - done, most)`.
+pub(super) fn rest(b: &mut KernelBuilder, total: Value, done: Value, most: i64) -> Value {
+    let left = b.f.ins().isub(total, done);
+    let most = b.int(most);
+    b.f.ins().smin(left, most)
+}
+
+/// Quotient and remainder of numbers that are not negative; the divisor is not 0 where there are tasks.
+pub(super) fn div_rem(b: &mut KernelBuilder, x: Value, by: Value) -> (Value, Value) {
+    if b.as_const(by) == Some(1) {
+        return (x, b.int(0));
+    }
+    let q = b.f.ins().udiv(x, by);
+    let p = b.f.ins().imul(q, by);
+    (q, b.f.ins().isub(x, p))
+}
+
+/// The indices of loops from the number of an iteration of their product.
+fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) -> Vec<Value> {
+    let mut out = vec![];
+    for (n, &extent) in loops.iter().enumerate().rev() {
+        let index = if n == 0 {
+            number
+        } else {
+            let extent = b.extent(extent);
+            let (q, r) = div_rem(b, number, extent);
+            number = q;
+            r
+        };
+        out.push(index);
+    }
+    out.reverse();
+    out
+}
+
+/// An address in a buffer of f32.
+fn address<'a>(
+    b: &mut KernelBuilder,
+    buffer: u32,
+    offset: Extent,
+    index: impl IntoIterator<Item = Value>,
+    strides: impl IntoIterator<Item = &'a Extent>,
+) -> Value {
+    let mut at = b.extent(offset);
+    for (x, &stride) in index.into_iter().zip(strides) {
+        let x = b.times(x, stride);
+        at = b.f.ins().iadd(at, x);
+    }
+    let at = b.times(at, Extent::Const(F32_BYTES));
+    let base = b.buffer(buffer);
+    b.f.ins().iadd(base, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use super::*;
+    use crate::kernel::gemm::{Left, Right, pack, packed_len};
+    use crate::kernel::nest::{Access, Expr, ExprId};
+    use crate::kernel::{Body, BufferParam, Kernel, Use};
+    use cranelift_entity::PrimaryMap;
+    use proptest::prelude::*;
+    use tfc_ir::scalar::Prim;
+    use tfc_ir::types::Elem;
+
+    /// `out[b, m, n] = a b + bias[n] + row * 2 + other[b, m, n]`, `other` transposed in memory.
+    #[derive(Clone, Debug)]
+    struct Problem {
+        batch: usize,
+        m: usize,
+        n: usize,
+        k: usize,
+        /// Whether all matrices of a batch have the same right operand.
+        shared: bool,
+        /// Whether the left operand is transposed in memory.
+        transposed: bool,
+        /// Whether the result is transposed in memory.
+        scattered: bool,
+        /// Whether sizes and strides are parameters.
+        symbolic: bool,
+    }
+
+    fn value(i: usize) -> f32 {
+        ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0
+    }
+
+    impl Problem {
+        fn kernel(&self) -> (Kernel, Vec<i64>) {
+            let Problem { batch, m, n, k, .. } = *self;
+            let mut params = vec![];
+            let mut extent = |x: usize| {
+                if !self.symbolic {
+                    return Extent::Const(x as i64);
+                }
+                params.push(x as i64);
+                Extent::Param(params.len() as u32 - 1)
+            };
+            let mut access = |buffer: u32, strides: [usize; 3]| Access {
+                buffer,
+                offset: Extent::Const(0),
+                strides: strides.into_iter().map(|s| if s < 2 { Extent::Const(s as i64) } else { extent(s) }).collect(),
+                dynamic: vec![],
+            };
+            let bias = access(2, [0, 0, 1]);
+            let other = access(3, [m * n, 1, m]);
+            let out = access(4, if self.scattered { [m * n, 1, m] } else { [m * n, n, 1] });
+            let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
+            let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
+            let bias = exprs.push((Expr::Load(bias), Elem::F32));
+            let other = exprs.push((Expr::Load(other), Elem::F32));
+            let row = exprs.push((Expr::Index(1), Elem::I64));
+            let row = exprs.push((Expr::Prim(Prim::Cast, vec![row]), Elem::F32));
+            let two = exprs.push((Expr::Float(2f64.to_bits()), Elem::F32));
+            let row = exprs.push((Expr::Prim(Prim::Mul, vec![row, two]), Elem::F32));
+            let mut y = dot;
+            for x in [bias, row, other] {
+                y = exprs.push((Expr::Prim(Prim::Add, vec![y, x]), Elem::F32));
+            }
+            let (row, column) = if self.transposed { (1, m) } else { (k, 1) };
+            let mut stride = |x: usize| if x == 1 { Extent::Const(1) } else { extent(x) };
+            let left = Left { buffer: 0, offset: stride(3), batch: vec![stride(m * k)], row: stride(row), k: stride(column) };
+            let right = Right { buffer: 1, batch: vec![stride(if self.shared { 0 } else { packed_len(k, n) })] };
+            let body = Gemm {
+                batch: vec![stride(batch)],
+                m: stride(m),
+                n: stride(n),
+                k: stride(k),
+                left,
+                right,
+                exprs,
+                effects: vec![Effect::Store(out, y)],
+            };
+            let buffers = (0..5).map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
+            (Kernel { buffers, ints: params.len() as u32, body: Body::Gemm(body) }, params)
+        }
+
+        fn check(&self) {
+            let Problem { batch, m, n, k, .. } = *self;
+            let (kernel, ints) = self.kernel();
+            let left: Vec<f32> = (0..batch * m * k + 3).map(value).collect();
+            let matrix = |b: usize| if self.shared { 0 } else { b };
+            let right = |b: usize, i: usize, j: usize| value((matrix(b) * k + i) * n + j + 7);
+            let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
+            let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
+            let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
+            let tasks = (batch * m.div_ceil(TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let a = |b: usize, i: usize, x: usize| left[3 + b * m * k + if self.transposed { x * m + i } else { i * k + x }];
+            for cpu in host_cpus() {
+                let run = Compiled::new(&kernel, &cpu);
+                let mut results = vec![];
+                for pieces in [1, 3] {
+                    let out = vec![f32::NAN; batch * m * n];
+                    let mut buffers = [&left, &packed, &bias, &other, &out].map(|x| bytemuck::cast_slice(x).to_vec());
+                    for p in 0..pieces {
+                        assert_eq!(run.run(&mut buffers, &ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
+                    }
+                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[4]);
+                    results.push(out);
+                }
+                for (b, i, j) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j)))) {
+                    let dot: f64 = (0..k).map(|x| f64::from(a(b, i, x)) * f64::from(right(b, x, j))).sum();
+                    let expected = dot + f64::from(bias[j]) + 2.0 * i as f64 + f64::from(other[b * m * n + j * m + i]);
+                    let at = b * m * n + if self.scattered { j * m + i } else { i * n + j };
+                    let y = results[0][at];
+                    let tolerance = 1e-5 * (1.0 + k as f64).sqrt() * (1.0 + expected.abs());
+                    assert!((f64::from(y) - expected).abs() <= tolerance, "{}: {self:?}, ({b}, {i}, {j}): {y} for {expected}", cpu.name);
+                    assert_eq!(y.to_bits(), results[1][at].to_bits(), "the distribution of tasks matters");
+                }
+            }
+        }
+    }
+
+    const SMALL: Problem = Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, transposed: false, scattered: false, symbolic: false };
+
+    #[test]
+    fn sizes_at_the_edges() {
+        SMALL.check();
+        for symbolic in [false, true] {
+            Problem { m: 0, symbolic, ..SMALL }.check();
+            Problem { n: 0, symbolic, ..SMALL }.check();
+            Problem { k: 0, symbolic, ..SMALL }.check();
+            // More than one chunk of columns and block of k.
+            Problem { m: 29, n: 2 * CHUNK + 5, k: 2 * tile::DEPTH as usize + 11, symbolic, ..SMALL }.check();
+        }
+        for m in 1..=2 * TILE_ROWS {
+            Problem { m, n: 16, k: 35, ..SMALL }.check();
+            Problem { m, n: 12, k: 35, symbolic: true, ..SMALL }.check();
+        }
+    }
+
+    #[test]
+    fn other_architectures() {
+        for cpu in foreign_cpus() {
+            for symbolic in [false, true] {
+                let (code, _) = machine_code(&Problem { symbolic, ..SMALL }.kernel().0, &cpu);
+                assert!(!code.is_empty());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn is_the_product_with_its_epilogue(
+            [batch, m, n, k] in [0usize..3, 0..30, 0..150, 0..60],
+            [shared, transposed, scattered, symbolic]: [bool; 4],
+        ) {
+            Problem { batch, m, n, k, shared, transposed, scattered, symbolic }.check();
+        }
+    }
+}
