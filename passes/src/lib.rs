@@ -6,7 +6,9 @@
 //! - [`dce`] removes what no output needs, [`cse`] what is computed twice, [`fold`] what is constant;
 //! - [`simplify`] applies local exact rules to a fixed point: algebra of shapes and of elements;
 //! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
-//!   and attention from whatever spelling an exporter chose.
+//!   and attention from whatever spelling an exporter chose;
+//! - [`legalize`] takes composite operators apart that no kernel computes, and [`fuse`] groups what
+//!   becomes one kernel.
 //!
 //! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
 //! deterministic: the same graph gives the same result, to the byte of its text form.
@@ -16,6 +18,8 @@ pub mod cse;
 pub mod dce;
 pub mod eqsat;
 pub mod fold;
+pub mod fuse;
+pub mod legalize;
 mod rebuild;
 pub mod rules;
 pub mod simplify;

@@ -1,6 +1,6 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
-use crate::{cse, dce, eqsat, fold, simplify};
+use crate::{cse, dce, eqsat, fold, fuse, legalize, simplify};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -100,7 +100,7 @@ pub enum OptLevel {
 }
 
 /// Every pass, in alphabetical order.
-pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &simplify::PASS];
+pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &fuse::PASS, &legalize::PASS, &simplify::PASS];
 
 const O0: &[&Pass] = &[&dce::PASS];
 
@@ -109,6 +109,11 @@ const O1: &[&Pass] = &[
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
+    &legalize::PASS,
+    &simplify::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &fuse::PASS,
 ];
 
 const O2: &[&Pass] = &[
@@ -121,6 +126,11 @@ const O2: &[&Pass] = &[
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
+    &legalize::PASS,
+    &simplify::PASS,
+    &cse::PASS,
+    &dce::PASS,
+    &fuse::PASS,
 ];
 
 /// The passes of an optimization level, in order.

@@ -3,5 +3,6 @@
 pub mod choices;
 pub mod filetest;
 pub mod models;
+pub mod native;
 pub mod onnx_build;
 pub mod random_graph;

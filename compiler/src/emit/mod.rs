@@ -1,3 +1,10 @@
-//! Code generation.
+//! Code generation: kernels to machine code, programs to modules, modules to objects or into memory.
 
 pub mod clif;
+pub mod cpuid;
+mod dims;
+mod entry;
+pub mod jit;
+pub mod manifest;
+pub mod module;
+pub mod object;

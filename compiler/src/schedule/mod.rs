@@ -28,6 +28,7 @@ use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
 use tfc_ir::ops::{InferError, Op};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Type};
+use tfc_ir::verify::Verified;
 use view::View;
 
 /// The program cannot be scheduled.
@@ -46,7 +47,8 @@ pub struct ScheduleError {
 ///
 /// # Errors
 /// When an operator has no kernel for the types at hand.
-pub fn schedule(graph: &Graph) -> Result<Program, ScheduleError> {
+pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
+    let graph: &Graph = graph;
     let mut s = Scheduler {
         program: Program { name: graph.name.clone(), symbols: graph.symbols.clone(), checks: graph.checks.clone(), ..Program::default() },
         temporaries: SecondaryMap::new(),

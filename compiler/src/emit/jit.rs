@@ -1,0 +1,108 @@
+//! Code in memory: compiles a program for this machine and hands it to the runtime.
+
+use super::clif::target::Cpu;
+use super::module::{self, EmitError, Options};
+use crate::emit::manifest;
+use crate::kernel::Program;
+use cranelift_codegen::isa::OwnedTargetIsa;
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::default_libcall_names;
+use std::ops::Deref;
+use target_lexicon::Triple;
+use tfc_runtime::abi::Entry;
+use tfc_runtime::weights::{Header, PAGE, write_header};
+use tfc_runtime::{Buffer, Model, Weights};
+
+/// Compiling in memory failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JitError {
+    /// Code generation: a bug of ours.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// No memory for code or weights.
+    #[error("not enough memory: {0}")]
+    Memory(String),
+    /// The runtime refuses the model.
+    #[error(transparent)]
+    Runtime(#[from] tfc_runtime::Error),
+    /// This build of the compiler makes no code for the machine that it runs on.
+    #[error("there is no code generator for this machine ({0})")]
+    Unsupported(Triple),
+}
+
+/// Memory of compiled code; freed when the model that uses it is dropped.
+struct CodeMemory(Option<JITModule>);
+
+impl Drop for CodeMemory {
+    #[allow(unsafe_code, reason = "freeing code is the caller's promise that nothing runs it")]
+    fn drop(&mut self) {
+        if let Some(module) = self.0.take() {
+            // SAFETY: the model owns this value next to the pointers into the code and is gone.
+            unsafe { module.free_memory() }
+        }
+    }
+}
+
+// A module is not `Send` for the symbol look-up functions in it; after finalization nothing calls them.
+struct SendCode(CodeMemory);
+#[allow(unsafe_code, reason = "see the comment")]
+// SAFETY: the code memory is only freed, from whichever thread drops the model.
+unsafe impl Send for SendCode {}
+
+/// Packed weights with their header, aligned.
+struct WeightFile(Buffer);
+
+impl Deref for WeightFile {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Compiles a program for this machine. `cpu` names the CPU variant; `None` takes the best.
+///
+/// # Errors
+/// When there is no code generator for this machine, or it refuses something (our bug), or the variant
+/// cannot run here.
+#[allow(unsafe_code, reason = "the entry of compiled code is a raw pointer")]
+pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, JitError> {
+    let triple = Triple::host();
+    let mut cpus = Cpu::variants(&triple);
+    if cpus.is_empty() {
+        return Err(JitError::Unsupported(triple));
+    }
+    if let Some(wanted) = cpu.filter(|w| cpus.iter().any(|c| c.name == *w)) {
+        cpus.retain(|c| c.name == wanted);
+    }
+    let builder = JITBuilder::with_isa(module_isa(&triple).ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
+    let mut jit = JITModule::new(builder);
+    let data = module::weight_data(program);
+    let header = Header::of(&data);
+    let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, embedded: false, cpus: &cpus };
+    let encoded = manifest::of(program, &header, &info).encode_bytes();
+    let options =
+        Options { name, cpus: &cpus, embed_weights: false, build_info: "tfc, in memory", manifest: &encoded, id: header.hash as u64 };
+    let (symbols, _) = module::emit(&mut jit, program, header, &options)?;
+    jit.finalize_definitions().map_err(|e| JitError::Memory(e.to_string()))?;
+    let (entry, _) = jit.get_finalized_data(symbols.entry);
+    let weights = if data.is_empty() {
+        Weights::Embedded
+    } else {
+        let mut file = Buffer::new(PAGE + data.len()).map_err(|e| JitError::Memory(e.to_string()))?;
+        file[..PAGE].copy_from_slice(&write_header(&header));
+        file[PAGE..].copy_from_slice(&data);
+        Weights::File(Box::new(WeightFile(file)))
+    };
+    // SAFETY: `emit` laid the entry out as the runtime defines it; the code lives as long as its owner.
+    Ok(unsafe { Model::from_entry(entry.cast::<Entry>(), Box::new(SendCode(CodeMemory(Some(jit)))), weights, cpu) }?)
+}
+
+/// The instruction set for what is not a kernel: the JIT wants absolute addresses.
+fn module_isa(triple: &Triple) -> Option<OwnedTargetIsa> {
+    let mut flags = settings::builder();
+    for (setting, value) in [("opt_level", "speed"), ("is_pic", "false"), ("use_colocated_libcalls", "false"), ("unwind_info", "false")] {
+        flags.set(setting, value).ok()?;
+    }
+    cranelift_codegen::isa::lookup(triple.clone()).ok()?.finish(settings::Flags::new(flags)).ok()
+}

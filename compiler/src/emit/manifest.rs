@@ -1,0 +1,233 @@
+//! The manifest of a program.
+
+use super::clif::target::Cpu;
+use super::module::{Sizes, kernel_name};
+use crate::kernel::{Port, Program, Storage};
+use target_lexicon::Triple;
+use tfc_runtime::abi;
+use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, Symbol, TensorInfo, VERSION, WeightsInfo};
+use tfc_runtime::weights::Header;
+
+/// What a manifest says besides the program.
+pub struct Info<'a> {
+    /// Prefix of all symbols.
+    pub name: &'a str,
+    /// The target.
+    pub target: &'a Triple,
+    /// Options in their command-line form.
+    pub options: &'a [String],
+    /// Hash of the model's files.
+    pub model_hash: u128,
+    /// Whether the weights are in the object.
+    pub embedded: bool,
+    /// CPU variants, the plainest first.
+    pub cpus: &'a [Cpu],
+}
+
+/// The manifest without code sizes: it is part of the code.
+pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
+    let c_names = |names: Vec<&str>| c_identifiers(&names);
+    let ports = |ports: &[Port]| {
+        let names = c_names(ports.iter().map(|p| p.name.as_str()).collect());
+        let tensor = |(p, c_name): (&Port, String)| TensorInfo {
+            name: p.name.clone(),
+            c_name,
+            elem: p.ty.elem.name().into(),
+            shape: p.ty.shape.0.iter().map(ToString::to_string).collect(),
+        };
+        ports.iter().zip(names).map(tensor).collect()
+    };
+    let symbol_names = c_names(program.dims.iter().map(|s| s.name()).collect());
+    Manifest {
+        version: VERSION,
+        abi_version: abi::ABI_VERSION,
+        name: info.name.into(),
+        compiler: concat!("tfc ", env!("CARGO_PKG_VERSION")).into(),
+        model_hash: info.model_hash.to_le_bytes().to_vec(),
+        target: info.target.to_string(),
+        options: info.options.to_vec(),
+        symbols: program
+            .dims
+            .iter()
+            .zip(symbol_names)
+            .map(|(s, c_name)| Symbol { name: s.name().into(), min: program.symbols[s].min, max: program.symbols[s].max, c_name })
+            .collect(),
+        inputs: ports(&program.inputs),
+        outputs: ports(&program.outputs),
+        checks: program
+            .checks
+            .iter()
+            .map(|c| Check { left: c.left.to_string(), right: c.right.to_string(), reason: c.loc.to_string() })
+            .collect(),
+        weights: (weights.data_bytes > 0).then(|| WeightsInfo {
+            data_bytes: weights.data_bytes,
+            hash: weights.hash.to_le_bytes().to_vec(),
+            embedded: info.embedded,
+            file: if info.embedded { String::new() } else { format!("{}.weights.bin", info.name) },
+            source_bytes: 0,
+        }),
+        cpu_variants: info.cpus.iter().map(|c| CpuVariant { name: c.name.into(), features: vec![], code_bytes: 0 }).collect(),
+        arena_align: abi::ALIGN as u32,
+        kernels: program
+            .steps
+            .iter()
+            .map(|s| Kernel {
+                name: kernel_name(program, s.kernel),
+                kind: program.kernels[s.kernel].body.kind().into(),
+                nodes: s.loc.names().map(Into::into).collect(),
+                summary: s.label.clone(),
+                code_bytes: 0,
+                weight_bytes: s
+                    .buffers
+                    .iter()
+                    .filter(|b| matches!(program.buffers[b.buffer].storage, Storage::Weights(_)))
+                    .map(|b| program.buffers[b.buffer].bytes.as_const().unwrap_or(0) as u64)
+                    .sum(),
+            })
+            .collect(),
+        code_bytes: 0,
+        table_bytes: 0,
+        undefined_symbols: vec![],
+        quantization: vec![],
+        accuracy: vec![],
+    }
+}
+
+/// Adds the sizes of the code to a manifest for people; the one in the object cannot know them.
+pub fn add_sizes(manifest: &mut Manifest, program: &Program, sizes: &Sizes) {
+    for (variant, row) in manifest.cpu_variants.iter_mut().zip(&sizes.kernels) {
+        variant.code_bytes = row.iter().sum();
+    }
+    for (kernel, step) in manifest.kernels.iter_mut().zip(&program.steps) {
+        kernel.code_bytes = sizes.kernels.iter().map(|row| row[cranelift_entity::EntityRef::index(step.kernel)]).sum();
+    }
+    manifest.code_bytes = sizes.glue + manifest.cpu_variants.iter().map(|v| v.code_bytes).sum::<u64>();
+    manifest.table_bytes = sizes.data;
+}
+
+/// Names made C identifiers, different from each other and from C's keywords.
+pub fn c_identifiers(names: &[&str]) -> Vec<String> {
+    let mut out: Vec<String> = vec![];
+    for name in names {
+        let base = c_identifier(name);
+        let mut candidate = base.clone();
+        let mut n = 2;
+        while out.contains(&candidate) {
+            candidate = format!("{base}_{n}");
+            n += 1;
+        }
+        out.push(candidate);
+    }
+    out
+}
+
+/// A name made a C identifier that is no keyword of C, C++ or Rust.
+pub fn c_identifier(name: &str) -> String {
+    const RESERVED: &[&str] = &[
+        "abstract",
+        "alignas",
+        "alignof",
+        "and",
+        "as",
+        "asm",
+        "async",
+        "auto",
+        "await",
+        "become",
+        "bool",
+        "box",
+        "break",
+        "case",
+        "catch",
+        "char",
+        "class",
+        "const",
+        "continue",
+        "crate",
+        "default",
+        "delete",
+        "do",
+        "double",
+        "dyn",
+        "else",
+        "enum",
+        "explicit",
+        "export",
+        "extern",
+        "false",
+        "final",
+        "float",
+        "fn",
+        "for",
+        "friend",
+        "gen",
+        "goto",
+        "if",
+        "impl",
+        "in",
+        "inline",
+        "int",
+        "let",
+        "long",
+        "loop",
+        "macro",
+        "match",
+        "mod",
+        "move",
+        "mut",
+        "namespace",
+        "new",
+        "not",
+        "operator",
+        "or",
+        "override",
+        "priv",
+        "private",
+        "protected",
+        "pub",
+        "public",
+        "ref",
+        "register",
+        "restrict",
+        "return",
+        "self",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "super",
+        "switch",
+        "template",
+        "this",
+        "throw",
+        "trait",
+        "true",
+        "try",
+        "type",
+        "typedef",
+        "typename",
+        "typeof",
+        "union",
+        "unsafe",
+        "unsigned",
+        "unsized",
+        "use",
+        "using",
+        "virtual",
+        "void",
+        "volatile",
+        "where",
+        "while",
+        "xor",
+        "yield",
+    ];
+    let mut id: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
+        id.insert(0, '_');
+    }
+    if RESERVED.contains(&id.as_str()) {
+        id.push('_');
+    }
+    id
+}
