@@ -4,7 +4,7 @@
 //! 2. Symbols in types, checks and attributes are declared.
 //! 3. Types have at most [`MAX_RANK`] axes; no size is negative whatever the symbols are; sizes and
 //!    other dimensions are not larger than [`Dim::MAX_SIZE`], the number of elements, multiplied
-//!    out, has at most [`MAX_TERMS`] terms.
+//!    out, has at most [`MAX_TERMS`] terms; so has the product of a list in an attribute, but for `dims`.
 //! 4. The element type of a quantized type is an integer and the one that its scheme stores; the
 //!    range of stored values is not empty and within it; the axis exists; blocks are not empty;
 //!    scales are `f32`, `f16` or `bf16`.
@@ -27,7 +27,7 @@
 use crate::attr::AttrValue;
 use crate::dim::{Dim, Symbol, SymbolTable};
 use crate::graph::{DimCheck, Graph, Loc, Node, NodeData, Value};
-use crate::ops::InferCx;
+use crate::ops::{InferCx, Op};
 use crate::quant::{Granularity, Scheme};
 use crate::tensor::Tensor;
 use crate::text::{Labels, labels};
@@ -253,7 +253,14 @@ impl Verifier<'_> {
         match value {
             AttrValue::Word(_) | AttrValue::Float(_) => {}
             AttrValue::Dim(d) => self.dim(d),
-            AttrValue::List(items) => items.iter().for_each(|item| self.attribute(n, item)),
+            AttrValue::List(items) => {
+                items.iter().for_each(|item| self.attribute(n, item));
+                let dims = items.iter().filter_map(|item| if let AttrValue::Dim(d) = item { Some(d) } else { None });
+                if !matches!(self.graph.node(n).op, Op::Dims(_)) {
+                    let message = || format!("the product of a list of dimensions has more than {MAX_TERMS} terms");
+                    self.require(3, terms_of_product(dims) <= MAX_TERMS, message);
+                }
+            }
             AttrValue::Graph(body) => {
                 if !self.require(10, self.inside.len() < MAX_NESTED, || format!("graphs nest more than {MAX_NESTED} levels deep")) {
                     return;
@@ -287,8 +294,9 @@ impl Verifier<'_> {
             self.dim(d);
             self.require(3, d.range(&self.graph.symbols).max >= 0, || format!("the size {d} of {ty} is negative"));
         }
-        let terms = ty.shape.0.iter().fold(1usize, |n, d| n.saturating_mul(d.terms().count().max(1)));
-        self.require(3, terms <= MAX_TERMS, || format!("the number of elements of {ty} has more than {MAX_TERMS} terms"));
+        self.require(3, terms_of_product(ty.shape.0.iter()) <= MAX_TERMS, || {
+            format!("the number of elements of {ty} has more than {MAX_TERMS} terms")
+        });
         if let Some(scheme) = &ty.quant
             && let Some(message) = scheme_error(scheme, ty)
         {
@@ -306,6 +314,11 @@ impl Verifier<'_> {
         let clean = !odd || tensor.bytes().last().is_none_or(|&b| b >> 4 == 0);
         self.require(5, clean, || "the unused nibble behind the last element is not 0".into());
     }
+}
+
+/// How many terms the product of dimensions has at most, multiplied out.
+fn terms_of_product<'a>(dims: impl Iterator<Item = &'a Dim>) -> usize {
+    dims.fold(1, |n: usize, d| n.saturating_mul(d.terms().count().max(1)))
 }
 
 /// What is wrong with a scheme in a type.
@@ -340,7 +353,8 @@ fn same_type(a: &Type, b: &Type, symbols: &SymbolTable) -> bool {
 mod tests {
     use super::*;
     use crate::dim::Range;
-    use crate::ops::{Exp, Op};
+    use crate::ops::{Exp, Reshape};
+    use crate::types::Shape;
     use bytes::Bytes;
 
     fn rules(graph: &Graph) -> Vec<u32> {
@@ -382,6 +396,15 @@ mod tests {
         graph.add_input("x", Type::fixed(Elem::F32, &[]));
         graph.add_output("", x);
         assert_eq!(rules(&graph), [9, 9]);
+    }
+
+    #[test]
+    fn shapes_that_multiply_out_to_too_much_are_refused() {
+        let mut graph = Graph::new("g");
+        let shape: Shape = (0..31).map(|i| Dim::symbol(&format!("s{i}")) + Dim::from(1)).collect();
+        let x = graph.add_input("x", Type::new(Elem::F32, shape.clone()));
+        graph.add_node_typed(Op::Reshape(Reshape { shape }), &[x], vec![Type::fixed(Elem::F32, &[1])], &Loc::default());
+        assert_eq!(rules(&graph), [3, 3]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::types::Elem;
 use cranelift_entity::SecondaryMap;
 use std::collections::HashSet;
 use std::fmt::{self, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 
 /// Prints a graph. With `blob`, constants that are too large for the text go there, one after the
 /// other, aligned to 64 bytes; without it they are elided. Returns the bytes written to `blob`.
@@ -25,7 +25,8 @@ pub fn write(graph: &Graph, text: &mut dyn io::Write, blob: Option<&mut dyn io::
             if self.1.is_ok() { Ok(()) } else { Err(fmt::Error) }
         }
     }
-    let mut out = Utf8(text, Ok(()));
+    let mut text = io::BufWriter::new(text);
+    let mut out = Utf8(&mut text, Ok(()));
     let mut printer = Printer::new(&mut out, blob.map(|out| Blob { out, offset: 0, error: Ok(()) }));
     let printed = printer.file(graph);
     let blob = printer.blob.take();
@@ -33,6 +34,7 @@ pub fn write(graph: &Graph, text: &mut dyn io::Write, blob: Option<&mut dyn io::
     blob.map_or(Ok(()), |b| b.error)?;
     out.1?;
     printed.map_err(io::Error::other)?;
+    text.flush()?;
     Ok(bytes)
 }
 
