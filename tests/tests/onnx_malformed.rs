@@ -119,7 +119,7 @@ fn cycles_and_undefined_values_name_the_node() {
     let e = error(&undefined);
     assert!(e.contains("`ghost` is not defined") && e.contains("node `Add_0` (Add)"), "{e}");
     let twice = Model::new(17).input("x", Elem::F32, &["2"]).node("Neg", "x", "x", &[]).output("x");
-    assert!(error(&twice).contains("`x`"));
+    assert!(error(&twice).contains("`x` is defined twice"));
     let missing = Model::new(17).input("x", Elem::F32, &["2"]).output("y");
     assert!(error(&missing).contains("output `y`"));
 }

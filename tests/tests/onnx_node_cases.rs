@@ -14,7 +14,16 @@ use tfc_ir::tensor::Tensor;
 use tfc_tests::models::{bind, folders};
 
 /// Name prefixes of cases whose answers differ by design, and why.
-const KNOWN: &[(&str, &str)] = &[];
+const KNOWN: &[(&str, &str)] = &[
+    ("test_cast_FLOAT16_to_INT4", "floats out of range"),
+    ("test_cast_FLOAT16_to_UINT4", "floats out of range"),
+    ("test_cast_FLOAT_to_INT4", "floats out of range"),
+    ("test_cast_FLOAT_to_UINT4", "floats out of range"),
+    ("test_castlike_FLOAT16_to_INT4", "floats out of range: ONNX leaves the result open, here it saturates"),
+    ("test_castlike_FLOAT16_to_UINT4", "floats out of range"),
+    ("test_castlike_FLOAT_to_INT4", "floats out of range"),
+    ("test_castlike_FLOAT_to_UINT4", "floats out of range"),
+];
 
 enum Outcome {
     Passed,

@@ -114,6 +114,15 @@ impl Decoder {
             initializers.push((name, self.contents.tensor(t, &at)?));
         }
         let nodes = g.node.into_iter().map(|n| self.node(n)).collect::<Result<Vec<_>, _>>()?;
+        let defined: std::collections::BTreeSet<&str> = g.input.iter().map(|i| i.name.as_str()).chain(seen.iter().map(|n| &**n)).collect();
+        if let Some((n, o)) =
+            nodes.iter().flat_map(|n| n.outputs.iter().map(move |o| (n, o))).find(|(_, o)| !o.is_empty() && defined.contains(&***o))
+        {
+            return Err(Error::invalid(
+                format!("node `{}` ({})", n.name, n.op),
+                format!("the value `{o}` is defined twice; first as an input or initializer"),
+            ));
+        }
         let infos = |list: Vec<ValueInfoProto>, what: &str| list.into_iter().map(|v| value_info(v, what)).collect::<Result<Vec<_>, _>>();
         Ok(Graph {
             name: g.name,

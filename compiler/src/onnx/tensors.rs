@@ -67,8 +67,9 @@ impl Contents {
                 Err(_) => return Err(Error::invalid(place, format!("the tensor has the size {d}"))),
             }
         }
-        let count = sizes.iter().try_fold(1usize, |n, &s| n.checked_mul(s)).filter(|&n| n <= isize::MAX as usize / 8);
-        let Some(count) = count else {
+        // Sizes behind a 0 count as well: products of some of them are formed everywhere.
+        let fits = sizes.iter().try_fold(1usize, |n, &s| n.checked_mul(s.max(1))).is_some_and(|n| n <= isize::MAX as usize / 8);
+        let Some(count) = fits.then(|| sizes.iter().product::<usize>()) else {
             return Err(Error::invalid(place, format!("a tensor of the sizes {:?} is too large", proto.dims)));
         };
         let expected = elem.bytes(count);

@@ -17,7 +17,10 @@ pub(super) fn check_size(t: &Type) -> Result<(), InferError> {
     for d in &t.shape.0 {
         require!(d.as_const().is_none_or(|n| n >= 0), "size {d} of {t} is negative");
     }
-    if let Some(n) = t.shape.elements().as_const() {
+    // Sizes beside a 0 count as well: products of some of the sizes are formed everywhere.
+    let sizes: Option<Vec<i64>> = t.shape.0.iter().map(|d| d.as_const()).collect();
+    if let Some(sizes) = sizes {
+        let n = sizes.iter().fold(1i64, |n, &s| n.saturating_mul(s.max(1)));
         require!(n.saturating_mul(i64::from(t.elem.bits())) / 8 <= MAX_BYTES, "{t} is too large to address");
     }
     Ok(())

@@ -90,7 +90,7 @@ pub(super) fn greater_or_equal(cx: &mut Importer, n: &Call) -> One {
 pub(super) fn modulo(cx: &mut Importer, n: &Call) -> One {
     let (x, y) = (n.input(0)?, n.input(1)?);
     let fmod = n.flag("fmod", false)?;
-    demand!(fmod || !cx.elem(x).is_float(), "Mod of floats needs fmod=1");
+    demand!(fmod || !cx.elem(x).is_float() || n.version >= 28, "Mod of floats needs fmod=1 before version 28");
     let op: Op = if fmod { RemTrunc {}.into() } else { RemFloor {}.into() };
     one(cx.emit(op, &[x, y])?)
 }
@@ -108,14 +108,24 @@ pub(super) fn pow(cx: &mut Importer, n: &Call) -> One {
     one(cx.emit(Pow {}, &[x, y])?)
 }
 
+/// A right shift of a signed number keeps the sign: with `y` for `x < 0 ? not x : x`, which is not
+/// negative, it is `x < 0 ? not (y >> n) : y >> n`.
 pub(super) fn bit_shift(cx: &mut Importer, n: &Call) -> One {
-    let inputs = [n.input(0)?, n.input(1)?];
-    let op: Op = match n.text("direction", "")?.as_str() {
-        "LEFT" => Shl {}.into(),
-        "RIGHT" => Shr {}.into(),
-        other => return Err(Fail::Invalid(format!("the direction is `{other}`, but must be LEFT or RIGHT"))),
-    };
-    one(cx.emit(op, &inputs)?)
+    let (x, by) = (n.input(0)?, n.input(1)?);
+    match n.text("direction", "")?.as_str() {
+        "LEFT" => one(cx.emit(Shl {}, &[x, by])?),
+        "RIGHT" if !cx.elem(x).is_signed_int() => one(cx.emit(Shr {}, &[x, by])?),
+        "RIGHT" => {
+            let zero = cx.like(x, 0.0);
+            let negative = cx.lt(x, zero)?;
+            let turned = cx.emit(Not {}, &[x])?;
+            let y = cx.select(negative, turned, x)?;
+            let y = cx.emit(Shr {}, &[y, by])?;
+            let back = cx.emit(Not {}, &[y])?;
+            one(cx.select(negative, back, y)?)
+        }
+        other => Err(Fail::Invalid(format!("the direction is `{other}`, but must be LEFT or RIGHT"))),
+    }
 }
 
 fn fold(cx: &mut Importer, n: &Call, combine: fn(&mut Importer, Val, Val) -> Res<Val>) -> Res<Val> {

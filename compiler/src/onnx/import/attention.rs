@@ -2,6 +2,7 @@
 
 use super::{Call, Fail, Importer, Res, Val, demand, movement, unsupported};
 use tfc_ir::dim::Dim;
+use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::ops::{And, Attention, Gather, Gelu, Pad, Rotary, Sigmoid, Softmax, Tanh, pad::PadMode};
 use tfc_ir::types::{Elem, Shape};
 
@@ -32,7 +33,8 @@ fn bias_of(cx: &mut Importer, allowed: Val, elem: Elem) -> Res<Val> {
 }
 
 /// Which keys a query sees by its position: up to itself for causal attention, and within a window.
-fn visible(cx: &mut Importer, n: &Call, q: Val, k: Val, offset: &Dim, causal: bool) -> Res<Option<Val>> {
+/// `offset` is the position of the first query, one number or `[batch, 1, 1, 1]`.
+fn visible(cx: &mut Importer, n: &Call, q: Val, k: Val, offset: Val, causal: bool) -> Res<Option<Val>> {
     let (left, right) = (n.int("left_window_size", -1)?, n.int("right_window_size", -1)?);
     if !causal && left < 0 && right < 0 {
         return Ok(None);
@@ -40,7 +42,6 @@ fn visible(cx: &mut Importer, n: &Call, q: Val, k: Val, offset: &Dim, causal: bo
     let (rows, columns) = (cx.shape(q)[2].clone(), cx.shape(k)[2].clone());
     let rows = cx.iota(Elem::I64, Shape(vec![rows, Dim::from(1)]), 0)?;
     let columns = cx.iota(Elem::I64, Shape(vec![Dim::from(1), columns]), 1)?;
-    let offset = cx.dim_tensor(&[], vec![offset.clone()])?;
     let at = cx.add(rows, offset)?;
     let mut all: Option<Val> = None;
     let mut demand_also = |cx: &mut Importer, v: Val| -> Res<()> {
@@ -79,9 +80,6 @@ pub(super) fn attention(cx: &mut Importer, n: &Call) -> One {
     for (x, what) in [(q, "query"), (k, "key"), (v, "value")] {
         demand!(cx.rank(x) == 4, "the {what} must have 3 or 4 axes, but it is {}", cx.ty(x));
     }
-    if n.opt(6).is_some() {
-        unsupported!("the operand nonpad_kv_seqlen is not supported");
-    }
     let elem = cx.elem(q);
     let scale = match (n.opt_float("scale")?, cx.shape(q)[3].as_const()) {
         (Some(s), _) => s,
@@ -89,10 +87,11 @@ pub(super) fn attention(cx: &mut Importer, n: &Call) -> One {
         (None, None) => unsupported!("the head size must be known, but the query is {}", cx.ty(q)),
     };
     let fresh = cx.shape(k)[2].clone();
-    let mut offset = Dim::from(0);
+    let mut offset = cx.dim_tensor(&[], vec![Dim::from(0)])?;
     if let (Some(past_k), Some(past_v)) = (n.opt(4), n.opt(5)) {
         demand!(cx.rank(past_k) == 4 && cx.rank(past_v) == 4, "past keys are {}, past values {}", cx.ty(past_k), cx.ty(past_v));
-        offset = cx.shape(past_k)[2].clone();
+        let past = cx.shape(past_k)[2].clone();
+        offset = cx.dim_tensor(&[], vec![past])?;
         k = cx.concat(&[past_k, k], 2)?;
         v = cx.concat(&[past_v, v], 2)?;
     }
@@ -107,23 +106,64 @@ pub(super) fn attention(cx: &mut Importer, n: &Call) -> One {
         let mask = pad_mask(cx, mask, k)?;
         bias = Some(cx.cast(mask, elem)?);
     }
+    // Keys in use per batch element; the queries are the last ones among them.
+    let used = match n.opt(6) {
+        Some(l) => {
+            let l = cx.cast(l, Elem::I64)?;
+            let batch = cx.shape(q)[0].clone();
+            Some(cx.reshape(l, Shape(vec![batch, Dim::from(1), Dim::from(1), Dim::from(1)]))?)
+        }
+        None => None,
+    };
+    if let Some(used) = used {
+        let queries = cx.shape(q)[2].clone();
+        let queries = cx.dim_tensor(&[], vec![queries])?;
+        offset = cx.sub(used, queries)?;
+    }
     // The operator of the IR aligns the last query with the last key. That is what is meant when there
     // are as many queries as new keys.
     let whole = softcap == 0.0 && !n.wants(3);
-    let aligned = cx.shape(q)[2] == fresh && whole;
-    let explicit = causal && !aligned;
-    if let Some(seen) = visible(cx, n, q, k, &offset, explicit)? {
+    let aligned = cx.shape(q)[2] == fresh && whole && bias.is_none() && used.is_none();
+    let mut seen = visible(cx, n, q, k, offset, causal && !aligned)?;
+    if let Some(used) = used {
+        let keys = cx.shape(k)[2].clone();
+        let keys = cx.iota(Elem::I64, Shape(vec![keys]), 0)?;
+        let there = cx.lt(keys, used)?;
+        seen = Some(match seen {
+            Some(s) => cx.emit(And {}, &[s, there])?,
+            None => there,
+        });
+    }
+    if let Some(seen) = seen {
         let other = bias_of(cx, seen, elem)?;
         bias = Some(match bias {
             Some(b) => cx.add(b, other)?,
             None => other,
         });
     }
+    // A query that sees no key gets 0.
+    let blind = match bias {
+        Some(b) => {
+            let axis = cx.rank(b) - 1;
+            let top = cx.reduce(b, ReduceKind::Max, &[axis], true)?;
+            let never = cx.like(b, f64::NEG_INFINITY);
+            Some(cx.eq(top, never)?)
+        }
+        None => None,
+    };
+    let seen_only = |cx: &mut Importer, v: Val| match blind {
+        Some(b) => {
+            let zero = cx.like(v, 0.0);
+            cx.select(b, zero, v)
+        }
+        None => Ok(v),
+    };
     causal &= aligned;
     if whole {
         let mut operands = vec![q, k, v];
         operands.extend(bias);
         let y = cx.emit(Attention { scale: scale.into(), causal }, &operands)?;
+        let y = seen_only(cx, y)?;
         let y = if flat { join_heads(cx, y)? } else { y };
         return Ok(vec![y, present_k, present_v]);
     }
@@ -149,6 +189,7 @@ pub(super) fn attention(cx: &mut Importer, n: &Call) -> One {
         None => capped,
     };
     let weights = cx.emit(Softmax { axis: 3, log: false }, &[scores])?;
+    let weights = seen_only(cx, weights)?;
     let y = cx.matmul(weights, v)?;
     let y = if flat { join_heads(cx, y)? } else { y };
     let shown = match n.int("qk_matmul_output_mode", 0)? {

@@ -215,7 +215,8 @@ impl Importer<'_> {
 
     /// The result of an operator with known operands, if it can be computed now.
     fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
-        let small = |t: &Type| t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
+        let known = |d: &Dim| d.as_const().is_some_and(|n| n <= FOLD_LIMIT);
+        let small = |t: &Type| t.shape.0.iter().all(known) && t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
         let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing);
         if inputs.iter().any(|&v| !small(self.ty(v))) || (!inputs.is_empty() && inputs.iter().all(unknown)) {
             return Ok(None);

@@ -17,6 +17,7 @@ mod nn;
 mod norm;
 mod quant;
 mod reduce;
+mod resize;
 mod shape;
 mod table;
 
@@ -116,6 +117,13 @@ fn run(model: &Model, options: &ImportOptions) -> Result<(Ir, CheckReport), Erro
                 cx.graph.add_output(&o.name, value);
             }
         }
+    }
+    if cx.report.is_supported()
+        && let Err(broken) = tfc_ir::verify::verify(&cx.graph)
+    {
+        let rules = broken.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err(Error::invalid("", format!("the importer made a graph that is not valid: {rules}"))
+            .help("this is a bug of tfc; please report it with the model"));
     }
     Ok((cx.graph, cx.report))
 }

@@ -392,7 +392,12 @@ pub(super) fn space_to_depth(cx: &mut Importer, n: &Call) -> One {
     let (x, [batch, c, h, w], b) = image(cx, n)?;
     let (h, w) = (h.floor_div(&b), w.floor_div(&b));
     let y = cx.reshape(x, Shape(vec![batch.clone(), c.clone(), h.clone(), b.clone(), w.clone(), b.clone()]))?;
-    let y = cx.transpose(y, vec![0, 3, 5, 1, 2, 4])?;
+    let perm = match n.text("mode", "DCR")?.as_str() {
+        "DCR" => vec![0, 3, 5, 1, 2, 4],
+        "CRD" => vec![0, 1, 3, 5, 2, 4],
+        other => return Err(Fail::Invalid(format!("the mode is `{other}`, but must be DCR or CRD"))),
+    };
+    let y = cx.transpose(y, perm)?;
     Ok(vec![cx.reshape(y, Shape(vec![batch, c * b.clone() * b, h, w]))?])
 }
 

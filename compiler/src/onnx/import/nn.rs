@@ -132,7 +132,7 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
     let axes = kernel.len();
     demand!(cx.rank(x) == axes + 2, "the weights are {}, but the operand is {}", cx.ty(w), cx.ty(x));
     let (strides, dilations) = (n.spatial("strides", axes, 1)?, n.spatial("dilations", axes, 1)?);
-    let extra = n.spatial("output_padding", axes, 0)?;
+    let mut extra = n.spatial("output_padding", axes, 0)?;
     let pads = n.ints("pads")?.filter(|l| !l.is_empty()).unwrap_or_else(|| vec![0; 2 * axes]);
     let small = |l: &[i64]| l.iter().all(|v| (0..1 << 30).contains(v));
     demand!(pads.len() == 2 * axes && small(&pads) && small(&extra), "pads {pads:?} or output_padding {extra:?} are wrong for {axes} axes");
@@ -155,6 +155,9 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
             (None, "NOTSET" | "") => continue,
             (None, other) => return Err(Fail::Invalid(format!("auto_pad is `{other}`"))),
         };
+        // A result larger than the taps reach is filled up behind.
+        extra[i] += (-total).max(0);
+        let total = total.max(0);
         (begin[i], end[i]) = if auto == "SAME_UPPER" { (total / 2, total - total / 2) } else { (total - total / 2, total / 2) };
     }
     let spread = spread(cx, x, &strides)?;

@@ -1,6 +1,6 @@
 //! The table of supported operators.
 
-use super::{Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, shape};
+use super::{Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, resize, shape};
 use crate::onnx::model::Node;
 
 /// An importer of one operator: returns its results, as many as it can have.
@@ -22,7 +22,7 @@ pub struct Supported {
 pub const EARLIEST: i64 = 7;
 
 /// The last version of the default operator set that is supported.
-pub const LATEST: i64 = 25;
+pub const LATEST: i64 = 28;
 
 const MICROSOFT: &str = "com.microsoft";
 
@@ -153,6 +153,7 @@ table! {
         "Relu" 7 => arith::relu,
         "Reshape" 7 => movement::reshape,
         "RotaryEmbedding" 23 => attention::rotary_embedding,
+        "Resize" 10 => resize::resize,
         "Round" 11 => arith::round,
         "Scan" 9 => control::scan,
         "Scatter" 9 => movement::scatter_elements,
@@ -184,6 +185,7 @@ table! {
         "Transpose" 7 => movement::transpose,
         "Trilu" 14 => shape::trilu,
         "Unsqueeze" 7 => movement::unsqueeze,
+        "Upsample" 7 => resize::resize,
         "Where" 9 => arith::where_,
         "Xor" 7 => arith::xor,
         // What ONNX Runtime's optimizer writes into the default domain.
