@@ -285,8 +285,7 @@ impl<'g> Groups<'g> {
     }
 
     fn body(&self, nodes: &[&NodeData], operands: &[Value], leaving: &[Value]) -> Result<Graph, InferError> {
-        let mut body = Graph::new("body");
-        body.symbols = self.graph.symbols.clone();
+        let mut body = Graph::with_symbols(self.graph.symbols.clone());
         let mut map: BTreeMap<Value, Value> = BTreeMap::new();
         for (i, &v) in operands.iter().enumerate() {
             map.insert(v, body.add_input(&format!("x{i}"), self.graph.ty(v).clone()));
@@ -299,8 +298,6 @@ impl<'g> Groups<'g> {
         for (i, v) in leaving.iter().enumerate() {
             body.add_output(&format!("y{i}"), map[v]);
         }
-        // What must hold at run time is checked by the graph around.
-        body.checks.clear();
         Ok(body)
     }
 }

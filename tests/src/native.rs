@@ -30,7 +30,7 @@ pub fn optimize(graph: &Graph, level: OptLevel) -> Graph {
 /// When scheduling or code generation fails.
 pub fn compile(graph: &Graph, cpu: Option<&str>) -> Session {
     let verified = verify(graph).unwrap_or_else(|e| panic!("{}\n{graph}", e[0]));
-    let program = schedule(&verified).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    let program = schedule(&verified).unwrap_or_else(|e| panic!("{e}"));
     let model = jit::load(&program, "m", cpu).unwrap_or_else(|e| panic!("{e}"));
     Session::new(Arc::new(model), 1).expect("one thread is the caller's")
 }
@@ -53,21 +53,4 @@ pub fn run(session: &mut Session, graph: &Graph, inputs: &[Tensor]) -> Vec<Tenso
             Tensor::new(elem, o.shape.clone(), bytes::Bytes::copy_from_slice(&o.data)).expect("the runtime gives whole tensors")
         })
         .collect()
-}
-
-/// `‖a − b‖ / ‖b‖`, or 0 or infinity where `b` is 0. NaNs and infinities must be in the same places.
-pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
-    let (mut difference, mut size) = (0.0, 0.0);
-    for (x, y) in a.iter().zip(b.iter()) {
-        let (x, y) = (x.to_f64(), y.to_f64());
-        if x == y || (x.is_nan() && y.is_nan()) {
-            if y.is_finite() {
-                size += y * y;
-            }
-            continue;
-        }
-        difference += (x - y) * (x - y);
-        size += y * y;
-    }
-    if difference == 0.0 { 0.0 } else { (difference / size).sqrt() }
 }

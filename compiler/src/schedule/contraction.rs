@@ -227,6 +227,16 @@ impl Scheduler {
         to
     }
 
+    /// The view itself, or a copy if matrices of its batch share memory: the attention kernel wants one each.
+    fn unshared(&mut self, v: &View, loc: &Loc) -> View {
+        if (0..2).all(|i| v.shape[i].is(1) || !v.strides[i].is(0)) {
+            return v.clone();
+        }
+        let copy = self.temporary(&Type::new(v.elem, v.shape.clone()));
+        self.copy(v, &copy, loc);
+        copy
+    }
+
     /// A product as a nest: for other types than f32, and for few rows.
     fn product_nest(
         &mut self,
@@ -297,8 +307,9 @@ impl Scheduler {
         if q.elem != Elem::F32 || value_depth > MAX_VALUE_DEPTH {
             return false;
         }
-        let keys = self.packed(&Source::View(k.transpose(&[0, 1, 3, 2])), &[], loc);
-        let values = self.packed(&Source::View(v.clone()), &[], loc);
+        let (k, v) = (self.unshared(k, loc), self.unshared(v, loc));
+        let keys = self.packed(&Source::View(k.transpose(&[0, 1, 3, 2])), &k.shape.0[..2], loc);
+        let values = self.packed(&Source::View(v.clone()), &v.shape.0[..2], loc);
         let mut args = Args::default();
         let scores = Shape(vec![q.shape[0].clone(), q.shape[1].clone(), q.shape[2].clone(), k.shape[2].clone()]);
         let bias = inputs.get(3).map(|b| {

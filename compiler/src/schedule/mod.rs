@@ -25,7 +25,7 @@ use cranelift_entity::SecondaryMap;
 use std::collections::{BTreeSet, HashMap};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
-use tfc_ir::ops::{InferError, Op};
+use tfc_ir::ops::{self, InferError, Op};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Type};
 use tfc_ir::verify::Verified;
@@ -398,7 +398,7 @@ fn lower(body: &Graph) -> Result<Graph, InferError> {
     let mut current = body.clone();
     loop {
         let mut changed = false;
-        let next = current.rebuild(|g, _, node, inputs| match node.op.lower(g, inputs, &node.loc) {
+        let next = current.rebuild(|g, _, node, inputs| match lower_node(g, node, inputs) {
             Some(results) => {
                 changed = true;
                 results
@@ -409,6 +409,19 @@ fn lower(body: &Graph) -> Result<Graph, InferError> {
             return Ok(current);
         }
         current = next;
+    }
+}
+
+/// The decomposition of a node. That of a reduction which drops its axes is one which keeps them.
+fn lower_node(g: &mut Graph, node: &NodeData, inputs: &[Value]) -> Option<Result<Vec<Value>, InferError>> {
+    match &node.op {
+        Op::Reduce(op) if !op.keep => {
+            let shape = g.ty(inputs[0]).shape.clone();
+            let rest = (0..shape.rank()).filter(|a| !op.axes.contains(a)).map(|a| shape[a].clone()).collect();
+            let kept = g.add(ops::Reduce { keep: true, ..op.clone() }, inputs, &node.loc);
+            Some(kept.and_then(|kept| g.add_node(ops::Reshape { shape: rest }, &[kept], &node.loc)))
+        }
+        op => op.lower(g, inputs, &node.loc),
     }
 }
 
