@@ -225,6 +225,17 @@ impl Tensor {
     }
 }
 
+/// `x` as f32, rounded so that rounding once more to a type of half the width gives what rounding `x`
+/// itself gives: an inexact result is the neighbour with an odd mantissa.
+fn round_to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest) == x || x.is_nan() {
+        return nearest;
+    }
+    let inwards = if f64::from(nearest).abs() > x.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest };
+    f32::from_bits(inwards.to_bits() | 1)
+}
+
 /// Converts `value` to `elem` and back: the value that is stored.
 pub fn round_to(elem: Elem, value: Scalar) -> Scalar {
     match elem {
@@ -234,8 +245,8 @@ pub fn round_to(elem: Elem, value: Scalar) -> Scalar {
         }),
         Elem::F64 => Scalar::Float(value.to_f64()),
         Elem::F32 => Scalar::Float((value.to_f64() as f32).into()),
-        Elem::F16 => Scalar::Float(f16::from_f64(value.to_f64()).to_f64()),
-        Elem::Bf16 => Scalar::Float(bf16::from_f64(value.to_f64()).to_f64()),
+        Elem::F16 => Scalar::Float(f16::from_f32(round_to_odd(value.to_f64())).to_f64()),
+        Elem::Bf16 => Scalar::Float(bf16::from_f32(round_to_odd(value.to_f64())).to_f64()),
         _ => {
             let bits = elem.bits();
             let n = match value {
@@ -257,8 +268,8 @@ fn push(elem: Elem, value: Scalar, i: usize, out: &mut Vec<u8>) {
     match (elem, round_to(elem, value)) {
         (Elem::F64, Scalar::Float(x)) => out.extend(x.to_le_bytes()),
         (Elem::F32, Scalar::Float(x)) => out.extend((x as f32).to_le_bytes()),
-        (Elem::F16, Scalar::Float(x)) => out.extend(f16::from_f64(x).to_le_bytes()),
-        (Elem::Bf16, Scalar::Float(x)) => out.extend(bf16::from_f64(x).to_le_bytes()),
+        (Elem::F16, Scalar::Float(x)) => out.extend(f16::from_f32(round_to_odd(x)).to_le_bytes()),
+        (Elem::Bf16, Scalar::Float(x)) => out.extend(bf16::from_f32(round_to_odd(x)).to_le_bytes()),
         (Elem::I4 | Elem::U4, Scalar::Int(n)) => {
             let nibble = (n & 15) as u8;
             if i.is_multiple_of(2) {
@@ -304,6 +315,17 @@ mod tests {
         assert_eq!(round_to(Elem::U8, Scalar::Float(-3.0)), Scalar::Int(0));
         assert_eq!(round_to(Elem::I32, Scalar::Float(1e20)), Scalar::Int(i32::MAX.into()));
         assert_eq!(round_to(Elem::Bool, Scalar::Float(0.25)), Scalar::Int(1));
+    }
+
+    #[test]
+    fn halves_are_rounded_once() {
+        let round = |elem, x: f64| round_to(elem, Scalar::Float(x)).to_f64();
+        // Just above the middle between 1 and the next bf16 (f16), by less than f32 can tell.
+        assert_eq!(round(Elem::Bf16, 1.0 + 2f64.powi(-8) + 2f64.powi(-40)), 1.0 + 2f64.powi(-7));
+        assert_eq!(round(Elem::F16, 1.0 + 2f64.powi(-11) + 2f64.powi(-40)), 1.0 + 2f64.powi(-10));
+        assert_eq!(round(Elem::F16, 1.0 + 2f64.powi(-11)), 1.0);
+        assert_eq!(round(Elem::F16, 65_519.99), 65_504.0);
+        assert_eq!(round(Elem::F16, 1e300), f64::INFINITY);
     }
 
     #[test]

@@ -40,6 +40,18 @@ pub enum Val {
     },
 }
 
+impl Val {
+    /// Applies a function to all its scalars or vectors; `None` for steps.
+    fn map(&self, mut f: impl FnMut(Value) -> Value) -> Option<Val> {
+        match self {
+            Val::Uniform(x) => Some(Val::Uniform(f(*x))),
+            Val::Vectors(xs) => Some(Val::Vectors(xs.iter().map(|&x| f(x)).collect())),
+            Val::Scalars(xs) => Some(Val::Scalars(xs.iter().map(|&x| f(x)).collect())),
+            Val::Steps { .. } => None,
+        }
+    }
+}
+
 /// The loop whose iterations are the lanes of vectors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lanes {
@@ -192,7 +204,7 @@ impl<'a> Evaluator<'a> {
         if let Some(xs) = vals.iter().map(|v| if let Val::Uniform(x) = v { Some(*x) } else { None }).collect::<Option<Vec<_>>>() {
             return Val::Uniform(scalar_prim(b, prim, &xs, operand, from, elem));
         }
-        if let Some(v) = self.steps(b, prim, &vals, elem) {
+        if let Some(v) = self.steps(b, prim, &vals, operand, elem) {
             return v;
         }
         if types.iter().all(|&t| vector_type(t).is_some()) && vector_type(elem).is_some() && has_vector_form(prim, operand) {
@@ -221,56 +233,34 @@ impl<'a> Evaluator<'a> {
 
     /// Forms that are cheaper when an operand is a constant: extrema (a number is not NaN), powers,
     /// shifts.
-    fn with_constant(&mut self, b: &mut KernelBuilder, prim: Prim, vals: &[Val], x: ExprId, y: ExprId, operand: Elem) -> Option<Val> {
+    fn with_constant(&self, b: &mut KernelBuilder, prim: Prim, vals: &[Val], x: ExprId, y: ExprId, operand: Elem) -> Option<Val> {
         let number = |e: ExprId| match self.exprs[e].0 {
             Expr::Float(bits) => Some(f64::from_bits(bits)).filter(|x| !x.is_nan()),
             _ => None,
         };
         match prim {
             Prim::Min | Prim::Max if operand.is_float() => {
-                let (number_at, other) = match (number(x), number(y)) {
-                    (Some(_), None) => (0, 1),
-                    (None, Some(_)) => (1, 0),
+                let (n, v) = match (number(x), number(y)) {
+                    (Some(n), None) => (n, &vals[1]),
+                    (None, Some(n)) => (n, &vals[0]),
                     _ => return None,
                 };
-                let (n, v) = (&vals[number_at], &vals[other]);
-                let mut extremum = |v: Value, n: Value| {
+                v.map(|v| {
+                    let ty = b.ty(v);
+                    let n = b.float_of(ty, n);
                     // An unordered comparison chooses `v`.
-                    let cc = if prim == Prim::Max { (v, n) } else { (n, v) };
-                    let beyond = b.f.ins().fcmp(FloatCC::LessThan, cc.0, cc.1);
+                    let (less, greater) = if prim == Prim::Max { (v, n) } else { (n, v) };
+                    let beyond = b.f.ins().fcmp(FloatCC::LessThan, less, greater);
                     b.choose(beyond, n, v)
-                };
-                Some(match (v, n) {
-                    (Val::Uniform(v), Val::Uniform(n)) => Val::Uniform(extremum(*v, *n)),
-                    (Val::Vectors(vs), _) => {
-                        let ns = self.vectors(b, n, operand);
-                        let mut out = vec![];
-                        for (v, n) in vs.iter().zip(ns) {
-                            let cc = if prim == Prim::Max { (*v, n) } else { (n, *v) };
-                            let beyond = b.f.ins().fcmp(FloatCC::LessThan, cc.0, cc.1);
-                            out.push(b.choose(beyond, n, *v));
-                        }
-                        Val::Vectors(out)
-                    }
-                    _ => return None,
                 })
             }
             Prim::Pow if operand.is_float() => {
-                let power = number(y)?;
-                if ![-1.0, 0.5, 1.0, 2.0, 3.0].contains(&power) {
-                    return None;
-                }
-                let apply = |b: &mut KernelBuilder, v: Value| math::power(b, v, power);
-                match &vals[0] {
-                    Val::Uniform(v) => Some(Val::Uniform(apply(b, *v))),
-                    Val::Vectors(vs) => Some(Val::Vectors(vs.iter().map(|v| apply(b, *v)).collect())),
-                    Val::Scalars(vs) => Some(Val::Scalars(vs.iter().map(|v| apply(b, *v)).collect())),
-                    Val::Steps { .. } => None,
-                }
+                let power = number(y).filter(|p| [-1.0, 0.5, 1.0, 2.0, 3.0].contains(p))?;
+                vals[0].map(|v| math::power(b, v, power))
             }
             Prim::Shl | Prim::Shr => {
-                let (Val::Vectors(vs), Val::Uniform(by)) = (&vals[0], &vals[1]) else { return None };
-                Some(Val::Vectors(vs.iter().map(|v| shift(b, prim, *v, *by, operand)).collect()))
+                let (Val::Vectors(_), Val::Uniform(by)) = (&vals[0], &vals[1]) else { return None };
+                vals[0].map(|v| shift(b, prim, v, *by, operand))
             }
             _ => None,
         }
@@ -278,7 +268,7 @@ impl<'a> Evaluator<'a> {
 
     /// Arithmetic that keeps `i64` values in the form of steps, and comparisons of steps with a uniform
     /// value: `first + l < y` is `l < y - first` in 32 bits.
-    fn steps(&self, b: &mut KernelBuilder, prim: Prim, vals: &[Val], elem: Elem) -> Option<Val> {
+    fn steps(&self, b: &mut KernelBuilder, prim: Prim, vals: &[Val], operand: Elem, elem: Elem) -> Option<Val> {
         match (prim, vals) {
             (Prim::Add, [Val::Steps { first, step }, Val::Uniform(y)] | [Val::Uniform(y), Val::Steps { first, step }]) => {
                 Some(Val::Steps { first: b.f.ins().iadd(*first, *y), step: *step })
@@ -308,23 +298,21 @@ impl<'a> Evaluator<'a> {
                         .collect(),
                 ))
             }
-            (Prim::Eq | Prim::Lt | Prim::Le, [x, y]) => {
+            (Prim::Eq | Prim::Lt | Prim::Le, [x, y]) if operand == Elem::I64 => {
                 let (first, step, other, flipped) = match (x, y) {
                     (Val::Steps { first, step }, Val::Uniform(y)) => (*first, *step, *y, false),
                     (Val::Uniform(x), Val::Steps { first, step }) => (*first, *step, *x, true),
                     _ => return None,
                 };
-                // The difference, saturated: wrapped for none but operands of opposite signs near the ends of i64.
-                let limit = 1i64 << 40;
-                let bound = |b: &mut KernelBuilder, x: Value, limit: i64| {
+                // Indices and sizes are far from the ends of i64; the difference saturates far from lanes.
+                let bounded = |b: &mut KernelBuilder, x: Value, limit: i64| {
                     let (lo, hi) = (b.int(-limit), b.int(limit));
                     let x = b.f.ins().smax(x, lo);
                     b.f.ins().smin(x, hi)
                 };
-                let other = bound(b, other, i64::MAX / 4);
-                let first = bound(b, first, i64::MAX / 4);
+                let (other, first) = (bounded(b, other, i64::MAX / 4), bounded(b, first, i64::MAX / 4));
                 let d = b.f.ins().isub(other, first);
-                let d = bound(b, d, limit.min(1 << 30));
+                let d = bounded(b, d, 1 << 30);
                 let d = b.f.ins().ireduce(I32, d);
                 let d = b.splat(d);
                 let cc = match prim {
@@ -1045,7 +1033,7 @@ fn demote_to_odd(b: &mut KernelBuilder, x: Value) -> Value {
     let back = b.f.ins().fpromote(F64, y);
     let (x_abs, back_abs) = (b.f.ins().fabs(x), b.f.ins().fabs(back));
     let too_far = b.f.ins().fcmp(FloatCC::GreaterThan, back_abs, x_abs);
-    let inexact = b.f.ins().fcmp(FloatCC::OrderedNotEqual, back_abs, x_abs);
+    let inexact = b.f.ins().fcmp(FloatCC::NotEqual, back_abs, x_abs);
     let bits = b.bits(I32, y);
     let too_far = b.f.ins().uextend(I32, too_far);
     let bits = b.f.ins().isub(bits, too_far);
@@ -1155,7 +1143,7 @@ pub fn f32_to_bf16(b: &mut KernelBuilder, x: Value) -> Value {
     let rounded = b.shr(rounded, 16);
     let quiet = b.int_of(ty, 0x40);
     let nan = b.f.ins().bor(upper, quiet);
-    let is_nan = b.f.ins().fcmp(FloatCC::Unordered, x, x);
+    let is_nan = b.f.ins().fcmp(FloatCC::NotEqual, x, x);
     b.choose(is_nan, nan, rounded)
 }
 

@@ -364,11 +364,11 @@ fn log(b: &mut KernelBuilder, x: Value) -> Value {
     let inf = b.float_of(ty, f64::INFINITY);
     let finite = b.f.ins().fcmp(FloatCC::LessThan, x, inf);
     let y = b.choose(finite, y, x);
-    let positive = b.f.ins().fcmp(FloatCC::UnorderedOrGreaterThan, x, zero);
+    let outside = b.f.ins().fcmp(FloatCC::LessThanOrEqual, x, zero);
     let is_zero = b.f.ins().fcmp(FloatCC::Equal, x, zero);
     let (minus_inf, nan) = (b.float_of(ty, f64::NEG_INFINITY), b.float_of(ty, f64::NAN));
     let bad = b.choose(is_zero, minus_inf, nan);
-    b.choose(positive, y, bad)
+    b.choose(outside, bad, y)
 }
 
 /// `log(u) + (x - (u - 1)) / u` with `u` the rounded `1 + x`.
@@ -380,7 +380,7 @@ fn log1p(b: &mut KernelBuilder, x: Value) -> Value {
     let correction = b.f.ins().fdiv(error, u);
     let main = log(b, u);
     let y = b.f.ins().fadd(main, correction);
-    let defined = b.f.ins().fcmp(FloatCC::Ordered, correction, correction);
+    let defined = b.f.ins().fcmp(FloatCC::Equal, correction, correction);
     let y = b.choose(defined, y, main);
     let is_zero = b.f.ins().fcmp(FloatCC::Equal, x, zero);
     b.choose(is_zero, x, y)
@@ -402,7 +402,7 @@ const COS: [f64; 7] = [
     0.041_666_666_666_666_67,
     -0.001_388_888_888_888_888_8,
     2.480_158_730_158_462e-5,
-    -2.755_732_922_138_211_6e-7,
+    -2.755_731_922_138_211_6e-7,
     2.087_675_578_389_404e-9,
     -1.147_045_974_967_560_6e-11,
     4.745_804_889_760_674e-14,
@@ -443,7 +443,10 @@ fn trigonometric(b: &mut KernelBuilder, x: Value) -> (Value, Value) {
         b.bits(ty, y)
     };
     let (sin, cos) = (b.choose(odd, c, s), b.choose(odd, s, c));
-    (signed(b, sin, quadrant), signed(b, cos, next))
+    let (sin, cos) = (signed(b, sin, quadrant), signed(b, cos, next));
+    let zero = b.float_of(ty, 0.0);
+    let is_zero = b.f.ins().fcmp(FloatCC::Equal, x, zero);
+    (b.choose(is_zero, x, sin), cos)
 }
 
 /// `(atan(t) - t) / t³` by `t²`, for `|t| <= tan(π/8)`.

@@ -13,9 +13,15 @@ pub mod expr;
 mod gemm;
 pub mod math;
 pub mod nest;
+#[cfg(test)]
+mod nest_tests;
+#[cfg(test)]
+mod reference;
 pub mod target;
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod tile;
 
 use crate::kernel::{Body, BufferParam, Extent, Kernel};

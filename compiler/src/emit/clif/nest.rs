@@ -148,8 +148,16 @@ struct Accumulator {
     reduction: Reduction,
     /// One per vector, or one scalar.
     parts: Vec<Variable>,
-    /// For extrema of float vectors: which lanes have seen a NaN. The parts ignore them then.
-    nans: Option<Variable>,
+    /// For extrema of float vectors: which lanes have seen a NaN, per part or for all of them. The parts
+    /// ignore NaNs then.
+    nans: Vec<Variable>,
+}
+
+impl Accumulator {
+    /// The mask of NaNs of the `i`-th part.
+    fn nan_mask(&self, i: usize) -> Option<Variable> {
+        self.nans.get(i).or(self.nans.first()).copied()
+    }
 }
 
 impl<'a> Emitter<'a> {
@@ -230,9 +238,9 @@ impl<'a> Emitter<'a> {
         self.depends[e] >> l & 1 == 1
     }
 
-    /// How many vectors at once a loop is worth in a stage, or `None` if scalars are better. `split`
-    /// says whether reductions run along the loop.
-    fn width(&self, s: &StageFacts, l: usize) -> Option<usize> {
+    /// What vectors along a loop win in a stage, roughly in instructions per element, and how many at
+    /// once are right. `None` if there are no vectors of what is reduced.
+    fn width(&self, s: &StageFacts, l: usize) -> Option<(i64, usize)> {
         let (mut score, mut work) = (0i64, 0i64);
         for &(id, _) in &s.needed {
             if !self.varies(id, l) {
@@ -269,22 +277,12 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
-        if score <= 0 {
-            return None;
-        }
-        Some(match (accumulators, work) {
-            (0, 0..=8) => 4,
-            (0, _) => {
-                if work < 24 {
-                    2
-                } else {
-                    1
-                }
-            }
-            (1 | 2, 0..=16) => 4,
-            (1..=4, _) => 2,
+        let vectors = match (accumulators, work) {
+            (0, 0..=8) | (1 | 2, 0..=16) => 4,
+            (0, 0..24) | (1..=4, _) => 2,
             _ => 1,
-        })
+        };
+        Some((score, vectors))
     }
 
     fn access_score(&self, a: &Access, l: usize, elem: Elem) -> i64 {
@@ -319,14 +317,15 @@ impl<'a> Emitter<'a> {
                 }
             }
         }
-        let vectors = self.width(s, l)?;
+        let (_, vectors) = self.width(s, l).filter(|(score, _)| *score > 0)?;
         Some(Lanes { loop_: l as u32, vectors })
     }
 
     /// All columns of a task, by strips.
     fn columns(&self, b: &mut KernelBuilder, columns: Extent, index: &[Value]) {
         let l = self.nest.tasks.len();
-        let width = self.stages.iter().map(|s| self.width(s, l)).min().flatten();
+        let widths: Option<Vec<(i64, usize)>> = self.stages.iter().map(|s| self.width(s, l)).collect();
+        let width = widths.filter(|w| w.iter().map(|w| w.0).sum::<i64>() > 0).and_then(|w| w.iter().map(|w| w.1).min());
         let mut index = index.to_vec();
         let end = b.extent(columns);
         let mut at = b.int(0);
@@ -360,14 +359,13 @@ impl<'a> Emitter<'a> {
         let own: Vec<Reduction> =
             s.stage.effects.iter().filter_map(|e| if let Effect::Reduce(r, _) = e { Some(*r) } else { None }).collect();
         let scalars = if row.is_none() { lanes } else { None };
-        let accumulators: Vec<Accumulator> = own.iter().map(|&r| self.accumulator(b, r, scalars)).collect();
+        let accumulators: Vec<Accumulator> = own.iter().map(|&r| self.accumulator(b, r, scalars, false)).collect();
         let by_vectors: Vec<Accumulator> = match row {
-            Some(_) => own.iter().map(|&r| self.accumulator(b, r, row)).collect(),
+            Some(_) => own.iter().map(|&r| self.accumulator(b, r, row, true)).collect(),
             None => vec![],
         };
         let acc = Accumulators { single: &accumulators, row: &by_vectors };
         if s.stage.once {
-            self.hoist(b, s, &mut ev, usize::MAX);
             self.effects(b, s, &mut ev, &accumulators);
         } else {
             self.inner(b, s, 0, ev, row, &acc);
@@ -386,7 +384,9 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn accumulator(&self, b: &mut KernelBuilder, reduction: Reduction, lanes: Option<Lanes>) -> Accumulator {
+    /// The accumulator of a reduction over scalars or vectors, set to the reduction's start value. `shared`
+    /// says that its lanes will be combined, so that they need not know NaNs apart.
+    fn accumulator(&self, b: &mut KernelBuilder, reduction: Reduction, lanes: Option<Lanes>, shared: bool) -> Accumulator {
         let (op, elem) = self.nest.reductions[reduction];
         let (ty, count) = match lanes {
             Some(l) => (vector_type(elem).expect("vectors were chosen"), l.vectors),
@@ -401,12 +401,19 @@ impl<'a> Emitter<'a> {
             })
             .collect();
         let tracks = lanes.is_some() && elem.is_float() && matches!(op, ReduceOp::Max | ReduceOp::Min);
-        let nans = tracks.then(|| {
-            let zero = b.int_of(int_like(ty), 0);
-            let v = b.f.declare_var(int_like(ty));
-            b.f.def_var(v, zero);
-            v
-        });
+        let masks = match (tracks, shared) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => count,
+        };
+        let nans = (0..masks)
+            .map(|_| {
+                let zero = b.int_of(int_like(ty), 0);
+                let v = b.f.declare_var(int_like(ty));
+                b.f.def_var(v, zero);
+                v
+            })
+            .collect();
         Accumulator { reduction, parts, nans }
     }
 
@@ -484,11 +491,11 @@ impl<'a> Emitter<'a> {
         // A strip of single vectors uses the first accumulator.
         for (i, x) in xs.into_iter().enumerate() {
             let old = b.f.use_var(a.parts[i]);
-            let new = match a.nans {
+            let new = match a.nan_mask(i) {
                 None => reduce(b, op, elem, old, x),
                 Some(nans) => {
                     let seen = b.f.use_var(nans);
-                    let nan = b.f.ins().fcmp(FloatCC::Unordered, x, x);
+                    let nan = b.f.ins().fcmp(FloatCC::NotEqual, x, x);
                     let seen = b.f.ins().bor(seen, nan);
                     b.f.def_var(nans, seen);
                     extremum(b, op, old, x)
@@ -502,9 +509,10 @@ impl<'a> Emitter<'a> {
     fn parts(&self, b: &mut KernelBuilder, a: &Accumulator) -> Vec<Value> {
         a.parts
             .iter()
-            .map(|&v| {
+            .enumerate()
+            .map(|(i, &v)| {
                 let x = b.f.use_var(v);
-                match a.nans {
+                match a.nan_mask(i) {
                     None => x,
                     Some(nans) => {
                         let seen = b.f.use_var(nans);
@@ -521,7 +529,7 @@ impl<'a> Emitter<'a> {
     fn across(&self, b: &mut KernelBuilder, a: &Accumulator) -> Value {
         let (op, elem) = self.nest.reductions[a.reduction];
         let mut parts: Vec<Value> = a.parts.iter().map(|&v| b.f.use_var(v)).collect();
-        let combine = |b: &mut KernelBuilder, x: Value, y: Value| match a.nans {
+        let combine = |b: &mut KernelBuilder, x: Value, y: Value| match a.nan_mask(0) {
             Some(_) => extremum(b, op, x, y),
             None => reduce(b, op, elem, x, y),
         };
@@ -529,7 +537,7 @@ impl<'a> Emitter<'a> {
             parts = parts.chunks(2).map(|p| if let [x, y] = *p { combine(b, x, y) } else { p[0] }).collect();
         }
         let x = b.across(parts[0], combine);
-        match a.nans {
+        match a.nan_mask(0) {
             None if elem == Elem::Bool => b.f.ins().icmp_imm_u(IntCC::NotEqual, x, 0),
             None => x,
             Some(nans) => {

@@ -46,18 +46,14 @@ pub struct Compiled {
 impl Compiled {
     /// Compiles a kernel for a CPU that the host can run.
     pub fn new(kernel: &Kernel, cpu: &Cpu) -> Compiled {
-        use cranelift_codegen::settings::{self, Configurable};
-        use cranelift_module::Module;
-        let (code, align) = machine_code(kernel, cpu);
-        // The module only holds the bytes; it refuses instruction sets with position-independent code.
-        let mut flags = settings::builder();
-        flags.set("is_pic", "false").expect("a setting");
-        let host = cranelift_native::builder().expect("a supported host").finish(settings::Flags::new(flags)).expect("its instruction set");
-        let mut module =
-            cranelift_jit::JITModule::new(cranelift_jit::JITBuilder::with_isa(host, cranelift_module::default_libcall_names()));
+        use cranelift_module::{Linkage, Module};
+        // The code is independent of its position, which the module's own compiler refuses.
+        let (code, alignment) = machine_code(kernel, cpu);
+        let builder = cranelift_jit::JITBuilder::new(cranelift_module::default_libcall_names()).expect("a supported host");
+        let mut module = cranelift_jit::JITModule::new(builder);
         let signature = kernel_function(kernel, cpu).signature.clone();
-        let id = module.declare_anonymous_function(&signature).expect("a fresh function");
-        module.define_function_bytes(id, u64::from(align), &code, &[]).expect("memory for code");
+        let id = module.declare_function("kernel", Linkage::Local, &signature).expect("a fresh name");
+        module.define_function_bytes(id, alignment.into(), &code, &[]).expect("enough memory");
         module.finalize_definitions().expect("no undefined symbols");
         let address = module.get_finalized_function(id);
         // SAFETY: the function was compiled with this signature in the host's convention.
