@@ -375,8 +375,13 @@ impl<'a> Emitter<'a> {
             reduced[r] = Some(match (&by_vectors.get(i), lanes) {
                 (Some(vectors), _) => {
                     let v = self.across(b, vectors);
-                    let x = b.f.use_var(accumulators[i].parts[0]);
-                    Val::Uniform(reduce(b, op, elem, v, x))
+                    let length = self.nest.inner.last().and_then(|n| n.as_const());
+                    Val::Uniform(if length.is_some_and(|n| n % LANES as i64 == 0) {
+                        v
+                    } else {
+                        let x = b.f.use_var(accumulators[i].parts[0]);
+                        reduce(b, op, elem, v, x)
+                    })
                 }
                 (None, None) => Val::Uniform(b.f.use_var(accumulators[i].parts[0])),
                 (None, Some(_)) => Val::Vectors(self.parts(b, &accumulators[i])),
@@ -470,8 +475,7 @@ impl<'a> Emitter<'a> {
                 Effect::Store(access, e) => ev.store(b, access, *e),
                 Effect::Reduce(r, e) => {
                     let a = accumulators.iter().find(|a| a.reduction == *r).expect("one per reduction");
-                    let val = ev.value(b, *e);
-                    self.accumulate(b, ev, a, &val);
+                    self.accumulate(b, ev, a, *e);
                     if s.running {
                         let parts = self.parts(b, a);
                         ev.reduced[*r] = Some(if ev.lanes.is_some() { Val::Vectors(parts) } else { Val::Uniform(parts[0]) });
@@ -481,15 +485,29 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn accumulate(&self, b: &mut KernelBuilder, ev: &Evaluator, a: &Accumulator, val: &Val) {
+    /// Adds the value of an expression to an accumulator. A float product is added without rounding it
+    /// where the CPU can.
+    fn accumulate(&self, b: &mut KernelBuilder, ev: &mut Evaluator, a: &Accumulator, e: ExprId) {
         let (op, elem) = self.nest.reductions[a.reduction];
-        let xs = match (ev.lanes, val) {
-            (None, Val::Uniform(x)) => vec![*x],
+        let each = |b: &mut KernelBuilder, ev: &mut Evaluator, e: ExprId| match (ev.lanes, ev.value(b, e)) {
+            (None, Val::Uniform(x)) => vec![x],
             (None, other) => unreachable!("{other:?} without lanes"),
-            (Some(_), v) => ev.vectors(b, v, elem),
+            (Some(_), v) => ev.vectors(b, &v, elem),
         };
+        if let Expr::Prim(Prim::Mul, factors) = &self.nest.exprs[e].0
+            && op == ReduceOp::Sum
+            && elem.is_float()
+        {
+            let (xs, ys) = (each(b, ev, factors[0]), each(b, ev, factors[1]));
+            for ((x, y), &part) in xs.into_iter().zip(ys).zip(&a.parts) {
+                let old = b.f.use_var(part);
+                let new = b.fma(x, y, old);
+                b.f.def_var(part, new);
+            }
+            return;
+        }
         // A strip of single vectors uses the first accumulator.
-        for (i, x) in xs.into_iter().enumerate() {
+        for (i, x) in each(b, ev, e).into_iter().enumerate() {
             let old = b.f.use_var(a.parts[i]);
             let new = match a.nan_mask(i) {
                 None => reduce(b, op, elem, old, x),

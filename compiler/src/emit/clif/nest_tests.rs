@@ -127,12 +127,7 @@ fn near(_: Elem, x: f64, y: f64) -> bool {
 }
 
 /// Rows of `n` of `softmax`, the length a constant or a parameter.
-pub(super) fn softmax(rows: i64, n: i64, dynamic: bool) -> (Nest, Vec<BufferParam>) {
-    let b = softmax_build(rows, n, dynamic);
-    (b.nest, b.params)
-}
-
-fn softmax_build(rows: i64, n: i64, dynamic: bool) -> Build {
+fn softmax(rows: i64, n: i64, dynamic: bool) -> Build {
     let mut b = Build::default();
     let x = b.input(&wave((rows * n) as usize));
     let y = b.output(Elem::F32, (rows * n) as usize);
@@ -153,12 +148,7 @@ fn softmax_build(rows: i64, n: i64, dynamic: bool) -> Build {
 }
 
 /// Rows of a layer normalisation.
-pub(super) fn layer_norm(rows: i64, n: i64) -> (Nest, Vec<BufferParam>) {
-    let b = layer_norm_build(rows, n);
-    (b.nest, b.params)
-}
-
-fn layer_norm_build(rows: i64, n: i64) -> Build {
+fn layer_norm(rows: i64, n: i64) -> Build {
     let mut b = Build::default();
     let x = b.input(&wave((rows * n) as usize));
     let gamma = b.input(&wave(n as usize));
@@ -189,14 +179,14 @@ fn layer_norm_build(rows: i64, n: i64) -> Build {
 #[test]
 fn softmax_rows() {
     for (rows, n, dynamic) in [(3, 37, true), (3, 37, false), (2, 128, false), (2, 0, true), (4, 3, true), (2, 1, false)] {
-        softmax_build(rows, n, dynamic).check(near);
+        softmax(rows, n, dynamic).check(near);
     }
 }
 
 #[test]
 fn layer_norm_rows() {
     for (rows, n) in [(3, 48), (2, 768), (3, 5)] {
-        layer_norm_build(rows, n).check(near);
+        layer_norm(rows, n).check(near);
     }
 }
 
