@@ -9,14 +9,13 @@ use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::types::{F32X4, I64};
 use cranelift_codegen::ir::{AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, Value};
-use cranelift_codegen::settings::{self, Configurable};
 use cranelift_entity::{EntityRef, PrimaryMap};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
-use cranelift_module::{Linkage, Module};
+use cranelift_module::Module;
 use std::time::{Duration, Instant};
 use target_lexicon::Triple;
-use tfc::emit::clif::kernel_function;
+use tfc::emit::clif::code::{Code, compile};
 use tfc::emit::clif::target::Cpu;
 use tfc::kernel::gemm::{CHUNK, Gemm, Left, Right, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
@@ -25,42 +24,33 @@ use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
 
 /// How long a case runs.
-const DURATION: Duration = Duration::from_millis(1500);
-
-/// Into how many pieces a run is divided.
-const PIECES: i64 = 12;
+const DURATION: Duration = Duration::from_millis(4000);
 
 type KernelFn = unsafe extern "C" fn(*const u64, i64, i64);
 
-fn load(function: Function, cpu: &Cpu) -> KernelFn {
-    let signature = function.signature.clone();
-    let mut context = Context::for_function(function);
-    context.set_disasm(std::env::var_os("DISASM").is_some());
-    let code = context.compile(&*cpu.isa, &mut ControlPlane::default()).expect("kernels compile");
-    if let Some(text) = &code.vcode {
-        println!("{text}");
-    }
-    assert!(code.buffer.relocs().is_empty(), "kernels refer to nothing outside of themselves");
-    let mut flags = settings::builder();
-    flags.set("is_pic", "false").expect("a setting");
-    let isa = cranelift_native::builder().expect("a host").finish(settings::Flags::new(flags)).expect("an ISA");
-    let mut module = JITModule::new(JITBuilder::with_isa(isa, cranelift_module::default_libcall_names()));
-    let id = module.declare_anonymous_function(&signature).expect("a declaration");
-    module.define_function_bytes(id, 64, code.code_buffer(), &[]).expect("a definition");
+fn load(code: &Code, signature: &Signature) -> KernelFn {
+    let builder = JITBuilder::new(cranelift_module::default_libcall_names()).expect("a supported host");
+    let mut module = JITModule::new(builder);
+    let id = module.declare_anonymous_function(signature).expect("a declaration");
+    module.define_function_bytes(id, code.align, &code.bytes, &[]).expect("a definition");
     module.finalize_definitions().expect("executable memory");
     let address = module.get_finalized_function(id);
     // SAFETY: the function has the signature of kernels; its module is never freed.
     let f = unsafe { std::mem::transmute::<*const u8, KernelFn>(address) };
     std::mem::forget(module);
-    println!("    {} bytes of code", code.code_buffer().len());
     f
+}
+
+fn kernel_signature(cpu: &Cpu) -> Signature {
+    let mut signature = Signature::new(cpu.isa.default_call_conv());
+    signature.params.extend([AbiParam::new(I64); 3]);
+    signature
 }
 
 /// `end` rounds of 48 multiply-adds on 12 registers.
 fn limit(cpu: &Cpu) -> f64 {
-    let mut signature = Signature::new(cpu.isa.default_call_conv());
-    signature.params.extend([AbiParam::new(I64); 3]);
-    let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature);
+    let signature = kernel_signature(cpu);
+    let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature.clone());
     let mut context = FunctionBuilderContext::new();
     let mut f = FunctionBuilder::new(&mut function, &mut context);
     let (entry, body, exit) = (f.create_block(), f.create_block(), f.create_block());
@@ -88,7 +78,9 @@ fn limit(cpu: &Cpu) -> f64 {
     f.ins().return_(&[]);
     f.seal_all_blocks();
     f.finalize(cpu.isa.frontend_config());
-    let run = load(function, cpu);
+    let mut context = Context::for_function(function);
+    let code = context.compile(&*cpu.isa, &mut ControlPlane::default()).expect("the loop compiles");
+    let run = load(&Code { bytes: code.code_buffer().to_vec(), align: 64 }, &signature);
     let mut out = [0u64; 2];
     let rounds = 20_000;
     // SAFETY: the loop writes 16 bytes.
@@ -111,19 +103,25 @@ struct Case {
     kernel: Kernel,
     buffers: Vec<Vec<f32>>,
     tasks: i64,
+    /// Tasks of a piece of a run; it divides their number.
+    piece: i64,
     flop: f64,
 }
 
 impl Case {
+    fn code_bytes(&self, cpu: &Cpu) -> usize {
+        compile(&self.kernel, cpu).expect("kernels compile").bytes.len()
+    }
+
     fn seconds(&mut self, cpu: &Cpu) -> f64 {
-        let run = load(kernel_function(&self.kernel, cpu), cpu);
+        let code = compile(&self.kernel, cpu).expect("kernels compile");
+        let run = load(&code, &kernel_signature(cpu));
         let mut status = 0i32;
         let mut args = vec![std::ptr::from_mut(&mut status) as u64];
         args.extend(self.buffers.iter_mut().map(|b| b.as_mut_ptr() as u64));
         // In pieces, each with a best time of its own: other processes interrupt long runs. Between two
         // runs of a piece come all others, so caches are as in a run of the whole.
-        let pieces: Vec<(i64, i64)> =
-            (0..PIECES).map(|i| (self.tasks * i / PIECES, self.tasks * (i + 1) / PIECES)).filter(|(b, e)| b < e).collect();
+        let pieces: Vec<(i64, i64)> = (0..self.tasks / self.piece).map(|i| (self.piece * i, self.piece * (i + 1))).collect();
         let mut times = vec![f64::MAX; pieces.len()];
         let begin = Instant::now();
         while begin.elapsed() < DURATION {
@@ -180,6 +178,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
         kernel: Kernel { buffers: params(4, 3), ints: 0, body: Body::Gemm(body) },
         buffers: vec![values(m * k), pack(k, n, |i, j| right[i * n + j]), values(n), vec![0.0; m * n]],
         tasks: (m.div_ceil(TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
+        piece: m.div_ceil(TILE_ROWS) as i64,
         flop: 2.0 * (m * n * k) as f64,
     }
 }
@@ -208,6 +207,12 @@ fn main() {
         }
         let t = case.seconds(&cpu);
         let rate = case.flop / t;
-        println!("{name}: {:.3} ms, {:.1} GFLOP/s, {:.1}% of the limit", t * 1e3, rate / 1e9, 100.0 * rate / limit);
+        println!(
+            "{name}: {:.3} ms, {:.1} GFLOP/s, {:.1}% of the limit, {} bytes of code",
+            t * 1e3,
+            rate / 1e9,
+            100.0 * rate / limit,
+            case.code_bytes(&cpu)
+        );
     }
 }

@@ -8,13 +8,12 @@ use super::clif;
 use super::clif::target::Cpu;
 use super::cpuid;
 use super::entry;
-use crate::kernel::{Kernel, KernelId, Program};
-use cranelift_codegen::control::ControlPlane;
+use crate::kernel::{KernelId, Program};
 use cranelift_codegen::ir::{self, InstBuilder, Signature, Value, types};
-use cranelift_codegen::{CodegenError, Context};
+use cranelift_codegen::Context;
 use cranelift_entity::EntityRef;
 use cranelift_frontend::FunctionBuilder;
-use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError, ModuleReloc};
+use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
 use tfc_runtime::abi::{self, entry_offset};
 use tfc_runtime::weights::Header;
 
@@ -192,8 +191,8 @@ fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
             let name = format!("{}_{}_{}", e.name, kernel_name(e.program, id), cpu.name);
             let wrap = |source: ModuleError| EmitError { what: name.clone(), source: Box::new(source) };
             let func = e.module.declare_function(&name, Linkage::Local, &sig).map_err(wrap)?;
-            let code = compile_kernel(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
-            e.module.define_function_bytes(func, code.align, &code.bytes, &code.relocs(func)).map_err(wrap)?;
+            let code = clif::code::compile(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
+            e.module.define_function_bytes(func, code.align, &code.bytes, &[]).map_err(wrap)?;
             row.push(code.bytes.len() as u64);
             let func = e.module.declare_func_in_data(func, &mut table);
             table.write_function_addr(at, func);
@@ -205,34 +204,6 @@ fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
     e.module
         .define_data(symbols.kernel_table, &table)
         .map_err(|source| EmitError { what: "the kernel table".into(), source: Box::new(source) })
-}
-
-/// The machine code of one kernel.
-pub struct KernelCode {
-    /// The instructions and the constants behind them.
-    pub bytes: Vec<u8>,
-    /// Alignment of the begin.
-    pub align: u64,
-    context: Context,
-}
-
-impl KernelCode {
-    fn relocs(&self, func: FuncId) -> Vec<ModuleReloc> {
-        let code = self.context.compiled_code().expect("compiled");
-        code.buffer.relocs().iter().map(|r| ModuleReloc::from_mach_reloc(r, &self.context.func, func)).collect()
-    }
-}
-
-/// Compiles one kernel for one CPU.
-///
-/// # Errors
-/// What Cranelift refuses: a bug of ours.
-pub fn compile_kernel(kernel: &Kernel, cpu: &Cpu) -> Result<KernelCode, CodegenError> {
-    let mut context = Context::for_function(clif::kernel_function(kernel, cpu));
-    context.compile(&*cpu.isa, &mut ControlPlane::default()).map_err(|e| e.inner)?;
-    let code = context.compiled_code().expect("compiled");
-    let (bytes, align) = (code.code_buffer().to_vec(), u64::from(code.buffer.alignment));
-    Ok(KernelCode { bytes, align, context })
 }
 
 /// The function that asks the CPU, where a variant depends on the answer.

@@ -1,5 +1,7 @@
-//! Matrix products. A task packs its rows, multiplies them strip by strip into a block of sums on the
-//! stack, and runs the epilogue over the block.
+//! Matrix products. Neighbouring tasks that share columns run in groups: for one block of `k` after the
+//! other, each task packs its rows and multiplies them strip by strip into sums on the stack, so that the
+//! block of the right operand comes from the cache for all tasks but the first. The epilogue runs over
+//! the sums of the group.
 
 use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Rows, Strips};
@@ -7,11 +9,15 @@ use super::{KernelBuilder, LANES, MEM};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
-use cranelift_codegen::ir::types::{F32, F32X4};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{F32, F32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_entity::EntityRef;
 
 const F32_BYTES: i64 = 4;
+
+/// The most tasks of a group.
+const GROUP: i64 = 8;
 
 /// Emits a matrix product.
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
@@ -21,56 +27,86 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
         Extent::Param(_) => tile::DEPTH,
     };
     let packed = tile::scratch(b, depth * TILE_ROWS as i64);
-    let sums = tile::scratch(b, (TILE_ROWS * CHUNK) as i64);
-    let Some(task) = b.open_loop(begin, end, 1) else { return };
+    let group = match g.m {
+        Extent::Const(m) => ((m + TILE_ROWS as i64 - 1) / TILE_ROWS as i64).clamp(1, GROUP),
+        Extent::Param(_) => GROUP,
+    };
+    let sums = tile::scratch(b, group * (TILE_ROWS * CHUNK) as i64);
+
+    let task = b.f.declare_var(I64);
+    b.f.def_var(task, begin);
+    let (head, body, exit) = (b.f.create_block(), b.f.create_block(), b.f.create_block());
+    b.f.ins().jump(head, &[]);
+    b.f.switch_to_block(head);
+    let number = b.f.use_var(task);
+    let more = b.f.ins().icmp(IntCC::SignedLessThan, number, end);
+    b.f.ins().brif(more, body, &[], exit, &[]);
+    b.f.seal_block(body);
+    b.f.seal_block(exit);
+    b.f.switch_to_block(body);
     b.reload_arguments();
-    let t = Task::decode(b, g, task.index);
+    let t = Tasks::decode(b, g, number, end, group);
     let kept = tile::keep(b, &t.values());
     product(b, g, &t, packed, sums);
     b.reload_arguments();
-    let t = Task::of(&tile::kept(b, kept, t.values().len()));
+    let t = Tasks::of(&tile::kept(b, kept, t.values().len()));
     epilogue(b, g, &t, sums);
-    b.close_loop(task);
+    b.f.def_var(task, t.next);
+    b.f.ins().jump(head, &[]);
+    b.f.seal_block(head);
+    b.f.switch_to_block(exit);
 }
 
-/// Where a task is.
-struct Task {
+/// Where a group of tasks is.
+struct Tasks {
     batch: Vec<Value>,
     first_row: Value,
     first_column: Value,
+    /// Number of rows, at most those of a group.
     rows: Value,
+    /// Number of columns, at most [`CHUNK`].
     columns: Value,
+    /// The task behind the group.
+    next: Value,
 }
 
-impl Task {
-    fn decode(b: &mut KernelBuilder, g: &Gemm, number: Value) -> Task {
+impl Tasks {
+    /// The group of at most `most` tasks that begins with a task.
+    fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value, end: Value, most: i64) -> Tasks {
         let (m, n) = (b.extent(g.m), b.extent(g.n));
         let row_tiles = ceil_div(b, m, TILE_ROWS as i64);
         let chunks = ceil_div(b, n, CHUNK as i64);
-        let (number, row_tile) = div_rem(b, number, row_tiles);
+        let (number, row_tile) = div_rem(b, task, row_tiles);
         let (matrix, chunk) = div_rem(b, number, chunks);
+        let count = rest(b, row_tiles, row_tile, most);
+        let given = b.f.ins().isub(end, task);
+        let count = b.f.ins().smin(count, given);
         let first_row = b.times(row_tile, Extent::Const(TILE_ROWS as i64));
         let first_column = b.times(chunk, Extent::Const(CHUNK as i64));
-        Task {
+        let rows = b.times(count, Extent::Const(TILE_ROWS as i64));
+        let all_rows = b.f.ins().isub(m, first_row);
+        Tasks {
             batch: split(b, matrix, &g.batch),
             first_row,
             first_column,
-            rows: rest(b, m, first_row, TILE_ROWS as i64),
+            rows: b.f.ins().smin(rows, all_rows),
             columns: rest(b, n, first_column, CHUNK as i64),
+            next: b.f.ins().iadd(task, count),
         }
     }
 
     fn values(&self) -> Vec<Value> {
-        [self.first_row, self.first_column, self.rows, self.columns].into_iter().chain(self.batch.iter().copied()).collect()
+        [self.first_row, self.first_column, self.rows, self.columns, self.next].into_iter().chain(self.batch.iter().copied()).collect()
     }
 
-    fn of(values: &[Value]) -> Task {
-        Task { first_row: values[0], first_column: values[1], rows: values[2], columns: values[3], batch: values[4..].to_vec() }
+    fn of(values: &[Value]) -> Tasks {
+        let &[first_row, first_column, rows, columns, next, ref batch @ ..] = values else { unreachable!("as `values` writes them") };
+        Tasks { batch: batch.to_vec(), first_row, first_column, rows, columns, next }
     }
 }
 
-/// The sums of a task: blocks of `k` one after the other.
-fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, packed: Value, sums: Value) {
+/// The sums of a group: blocks of `k` one after the other.
+fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Value) {
     let heights = Heights::of(g.m);
     let k = b.extent(g.k);
     let batch = t.batch.iter().copied();
@@ -85,7 +121,8 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, packed: Value, sums: Value
     let zero = b.int(0);
     if !one_block {
         let zeros = b.float_of(F32X4, 0.0);
-        let all = b.int((TILE_ROWS * CHUNK) as i64);
+        let tiles = ceil_div(b, t.rows, TILE_ROWS as i64);
+        let all = b.times(tiles, Extent::Const((TILE_ROWS * CHUNK) as i64));
         tile::fill(b, sums, all, zeros);
     }
     let end = b.f.ins().iadd_imm_s(k, tile::DEPTH - 1);
@@ -94,29 +131,38 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, packed: Value, sums: Value
     let offset = b.times(block.index, g.left.k);
     let offset = b.times(offset, Extent::Const(F32_BYTES));
     let at = b.f.ins().iadd(left, offset);
-    tile::pack(b, &Rows { at, rows: t.rows, k: depth, row_stride: g.left.row, k_stride: g.left.k }, packed);
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(right, offset);
-    tile::multiply(
-        b,
-        &Strips {
+
+    let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
+    if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
+        let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
+        let offset = b.times(tile.index, g.left.row);
+        let offset = b.times(offset, Extent::Const(F32_BYTES));
+        let at = b.f.ins().iadd(at, offset);
+        tile::pack(b, &Rows { at, rows, k: depth, row_stride: g.left.row, k_stride: g.left.k }, packed);
+        let offset = b.times(tile.index, Extent::Const(CHUNK as i64 * F32_BYTES));
+        let sums = b.f.ins().iadd(sums, offset);
+        let strips = Strips {
             left: packed,
             right,
             panel_bytes,
-            rows: t.rows,
+            rows,
             k: depth,
             columns: t.columns,
             sums,
             pitch: CHUNK as i64,
             accumulate: !one_block,
             heights: &heights,
-        },
-    );
+        };
+        tile::multiply(b, &strips);
+        b.close_loop(tile);
+    }
     b.close_loop(block);
 }
 
-/// The epilogue of a task: by vectors, then what is left of every row element by element.
-fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
+/// The epilogue of a group: by vectors, then what is left of every row element by element.
+fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, sums: Value) {
     const VECTORS: usize = PANEL / LANES;
     let zero = b.int(0);
     let Some(row) = b.open_loop(zero, t.rows, 1) else { return };
@@ -358,8 +404,8 @@ mod tests {
     fn other_architectures() {
         for cpu in foreign_cpus() {
             for symbolic in [false, true] {
-                let (code, _) = machine_code(&Problem { symbolic, ..SMALL }.kernel().0, &cpu);
-                assert!(!code.is_empty());
+                let code = machine_code(&Problem { symbolic, ..SMALL }.kernel().0, &cpu);
+                assert!(!code.bytes.is_empty());
             }
         }
     }

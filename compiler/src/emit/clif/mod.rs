@@ -1,14 +1,16 @@
 //! The portable emitter: kernels as Cranelift IR, for every CPU that Cranelift knows.
 //!
 //! A kernel becomes one function `(args: *const u64, begin: i64, end: i64)` as described in
-//! [`kernel`](crate::kernel). It calls nothing, so its code has no relocations; its floating-point
-//! constants are in the pool that Cranelift places behind the code.
+//! [`kernel`](crate::kernel). It calls at most helper functions of its own, which [`code`] puts behind it,
+//! so its code has no relocations; floating-point constants are in the pools that Cranelift places behind
+//! functions.
 //!
 //! Addresses are written as sums, the outermost loop's part first. Cranelift's global value numbering
 //! shares equal parts, and its loop-invariant code motion takes them out of inner loops; only loads and
 //! checked indices are hoisted by the emitters themselves.
 
 mod attention;
+pub mod code;
 pub mod expr;
 mod gemm;
 pub mod math;
@@ -28,7 +30,8 @@ use crate::kernel::{Body, BufferParam, Extent, Kernel};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, F64, F64X2, I8X16, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{
-    AbiParam, Block, ConstantData, Endianness, Function, InstBuilder, MemFlagsData, Signature, Type, UserFuncName, Value,
+    AbiParam, Block, ConstantData, Endianness, ExtFuncData, ExternalName, Function, InstBuilder, MemFlagsData, Signature, Type,
+    UserExternalName, UserFuncName, Value,
 };
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 use target::Cpu;
@@ -43,8 +46,9 @@ pub const MEM: MemFlagsData = MemFlagsData::new().with_notrap();
 /// The lanes of a vector.
 pub const LANES: usize = 4;
 
-/// Emits a kernel as a function of the target's default calling convention.
-pub fn kernel_function(kernel: &Kernel, cpu: &Cpu) -> Function {
+/// Emits a kernel: first its own function, of the target's default calling convention, then the helper
+/// functions that it calls. Function `n` is called by the name `u0:n`.
+pub fn kernel_functions(kernel: &Kernel, cpu: &Cpu) -> Vec<Function> {
     let mut sig = Signature::new(cpu.isa.default_call_conv());
     sig.params.extend([AbiParam::new(I64); 3]);
     let mut function = Function::with_name_signature(UserFuncName::user(0, 0), sig);
@@ -55,8 +59,9 @@ pub fn kernel_function(kernel: &Kernel, cpu: &Cpu) -> Function {
         Body::Gemm(gemm) => gemm::emit(&mut b, gemm),
         Body::Attention(attention) => attention::emit(&mut b, attention),
     }
+    let helpers = std::mem::take(&mut b.helpers);
     b.finish();
-    function
+    std::iter::once(function).chain(helpers.into_iter().map(|(_, f)| f)).collect()
 }
 
 /// A function under construction: Cranelift's builder with the kernel's arguments and what all
@@ -77,6 +82,7 @@ pub struct KernelBuilder<'a> {
     ints: Vec<Value>,
     status: Value,
     exit: Block,
+    helpers: Vec<(String, Function)>,
 }
 
 /// An open loop, see [`KernelBuilder::open_loop`].
@@ -106,7 +112,39 @@ impl<'a> KernelBuilder<'a> {
         let status = word(0);
         let buffers: Vec<Value> = (0..kernel.buffers.len()).map(|n| word(1 + n)).collect();
         let ints = (0..kernel.ints as usize).map(|n| word(1 + buffers.len() + n)).collect();
-        KernelBuilder { f, cpu, begin, end, params: &kernel.buffers, args, buffers, ints, status, exit }
+        KernelBuilder { f, cpu, begin, end, params: &kernel.buffers, args, buffers, ints, status, exit, helpers: vec![] }
+    }
+
+    /// Calls a helper function with `i64` arguments. Helpers with equal names are the same function, which
+    /// `emit` emits from its parameters. A helper keeps the values of the kernel out of the registers of
+    /// its loops.
+    pub fn call(&mut self, name: String, args: &[Value], emit: impl FnOnce(&mut KernelBuilder, &[Value])) {
+        let mut sig = Signature::new(self.cpu.isa.default_call_conv());
+        sig.params.extend(args.iter().map(|_| AbiParam::new(I64)));
+        let known = self.helpers.iter().position(|(n, _)| *n == name);
+        let number = 1 + known.unwrap_or(self.helpers.len()) as u32;
+        if known.is_none() {
+            let mut function = Function::with_name_signature(UserFuncName::user(0, number), sig.clone());
+            let mut context = FunctionBuilderContext::new();
+            let mut f = FunctionBuilder::new(&mut function, &mut context);
+            let (entry, exit) = (f.create_block(), f.create_block());
+            f.append_block_params_for_function_params(entry);
+            f.switch_to_block(entry);
+            f.seal_block(entry);
+            let params = f.block_params(entry).to_vec();
+            let none = params[0];
+            let (buffers, ints, helpers) = (vec![], vec![], vec![]);
+            let (args, begin, end, status) = (none, none, none, none);
+            let mut b = KernelBuilder { f, cpu: self.cpu, begin, end, params: &[], args, buffers, ints, status, exit, helpers };
+            emit(&mut b, &params);
+            b.finish();
+            self.helpers.push((name, function));
+        }
+        let signature = self.f.import_signature(sig);
+        let name = self.f.func.declare_imported_user_function(UserExternalName { namespace: 0, index: number });
+        let data = ExtFuncData { name: ExternalName::user(name), signature, colocated: true, patchable: false };
+        let helper = self.f.import_function(data);
+        self.f.ins().call(helper, args);
     }
 
     /// Loads all argument words but the status again. What follows uses these values: the former ones need

@@ -1,10 +1,9 @@
 //! Runs single kernels in this process, for tests.
 
-use super::kernel_function;
+use super::code::{Code, compile};
+use super::kernel_functions;
 use super::target::Cpu;
 use crate::kernel::Kernel;
-use cranelift_codegen::Context;
-use cranelift_codegen::control::ControlPlane;
 use target_lexicon::Triple;
 
 /// The CPU variants of the host that it can run.
@@ -27,14 +26,12 @@ pub fn foreign_cpus() -> Vec<Cpu> {
 /// The machine code of a kernel.
 ///
 /// # Panics
-/// When Cranelift rejects it, or it needs relocations.
-pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> (Vec<u8>, u32) {
-    let mut context = Context::for_function(kernel_function(kernel, cpu));
-    let code = context
-        .compile(&*cpu.isa, &mut ControlPlane::default())
-        .unwrap_or_else(|e| panic!("{}: {:?}\n{}", cpu.name, e.inner, e.func.display()));
-    assert!(code.buffer.relocs().is_empty(), "{}: calls {:?}", cpu.name, code.buffer.relocs());
-    (code.code_buffer().to_vec(), code.buffer.alignment)
+/// When Cranelift rejects it.
+pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> Code {
+    compile(kernel, cpu).unwrap_or_else(|e| {
+        let text: String = kernel_functions(kernel, cpu).iter().map(|f| f.display().to_string()).collect();
+        panic!("{}: {e:?}\n{text}", cpu.name)
+    })
 }
 
 /// A kernel compiled for the host.
@@ -46,14 +43,14 @@ pub struct Compiled {
 impl Compiled {
     /// Compiles a kernel for a CPU that the host can run.
     pub fn new(kernel: &Kernel, cpu: &Cpu) -> Compiled {
-        use cranelift_module::{Linkage, Module};
+        use cranelift_module::Module;
         // The code is independent of its position, which the module's own compiler refuses.
-        let (code, alignment) = machine_code(kernel, cpu);
+        let code = machine_code(kernel, cpu);
         let builder = cranelift_jit::JITBuilder::new(cranelift_module::default_libcall_names()).expect("a supported host");
         let mut module = cranelift_jit::JITModule::new(builder);
-        let signature = kernel_function(kernel, cpu).signature.clone();
-        let id = module.declare_function("kernel", Linkage::Local, &signature).expect("a fresh name");
-        module.define_function_bytes(id, alignment.into(), &code, &[]).expect("enough memory");
+        let signature = kernel_functions(kernel, cpu)[0].signature.clone();
+        let id = module.declare_anonymous_function(&signature).expect("a fresh function");
+        module.define_function_bytes(id, code.align, &code.bytes, &[]).expect("memory for code");
         module.finalize_definitions().expect("no undefined symbols");
         let address = module.get_finalized_function(id);
         // SAFETY: the function was compiled with this signature in the host's convention.

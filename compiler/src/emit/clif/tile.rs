@@ -195,119 +195,163 @@ pub struct Strips<'a> {
     pub heights: &'a Heights,
 }
 
-/// Emits a product. All rows of the height that is chosen are written.
+/// Emits a product, as a helper function. All rows of the height that is chosen are written.
 pub fn multiply(b: &mut KernelBuilder, s: &Strips) {
-    let done = b.f.create_block();
+    let shape = Shape { pitch: s.pitch, accumulate: s.accumulate };
     let heights = &s.heights.0;
-    for (n, &height) in heights.iter().enumerate() {
-        if n + 1 < heights.len() {
+    let name = format!("{shape:?} {heights:?}");
+    b.call(name, &[s.left, s.right, s.panel_bytes, s.rows, s.k, s.columns, s.sums], |b, p| {
+        let &[left, right, panel_bytes, rows, k, columns, sums] = p else { unreachable!("seven parameters") };
+        let strips = Operands { left, right, panel_bytes, k, columns, sums };
+        for (n, &height) in heights.iter().enumerate() {
+            if n + 1 == heights.len() {
+                emit_strips(b, &strips, &shape, height);
+                continue;
+            }
             let (this, next) = (b.f.create_block(), b.f.create_block());
-            let fits = b.f.ins().icmp_imm_s(IntCC::SignedLessThanOrEqual, s.rows, height as i64);
+            let fits = b.f.ins().icmp_imm_s(IntCC::SignedLessThanOrEqual, rows, height as i64);
             b.f.ins().brif(fits, this, &[], next, &[]);
-            b.f.seal_block(this);
-            b.f.seal_block(next);
             b.f.switch_to_block(this);
-            strips(b, s, height);
-            b.f.ins().jump(done, &[]);
+            emit_strips(b, &strips, &shape, height);
+            b.f.ins().return_(&[]);
             b.f.switch_to_block(next);
-        } else {
-            strips(b, s, height);
-            b.f.ins().jump(done, &[]);
         }
-    }
-    if heights.is_empty() {
-        b.f.ins().jump(done, &[]);
-    }
-    b.f.seal_block(done);
-    b.f.switch_to_block(done);
+    });
 }
 
-fn strips(b: &mut KernelBuilder, s: &Strips, height: usize) {
+/// What is fixed in the code of a product.
+#[derive(Debug)]
+struct Shape {
+    pitch: i64,
+    accumulate: bool,
+}
+
+/// The parameters of the code of a product, see [`Strips`].
+struct Operands {
+    left: Value,
+    right: Value,
+    panel_bytes: Value,
+    k: Value,
+    columns: Value,
+    sums: Value,
+}
+
+fn emit_strips(b: &mut KernelBuilder, o: &Operands, shape: &Shape, height: usize) {
     let zero = b.int(0);
-    let end = b.f.ins().iadd_imm_s(s.columns, LANES as i64 - 1);
+    let end = b.f.ins().iadd_imm_s(o.columns, LANES as i64 - 1);
     let Some(l) = b.open_loop(zero, end, LANES as i64) else { return };
     let panel = b.f.ins().ushr_imm_u(l.index, i64::from(PANEL.ilog2()));
-    let panel = b.f.ins().imul(panel, s.panel_bytes);
-    let right = b.f.ins().iadd(s.right, panel);
+    let panel = b.f.ins().imul(panel, o.panel_bytes);
+    let right = b.f.ins().iadd(o.right, panel);
     let within = b.f.ins().band_imm_u(l.index, PANEL as i64 - 1);
     let within = b.times(within, Extent::Const(F32_BYTES));
     let right = b.f.ins().iadd(right, within);
     let column = b.times(l.index, Extent::Const(F32_BYTES));
-    let sums = b.f.ins().iadd(s.sums, column);
-    tile(b, s, height, right, sums);
+    let sums = b.f.ins().iadd(o.sums, column);
+    tile(b, o, shape, height, right, sums);
     b.close_loop(l);
 }
 
 /// One register tile of `height` rows by four columns.
-fn tile(b: &mut KernelBuilder, s: &Strips, height: usize, right: Value, at: Value) {
+fn tile(b: &mut KernelBuilder, o: &Operands, shape: &Shape, height: usize, right: Value, at: Value) {
     let sets = sums(height);
-    let unroll = (sets * 2).min(8);
     let zero = b.float_of(F32X4, 0.0);
-    let place = |r: usize| (r as i64 * s.pitch * F32_BYTES) as i32;
+    let place = |r: usize| (r as i64 * shape.pitch * F32_BYTES) as i32;
     let mut acc = vec![zero; height * sets];
-    if s.accumulate {
+    if shape.accumulate {
         for (r, a) in acc.iter_mut().take(height).enumerate() {
             *a = b.f.ins().load(F32X4, MEM, at, place(r));
         }
     }
-    let bytes = b.times(s.k, Extent::Const(PANEL_ROW));
+    let bytes = b.times(o.k, Extent::Const(PANEL_ROW));
     let end = b.f.ins().iadd(right, bytes);
-    let known = b.as_const(s.k);
-    let whole = match known {
-        Some(k) => b.int(k / unroll as i64 * unroll as i64 * PANEL_ROW),
-        None => b.f.ins().band_imm_s(bytes, -(unroll as i64) * PANEL_ROW),
-    };
+    let whole = b.f.ins().band_imm_s(bytes, -(sets as i64) * PANEL_ROW);
     let whole_end = b.f.ins().iadd(right, whole);
-    let (left, right) = dots(b, s.left, right, whole_end, height, unroll, &mut acc);
+    let (left, right) = dots(b, o.left, right, whole_end, height, &mut acc);
     let mut totals = acc[..height].to_vec();
     for set in acc[height..].chunks(height) {
         for (t, x) in totals.iter_mut().zip(set) {
             *t = b.f.ins().fadd(*t, *x);
         }
     }
-    if known.is_none_or(|k| k % unroll as i64 != 0) {
-        dots(b, left, right, end, height, 1, &mut totals);
+    if sets > 1 {
+        dots(b, left, right, end, height, &mut totals);
     }
     for (r, x) in totals.into_iter().enumerate() {
         b.f.ins().store(MEM, x, at, place(r));
     }
 }
 
-/// The loop of a register tile, `unroll` steps at a time until the panel's address is `end`. Step `i`
-/// adds to the set `i` of sums, modulo their number. Returns the addresses at the end.
+/// The loop of a register tile until the panel's address is `end`, a step for every set of sums at a
+/// time. Returns the addresses at the end.
 ///
-/// The sums are used once, by the jump to the head that tests: that lets Cranelift load broadcast
-/// factors by the instruction that broadcasts.
-fn dots(b: &mut KernelBuilder, left: Value, right: Value, end: Value, height: usize, unroll: usize, acc: &mut [Value]) -> (Value, Value) {
-    let (head, body, exit) = (b.f.create_block(), b.f.create_block(), b.f.create_block());
+/// ```text
+/// entry ──even──▶ head ──▶ first ──▶ second ──▶ head
+///   └─────────────odd────────────────▲
+/// ```
+///
+/// Three things make good code of this on x86. The sums are used once, by a jump: that lets Cranelift
+/// load broadcast factors by the instruction that broadcasts. `second` is entered from two sides: that
+/// keeps Cranelift from ordering both halves by sums. And as a multiply-add overwrites the factor, each
+/// sum moves to another register, which the one before it has left; the second half runs backwards, so
+/// that all sums move back.
+fn dots(b: &mut KernelBuilder, left: Value, right: Value, end: Value, height: usize, acc: &mut [Value]) -> (Value, Value) {
+    let blocks = [b.f.create_block(), b.f.create_block(), b.f.create_block(), b.f.create_block()];
+    let [head, first, second, exit] = blocks;
     let types: Vec<Type> = [I64, I64].into_iter().chain(acc.iter().map(|_| F32X4)).collect();
-    let params: Vec<Value> = types.into_iter().map(|t| b.f.append_block_param(head, t)).collect();
-    let args = |left: Value, right: Value, acc: &[Value]| -> Vec<BlockArg> {
-        [left, right].iter().chain(acc).map(|&v| BlockArg::from(v)).collect()
-    };
-    b.f.ins().jump(head, &args(left, right, acc));
-    b.f.switch_to_block(head);
-    let (left, right) = (params[0], params[1]);
-    acc.copy_from_slice(&params[2..]);
-    let more = b.f.ins().icmp(IntCC::NotEqual, right, end);
-    b.f.ins().brif(more, body, &[], exit, &[]);
-    b.f.seal_block(body);
-    b.f.seal_block(exit);
-    b.f.switch_to_block(body);
-    let mut next = acc.to_vec();
-    let sets = acc.len() / height;
-    for step in 0..unroll {
-        let y = b.f.ins().load(F32X4, FACTOR, right, (step as i64 * PANEL_ROW) as i32);
-        for (r, sum) in next[step % sets * height..][..height].iter_mut().enumerate() {
-            let x = b.f.ins().load(F32, FACTOR, left, (step as i64 * PACKED + r as i64 * F32_BYTES) as i32);
-            let x = b.splat(x);
-            *sum = b.fma(x, y, *sum);
+    for block in [head, second] {
+        for &t in &types {
+            b.f.append_block_param(block, t);
         }
     }
-    let next_left = b.f.ins().iadd_imm_s(left, unroll as i64 * PACKED);
-    let next_right = b.f.ins().iadd_imm_s(right, unroll as i64 * PANEL_ROW);
-    b.f.ins().jump(head, &args(next_left, next_right, &next));
-    b.f.seal_block(head);
+    let forwards = |left: Value, right: Value, acc: &[Value]| -> Vec<BlockArg> {
+        [left, right].iter().chain(acc).map(|&v| BlockArg::from(v)).collect()
+    };
+    let backwards = |left: Value, right: Value, acc: &[Value]| -> Vec<BlockArg> {
+        [left, right].iter().chain(acc.iter().rev()).map(|&v| BlockArg::from(v)).collect()
+    };
+    let steps = acc.len() / height;
+    let (left_bytes, right_bytes) = (steps as i64 * PACKED, steps as i64 * PANEL_ROW);
+    let half = |b: &mut KernelBuilder, from: usize, left: Value, right: Value, acc: &[Value]| {
+        let mut acc = acc.to_vec();
+        for (set, sums) in acc.chunks_mut(height).enumerate() {
+            let k = (from + set) as i64;
+            let y = b.f.ins().load(F32X4, FACTOR, right, (k * PANEL_ROW) as i32);
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = b.f.ins().load(F32, FACTOR, left, (k * PACKED + r as i64 * F32_BYTES) as i32);
+                let x = b.splat(x);
+                *sum = b.fma(x, y, *sum);
+            }
+        }
+        acc
+    };
+
+    let bytes = b.f.ins().isub(end, right);
+    let odd = b.f.ins().band_imm_u(bytes, right_bytes);
+    let (early_left, early_right) = (b.f.ins().iadd_imm_s(left, -left_bytes), b.f.ins().iadd_imm_s(right, -right_bytes));
+    b.f.ins().brif(odd, second, &forwards(early_left, early_right, acc), head, &backwards(left, right, acc));
+
+    b.f.switch_to_block(head);
+    let params = b.f.block_params(head).to_vec();
+    let (left, right) = (params[0], params[1]);
+    for (a, &p) in acc.iter_mut().rev().zip(&params[2..]) {
+        *a = p;
+    }
+    let more = b.f.ins().icmp(IntCC::NotEqual, right, end);
+    b.f.ins().brif(more, first, &[], exit, &[]);
+
+    b.f.switch_to_block(first);
+    let next = half(b, 0, left, right, acc);
+    b.f.ins().jump(second, &forwards(left, right, &next));
+
+    b.f.switch_to_block(second);
+    let params = b.f.block_params(second).to_vec();
+    let next = half(b, steps, params[0], params[1], &params[2..]);
+    let (next_left, next_right) = (b.f.ins().iadd_imm_s(params[0], 2 * left_bytes), b.f.ins().iadd_imm_s(params[1], 2 * right_bytes));
+    b.f.ins().jump(head, &backwards(next_left, next_right, &next));
+    for block in blocks {
+        b.f.seal_block(block);
+    }
     b.f.switch_to_block(exit);
     (left, right)
 }
