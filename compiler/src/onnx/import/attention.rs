@@ -3,7 +3,7 @@
 use super::{Call, Fail, Importer, Res, Val, demand, movement, unsupported};
 use tfc_ir::dim::Dim;
 use tfc_ir::ops::reduce::ReduceKind;
-use tfc_ir::ops::{And, Attention, Gather, Gelu, Pad, Rotary, Sigmoid, Softmax, Tanh, pad::PadMode};
+use tfc_ir::ops::{And, Attention, Gather, GatherElements, Gelu, Pad, RemFloor, Rotary, Sigmoid, Softmax, Tanh, pad::PadMode};
 use tfc_ir::types::{Elem, Shape};
 
 type One = Res<Vec<Val>>;
@@ -324,4 +324,46 @@ pub(super) fn fused_matmul(cx: &mut Importer, n: &Call) -> One {
     }
     let y = super::nn::product(cx, a, b)?;
     Ok(vec![cx.affine(y, n.float("alpha", 1.0)?, 0.0)?])
+}
+
+/// The second operand, gated: `swish(a) * b`.
+pub(super) fn swiglu(cx: &mut Importer, n: &Call) -> One {
+    let (a, b) = (n.input(0)?, n.input(1)?);
+    let gate = super::arith::swish(cx, n)?[0];
+    demand!(cx.rank(a) == cx.rank(b), "the operands have the types {} and {}", cx.ty(a), cx.ty(b));
+    Ok(vec![cx.mul(gate, b)?])
+}
+
+/// A cache with an update written from a position on, one per batch element.
+pub(super) fn tensor_scatter(cx: &mut Importer, n: &Call) -> One {
+    let (past, update) = (n.input(0)?, n.input(1)?);
+    let rank = cx.rank(past);
+    demand!(rank >= 2 && cx.rank(update) == rank, "the cache is {}, the update {}", cx.ty(past), cx.ty(update));
+    let axis = n.axis("axis", -2, rank)?;
+    demand!(axis > 0, "the batch axis cannot be written to");
+    let (size, len) = (cx.shape(past)[axis].clone(), cx.shape(update)[axis].clone());
+    let mut counted = vec![Dim::from(1); rank];
+    counted[axis] = size.clone();
+    let mut source = cx.iota(Elem::I64, Shape(counted), axis)?;
+    if let Some(first) = n.opt(2) {
+        let first = cx.cast(first, Elem::I64)?;
+        let mut per_batch = vec![Dim::from(1); rank];
+        per_batch[0] = cx.shape(past)[0].clone();
+        let first = cx.reshape(first, Shape(per_batch))?;
+        source = cx.sub(source, first)?;
+    }
+    if n.text("mode", "linear")? == "circular" {
+        let size = cx.dim_tensor(&[], vec![size])?;
+        source = cx.emit(RemFloor {}, &[source, size])?;
+    }
+    let zero = cx.like(source, 0.0);
+    let last = cx.dim_tensor(&[], vec![len - Dim::from(1)])?;
+    let (a, b) = (cx.le(zero, source)?, cx.le(source, last)?);
+    let written = cx.emit(And {}, &[a, b])?;
+    let source = cx.max(source, zero)?;
+    let source = cx.min(source, last)?;
+    let shape = cx.shape(past).clone();
+    let source = cx.expand(source, shape)?;
+    let fresh = cx.emit(GatherElements { axis }, &[update, source])?;
+    Ok(vec![cx.select(written, fresh, past)?])
 }

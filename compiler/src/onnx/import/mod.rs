@@ -18,7 +18,10 @@ mod norm;
 mod quant;
 mod reduce;
 mod resize;
+mod rnn;
+mod sample;
 mod shape;
+mod sort;
 mod table;
 
 pub use build::Val;

@@ -1,6 +1,8 @@
 //! The table of supported operators.
 
-use super::{Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, resize, shape};
+use super::{
+    Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, resize, rnn, sample, shape, sort,
+};
 use crate::onnx::model::Node;
 
 /// An importer of one operator: returns its results, as many as it can have.
@@ -87,6 +89,7 @@ table! {
         "EyeLike" 9 => shape::eye_like,
         "Flatten" 7 => shape::flatten,
         "Floor" 7 => arith::floor,
+        "GRU" 7 => rnn::gru,
         "Gather" 7 => movement::gather,
         "GatherElements" 11 => movement::gather_elements,
         "GatherND" 11 => movement::gather_nd,
@@ -97,6 +100,7 @@ table! {
         "GlobalMaxPool" 7 => reduce::global_max_pool,
         "Greater" 7 => arith::greater,
         "GreaterOrEqual" 12 => arith::greater_or_equal,
+        "GridSample" 16 => sample::grid_sample,
         "GroupNormalization" 18 => norm::group_normalization,
         "HardSigmoid" 7 => arith::hard_sigmoid,
         "HardSwish" 14 => arith::hard_swish,
@@ -107,6 +111,7 @@ table! {
         "IsInf" 10 => arith::is_inf,
         "IsNaN" 9 => arith::is_nan,
         "LRN" 7 => nn::lrn,
+        "LSTM" 7 => rnn::lstm,
         "LayerNormalization" 17 => norm::layer_normalization,
         "LeakyRelu" 7 => arith::leaky_relu,
         "Less" 7 => arith::less,
@@ -138,6 +143,7 @@ table! {
         "QLinearMatMul" 10 => quant::qlinear_matmul,
         "QuantizeLinear" 10 => quant::quantize_linear,
         "RMSNormalization" 23 => norm::rms_normalization,
+        "RNN" 7 => rnn::rnn,
         "Range" 11 => shape::range,
         "Reciprocal" 7 => arith::reciprocal,
         "ReduceL1" 7 => reduce::l1,
@@ -152,6 +158,7 @@ table! {
         "ReduceSumSquare" 7 => reduce::sum_square,
         "Relu" 7 => arith::relu,
         "Reshape" 7 => movement::reshape,
+        "RoiAlign" 10 => sample::roi_align,
         "RotaryEmbedding" 23 => attention::rotary_embedding,
         "Resize" 10 => resize::resize,
         "Round" 11 => arith::round,
@@ -177,11 +184,14 @@ table! {
         "Squeeze" 7 => movement::squeeze,
         "Sub" 7 => arith::sub,
         "Sum" 7 => arith::sum,
+        "SwiGLU" 28 => attention::swiglu,
         "Swish" 24 => arith::swish,
         "Tan" 7 => arith::tan,
         "Tanh" 7 => arith::tanh,
+        "TensorScatter" 24 => attention::tensor_scatter,
         "ThresholdedRelu" 10 => arith::thresholded_relu,
         "Tile" 7 => movement::tile,
+        "TopK" 7 => sort::top_k,
         "Transpose" 7 => movement::transpose,
         "Trilu" 14 => shape::trilu,
         "Unsqueeze" 7 => movement::unsqueeze,
