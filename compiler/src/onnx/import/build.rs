@@ -51,7 +51,7 @@ impl Importer<'_> {
     }
 
     /// A value that is in the graph.
-    pub(super) fn from_value(&mut self, value: Value) -> Val {
+    pub(super) fn adopt(&mut self, value: Value) -> Val {
         let ty = self.graph.ty(value).clone();
         self.push(ty, Known::Nothing, Some(value))
     }
@@ -210,7 +210,7 @@ impl Importer<'_> {
             values.push(self.value(v)?);
         }
         let value = self.graph.add(op, &values, &self.loc)?;
-        Ok(self.from_value(value))
+        Ok(self.adopt(value))
     }
 
     /// The result of an operator with known operands, if it can be computed now.

@@ -122,9 +122,9 @@ pub(super) fn scan(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     let (out_axes, out_back) = (list("scan_output_axes", outputs)?, list("scan_output_directions", outputs)?);
     let mut carried: Vec<Val> = (0..state).map(|i| n.input(i)).collect::<Res<_>>()?;
     let mut sources = vec![];
-    for i in 0..count {
+    for (i, &axis) in in_axes.iter().enumerate() {
         let v = n.input(state + i)?;
-        let axis = super::call::resolve_axis(in_axes[i], cx.rank(v))?;
+        let axis = super::call::resolve_axis(axis, cx.rank(v))?;
         sources.push((v, axis));
     }
     let size = cx.shape(sources[0].0)[sources[0].1].clone();

@@ -63,7 +63,7 @@ pub(super) fn einsum(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
             None => term,
             Some(p) => {
                 let p = sum_out(cx, p, |l| needed(l) || term.labels.contains(l))?;
-                multiply(cx, &p, &term, &needed)?
+                multiply(cx, &p, &term, needed)?
             }
         });
     }

@@ -56,7 +56,7 @@ pub(super) fn declare(cx: &mut Importer, options: &ImportOptions) -> Result<BTre
             }
         }
         let v = cx.graph.add_input(&input.name, ty);
-        let v = cx.from_value(v);
+        let v = cx.adopt(v);
         cx.bind(&input.name, Entry::Known(v))?;
     }
     Ok(symbols.named)

@@ -160,7 +160,7 @@ pub(super) fn split(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
         }
         None => {
             let parts = n.int("num_outputs", n.node.outputs.len() as i64)?;
-            demand!(parts >= 1 && parts <= 1 << 16, "a tensor cannot be split into {parts} parts");
+            demand!((1..=1 << 16).contains(&parts), "a tensor cannot be split into {parts} parts");
             let uneven = n.version >= 18;
             let len = if uneven { size.ceil_div(parts) } else { size.floor_div(&Dim::from(parts)) }.simplify(cx.symbols());
             let last = size.clone() - len.clone() * Dim::from(parts - 1);

@@ -201,7 +201,16 @@ struct Samples {
     valid: Val,
 }
 
-fn samples(cx: &mut Importer, rois: Val, column: i64, bins: i64, per_bin: i64, scale: f64, half_pixel: bool, size: &Dim) -> Res<Samples> {
+/// How regions are sampled: samples per bin, factor of their coordinates, and whether these are pixel corners.
+struct Sampling {
+    per_bin: i64,
+    scale: f64,
+    half_pixel: bool,
+}
+
+/// `column` is where the regions hold the start of the axis; two behind it is the end.
+fn samples(cx: &mut Importer, rois: Val, column: i64, bins: i64, size: &Dim, s: &Sampling) -> Res<Samples> {
+    let Sampling { per_bin, scale, half_pixel } = *s;
     let edge = |cx: &mut Importer, i: i64| {
         let v = cx.narrow(rois, 1, Dim::from(i), Dim::from(1))?;
         cx.affine(v, scale, if half_pixel { -0.5 } else { 0.0 })
@@ -250,9 +259,9 @@ pub(super) fn roi_align(cx: &mut Importer, n: &Call) -> One {
             "output_half_pixel" => false,
             other => return Err(Fail::Invalid(format!("coordinate_transformation_mode is `{other}`"))),
         };
-    let scale = n.float("spatial_scale", 1.0)?;
-    let ys = samples(cx, rois, 1, bins_h, per_bin, scale, half_pixel, &h)?;
-    let xs = samples(cx, rois, 0, bins_w, per_bin, scale, half_pixel, &w)?;
+    let s = Sampling { per_bin, scale: n.float("spatial_scale", 1.0)?, half_pixel };
+    let ys = samples(cx, rois, 1, bins_h, &h, &s)?;
+    let xs = samples(cx, rois, 0, bins_w, &w, &s)?;
     // Rows of channels, addressed by batch, row and column: `[regions, rows, columns]` indices.
     let rows = cx.transpose(x, vec![0, 2, 3, 1])?;
     let total = cx.shape(x)[0].clone() * h.clone() * w.clone();

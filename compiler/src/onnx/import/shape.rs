@@ -62,9 +62,10 @@ pub(super) fn range(cx: &mut Importer, n: &Call) -> One {
     let count = match (cx.const_scalar(start), cx.const_scalar(limit), cx.const_scalar(delta)) {
         (Some(s), Some(l), Some(d)) if elem.is_float() => {
             demand!(d != 0.0, "the step of Range is 0");
-            let count = ((l - s) / d).ceil().max(0.0);
-            demand!(count < 1e12, "Range from {s} to {l} by {d} has {count} elements");
-            Dim::from(count as i64)
+            // The conversion saturates.
+            let count = ((l - s) / d).ceil().max(0.0) as i64;
+            demand!(count < 1 << 40, "Range from {s} to {l} by {d} has {count} elements");
+            Dim::from(count)
         }
         _ => {
             let (s, l) = (cx.whole(start, "the start")?, cx.whole(limit, "the limit")?);
