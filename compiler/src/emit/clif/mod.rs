@@ -14,9 +14,11 @@ pub mod code;
 pub mod expr;
 mod gemm;
 pub mod math;
+mod memory;
 pub mod nest;
 #[cfg(test)]
 mod nest_tests;
+mod prim;
 #[cfg(test)]
 mod reference;
 pub mod target;

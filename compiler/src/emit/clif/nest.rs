@@ -6,7 +6,8 @@
 //!
 //! An expression is emitted at the outermost loop at whose iterations it is fixed.
 
-use super::expr::{Evaluator, Lanes, Val, identity, is_scalar_only, reduce, scalar_type, vector_type};
+use super::expr::{Evaluator, Lanes, Val};
+use super::prim::{identity, is_scalar_only, reduce, scalar_type, vector_type};
 use super::{KernelBuilder, LANES, int_like};
 use crate::kernel::Extent;
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
