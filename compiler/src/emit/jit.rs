@@ -11,7 +11,7 @@ use cranelift_module::default_libcall_names;
 use std::ops::Deref;
 use target_lexicon::Triple;
 use tfc_runtime::abi::Entry;
-use tfc_runtime::weights::{Header, PAGE, write_header};
+use tfc_runtime::weights::{PAGE, write_header};
 use tfc_runtime::{Buffer, Model, Weights};
 
 /// Compiling in memory failed.
@@ -31,24 +31,22 @@ pub enum JitError {
     Unsupported(Triple),
 }
 
-/// Memory of compiled code; freed when the model that uses it is dropped.
-struct CodeMemory(Option<JITModule>);
+/// Compiled code; its memory is freed when the model that uses it is dropped.
+struct Code(Option<JITModule>);
 
-impl Drop for CodeMemory {
-    #[allow(unsafe_code, reason = "freeing code is the caller's promise that nothing runs it")]
+#[allow(unsafe_code, reason = "a module is not `Send` for the symbol look-up functions in it")]
+// SAFETY: after finalization nothing calls those functions; the module is only dropped, by one thread.
+unsafe impl Send for Code {}
+
+impl Drop for Code {
+    #[allow(unsafe_code, reason = "freeing code is a promise that nothing runs it")]
     fn drop(&mut self) {
         if let Some(module) = self.0.take() {
-            // SAFETY: the model owns this value next to the pointers into the code and is gone.
+            // SAFETY: the model owns this value next to its pointers into the code, and is gone.
             unsafe { module.free_memory() }
         }
     }
 }
-
-// A module is not `Send` for the symbol look-up functions in it; after finalization nothing calls them.
-struct SendCode(CodeMemory);
-#[allow(unsafe_code, reason = "see the comment")]
-// SAFETY: the code memory is only freed, from whichever thread drops the model.
-unsafe impl Send for SendCode {}
 
 /// Packed weights with their header, aligned.
 struct WeightFile(Buffer);
@@ -77,8 +75,7 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
     }
     let builder = JITBuilder::with_isa(module_isa(&triple).ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
     let mut jit = JITModule::new(builder);
-    let data = module::weight_data(program);
-    let header = Header::of(&data);
+    let header = module::weights_header(program);
     let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, embedded: false, cpus: &cpus };
     let encoded = manifest::of(program, &header, &info).encode_bytes();
     let options =
@@ -86,16 +83,18 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
     let (symbols, _) = module::emit(&mut jit, program, header, &options)?;
     jit.finalize_definitions().map_err(|e| JitError::Memory(e.to_string()))?;
     let (entry, _) = jit.get_finalized_data(symbols.entry);
-    let weights = if data.is_empty() {
+    let weights = if header.data_bytes == 0 {
         Weights::Embedded
     } else {
-        let mut file = Buffer::new(PAGE + data.len()).map_err(|e| JitError::Memory(e.to_string()))?;
+        let mut file = Buffer::new(PAGE + header.data_bytes as usize).map_err(|e| JitError::Memory(e.to_string()))?;
         file[..PAGE].copy_from_slice(&write_header(&header));
-        file[PAGE..].copy_from_slice(&data);
+        for w in &program.weights {
+            file[PAGE + w.offset as usize..][..w.data.len()].copy_from_slice(&w.data);
+        }
         Weights::File(Box::new(WeightFile(file)))
     };
     // SAFETY: `emit` laid the entry out as the runtime defines it; the code lives as long as its owner.
-    Ok(unsafe { Model::from_entry(entry.cast::<Entry>(), Box::new(SendCode(CodeMemory(Some(jit)))), weights, cpu) }?)
+    Ok(unsafe { Model::from_entry(entry.cast::<Entry>(), Box::new(Code(Some(jit))), weights, cpu) }?)
 }
 
 /// The instruction set for what is not a kernel: the JIT wants absolute addresses.

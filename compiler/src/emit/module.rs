@@ -16,6 +16,7 @@ use cranelift_frontend::FunctionBuilder;
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
 use tfc_runtime::abi::{self, entry_offset};
 use tfc_runtime::weights::Header;
+use xxhash_rust::xxh3::Xxh3;
 
 /// What goes into a module besides the program.
 pub struct Options<'a> {
@@ -108,6 +109,18 @@ pub fn kernel_name(program: &Program, id: KernelId) -> String {
         words = program.kernels[id].body.kind().into();
     }
     format!("k{}_{words}", id.index())
+}
+
+/// Size and hash of the packed weights of a program.
+pub fn weights_header(program: &Program) -> Header {
+    let mut hash = Xxh3::new();
+    let mut at = 0;
+    for w in &program.weights {
+        hash.update(&vec![0; (w.offset - at) as usize]);
+        hash.update(&w.data);
+        at = w.offset + w.data.len() as u64;
+    }
+    Header { data_bytes: at, hash: hash.digest128() }
 }
 
 /// The packed weights of a program as one piece.
@@ -304,5 +317,19 @@ impl Emitter<'_> {
     pub(super) fn data_address(&mut self, b: &mut FunctionBuilder, id: DataId) -> Value {
         let gv: ir::GlobalValue = self.module.declare_data_in_func(id, b.func);
         b.ins().symbol_value(types::I64, gv)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Weight;
+
+    #[test]
+    fn the_hash_of_the_pieces_is_that_of_the_whole() {
+        let piece = |offset, byte, len| Weight { offset, data: vec![byte; len].into() };
+        let program = Program { weights: vec![piece(0, 1, 100), piece(128, 2, 1000), piece(1152, 3, 1)], ..Program::default() };
+        assert_eq!(weights_header(&program), Header::of(&weight_data(&program)));
+        assert_eq!(weights_header(&Program::default()), Header::of(&[]));
     }
 }

@@ -43,9 +43,7 @@ pub struct ObjectOptions<'a> {
 /// # Errors
 /// When the code generator refuses something: a bug of ours.
 pub fn emit(program: &Program, options: &ObjectOptions) -> Result<Object, EmitError> {
-    let data = module::weight_data(program);
-    let weights = Header::of(&data);
-    drop(data);
+    let weights = module::weights_header(program);
     let info = manifest::Info {
         name: options.name,
         target: options.target,
