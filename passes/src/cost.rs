@@ -68,7 +68,7 @@ pub fn node(op: &Op, operands: &[&Type], results: &[&Type], cx: &Context) -> f64
 /// it is not made without use.
 pub fn folded(operands: &[&Type], result: &Type, cx: &Context) -> f64 {
     let largest = operands.iter().map(|t| bytes(t, cx)).fold(0.0, f64::max);
-    1.0 + 1e-3 * bytes(result, cx) + if bytes(result, cx) > largest { bytes(result, cx) } else { 0.0 }
+    1.0 + 1e-2 * bytes(result, cx) + if bytes(result, cx) > largest { bytes(result, cx) } else { 0.0 }
 }
 
 fn bytes(t: &Type, cx: &Context) -> f64 {

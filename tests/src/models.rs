@@ -88,3 +88,41 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     }
     if difference == 0.0 { 0.0 } else { (difference / norm.max(1e-30)).sqrt() }
 }
+
+/// Compares what `run` computes with the answers in the folder of a model, for every set of inputs there:
+/// types equal, no relative error above `tolerance`. Returns the largest error.
+///
+/// # Errors
+/// What differs, or what is missing.
+pub fn check_answers(
+    folder: &Path,
+    graph: &Graph,
+    tolerance: f64,
+    mut run: impl FnMut(&[Tensor]) -> Result<Vec<Tensor>, String>,
+) -> Result<f64, String> {
+    let mut worst = 0.0f64;
+    for suffix in ["", "_1", "_2"] {
+        let (inputs, outputs) = (folder.join(format!("inputs{suffix}.npz")), folder.join(format!("outputs{suffix}.npz")));
+        if !inputs.exists() {
+            continue;
+        }
+        let (mut given, expected) = (read_npz(&inputs), read_npz(&outputs));
+        let mut input = |v| {
+            let name = graph.value(v).name.as_deref().unwrap_or_default();
+            given.remove(name).ok_or_else(|| format!("no input {name}"))
+        };
+        let inputs: Vec<Tensor> = graph.inputs().iter().map(|&v| input(v)).collect::<Result<_, _>>()?;
+        for (o, t) in graph.outputs().iter().zip(run(&inputs).map_err(|e| format!("inputs{suffix}: {e}"))?) {
+            let e = expected.get(&*o.name).ok_or_else(|| format!("no output {}", o.name))?;
+            if (t.elem(), t.sizes()) != (e.elem(), e.sizes()) {
+                return Err(format!("inputs{suffix}: {} is {}, not {}", o.name, t.ty(), e.ty()));
+            }
+            let error = relative_error(&t, e);
+            if error.is_nan() || error > tolerance {
+                return Err(format!("inputs{suffix}: {} is off by {error:.3e}", o.name));
+            }
+            worst = worst.max(error);
+        }
+    }
+    Ok(worst)
+}

@@ -2,40 +2,14 @@
 
 use std::path::Path;
 use tfc::onnx::{ImportOptions, load};
-use tfc_ir::tensor::Tensor;
-use tfc_tests::models::{bind, folders, read_npz, relative_error, zoo};
+use tfc_tests::models::{bind, check_answers, folders, zoo};
 
 /// Largest relative error, and largest number of operand elements: the reference evaluation is slow.
 const TOLERANCE: f64 = 1e-5;
 
 fn check(folder: &Path) -> Result<(), String> {
     let graph = load(&folder.join("model.onnx"), &ImportOptions::default()).map_err(|e| e.to_string())?;
-    for suffix in ["", "_1", "_2"] {
-        let (inputs, outputs) = (folder.join(format!("inputs{suffix}.npz")), folder.join(format!("outputs{suffix}.npz")));
-        if !inputs.exists() {
-            continue;
-        }
-        let (mut given, expected) = (read_npz(&inputs), read_npz(&outputs));
-        let inputs: Vec<Tensor> = graph
-            .inputs()
-            .iter()
-            .map(|&v| {
-                let name = graph.value(v).name.as_deref().unwrap_or_default();
-                given.remove(name).ok_or_else(|| format!("no input {name}"))
-            })
-            .collect::<Result<_, _>>()?;
-        let found = graph.evaluate(&inputs, &bind(&graph, &inputs)).map_err(|e| format!("inputs{suffix}: {e}"))?;
-        for (o, t) in graph.outputs().iter().zip(&found) {
-            let e = expected.get(&*o.name).ok_or_else(|| format!("no output {}", o.name))?;
-            if (t.elem(), t.sizes()) != (e.elem(), e.sizes()) {
-                return Err(format!("inputs{suffix}: {} is {}, not {}", o.name, t.ty(), e.ty()));
-            }
-            let error = relative_error(t, e);
-            if error.is_nan() || error > TOLERANCE {
-                return Err(format!("inputs{suffix}: {} is off by {error:.3e}", o.name));
-            }
-        }
-    }
+    check_answers(folder, &graph, TOLERANCE, |inputs| graph.evaluate(inputs, &bind(&graph, inputs)).map_err(|e| e.to_string()))?;
     Ok(())
 }
 
