@@ -1,0 +1,281 @@
+//! Listings for people: machine code (`--emit=asm`) and Cranelift IR (`--emit=clif`), each function headed
+//! by what it computes.
+//!
+//! For x86-64 the listing is a disassembly of the object itself, so it shows what is shipped. For other
+//! targets it is Cranelift's text of the instructions.
+
+use super::{ArtifactError, Options};
+use crate::emit::clif;
+use crate::emit::module::{self, kernel_name};
+use crate::kernel::{KernelId, Program};
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
+use cranelift_codegen::{Context, ir};
+use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleDeclarations, ModuleError, ModuleReloc, ModuleResult};
+use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, OpKind, SymbolResolver, SymbolResult};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use target_lexicon::Architecture;
+use tfc_runtime::weights::Header;
+
+/// Which text of Cranelift's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// The IR, before optimization.
+    Clif,
+    /// The instructions.
+    Instructions,
+}
+
+/// The listing of an object that was emitted of `program` with `options`.
+///
+/// # Errors
+/// When the object cannot be read back or code generation fails: bugs of ours.
+pub fn listing(object: &[u8], program: &Program, options: &Options) -> Result<String, ArtifactError> {
+    match options.target.architecture {
+        Architecture::X86_64 => disassembly(object, program, options),
+        _ => cranelift(program, options, Form::Instructions),
+    }
+}
+
+/// The Cranelift IR of all functions.
+///
+/// # Errors
+/// When code generation fails: a bug of ours.
+pub fn clif(program: &Program, options: &Options) -> Result<String, ArtifactError> {
+    cranelift(program, options, Form::Clif)
+}
+
+/// What a kernel computes, a comment line for each step that launches it.
+fn origin(program: &Program, id: KernelId, variant: &str, mark: &str) -> String {
+    let kernel = &program.kernels[id];
+    let mut out = format!("{mark} {}, {variant}: {} buffers, {} integers\n", kernel.body.kind(), kernel.buffers.len(), kernel.ints);
+    for step in program.steps.iter().filter(|s| s.kernel == id) {
+        let nodes: Vec<&str> = step.loc.names().collect();
+        let nodes = if nodes.is_empty() { String::new() } else { format!(" of {}", nodes.join(", ")) };
+        let line: String = format!("{}{nodes}", step.label).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        out += &format!("{mark}   {line}\n");
+    }
+    out
+}
+
+fn kernel_symbols(program: &Program, options: &Options) -> BTreeMap<String, (KernelId, &'static str)> {
+    let mut out = BTreeMap::new();
+    for cpu in options.cpus {
+        for id in program.kernels.keys() {
+            out.insert(format!("{}_{}_{}", options.name, kernel_name(program, id), cpu.name), (id, cpu.name));
+        }
+    }
+    out
+}
+
+fn disassembly(bytes: &[u8], program: &Program, options: &Options) -> Result<String, ArtifactError> {
+    let broken = |e: object::Error| ArtifactError::Internal(format!("the object cannot be read back: {e}"));
+    let file = object::File::parse(bytes).map_err(broken)?;
+    let kernels = kernel_symbols(program, options);
+    let mut out = format!("# {} for {}, disassembled\n    .text\n", options.name, options.target);
+    for section in file.sections() {
+        let data = section.data().map_err(broken)?;
+        let mut relocations = BTreeMap::new();
+        for (at, r) in section.relocations() {
+            if let RelocationTarget::Symbol(s) = r.target() {
+                let symbol = file.symbol_by_index(s).map_err(broken)?;
+                let name = match symbol.kind() {
+                    SymbolKind::Section => section.name(),
+                    _ => symbol.name(),
+                };
+                relocations.insert(at, name.map_err(broken)?);
+            }
+        }
+        let mut functions: Vec<_> =
+            file.symbols().filter(|s| s.section_index() == Some(section.index()) && s.kind() == SymbolKind::Text).collect();
+        functions.sort_by_key(|s| s.address());
+        for f in functions {
+            let name = f.name().map_err(broken)?;
+            let (begin, size) = (f.address() - section.address(), f.size());
+            let code = data.get(begin as usize..(begin + size) as usize);
+            let code = code.ok_or_else(|| ArtifactError::Internal(format!("`{name}` is not within its section")))?;
+            out.push('\n');
+            if let Some(&(id, variant)) = kernels.get(name) {
+                out += &origin(program, id, variant, "#");
+            }
+            if f.is_global() {
+                out += &format!("    .globl {name}\n");
+            }
+            out += &format!("{name}:\n");
+            let relocations = relocations.range(begin..begin + size).map(|(&at, &name)| (at - begin, name)).collect();
+            function(&mut out, code, &relocations);
+        }
+    }
+    Ok(out)
+}
+
+/// Names the places in a function that it refers to.
+struct Labels(BTreeSet<u64>);
+
+impl SymbolResolver for Labels {
+    fn symbol(&mut self, _: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        self.0.contains(&address).then(|| SymbolResult::with_string(address, format!(".L{address:x}")))
+    }
+}
+
+/// Disassembles a function. Constants lie behind the instructions: they begin at the first place that a
+/// load refers to.
+fn function(out: &mut String, code: &[u8], relocations: &BTreeMap<u64, &str>) {
+    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
+    let mut instructions: Vec<Instruction> = vec![];
+    let mut labels = BTreeSet::new();
+    let mut pool = code.len() as u64;
+    while decoder.can_decode() && decoder.ip() < pool {
+        let i = decoder.decode();
+        let relocated = relocations.range(i.ip()..i.next_ip()).next().is_some();
+        let branch = matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+        if branch && !relocated {
+            labels.insert(i.near_branch_target());
+        } else if i.is_ip_rel_memory_operand() && !relocated {
+            let target = i.ip_rel_memory_address();
+            labels.insert(target);
+            if target >= i.next_ip() {
+                pool = pool.min(target);
+            }
+        }
+        instructions.push(i);
+    }
+    let mut formatter = GasFormatter::with_options(Some(Box::new(Labels(labels.clone()))), None);
+    formatter.options_mut().set_rip_relative_addresses(true);
+    formatter.options_mut().set_space_after_operand_separator(true);
+    let mut line = String::new();
+    // Padding between the instructions and the constants decodes as anything.
+    let ends = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Ud2);
+    let count = instructions.iter().rposition(ends).map_or(0, |last| last + 1);
+    for i in instructions.iter().take(count) {
+        if labels.contains(&i.ip()) {
+            let _ = writeln!(out, ".L{:x}:", i.ip());
+        }
+        line.clear();
+        formatter.format(i, &mut line);
+        out.push_str("    ");
+        out.push_str(&line);
+        if let Some((_, name)) = relocations.range(i.ip()..i.next_ip()).next() {
+            let _ = write!(out, "    # {name}");
+        }
+        out.push('\n');
+    }
+    if pool < code.len() as u64 {
+        let mut ends: Vec<u64> = labels.range(pool..).copied().collect();
+        ends.push(code.len() as u64);
+        for pair in ends.windows(2) {
+            let _ = writeln!(out, ".L{:x}:", pair[0]);
+            for chunk in code[pair[0] as usize..pair[1] as usize].chunks(16) {
+                let bytes: Vec<String> = chunk.iter().map(|b| format!("0x{b:02x}")).collect();
+                let _ = writeln!(out, "    .byte {}", bytes.join(", "));
+            }
+        }
+    }
+}
+
+fn cranelift(program: &Program, options: &Options, form: Form) -> Result<String, ArtifactError> {
+    let mark = if form == Form::Clif { ";" } else { "//" };
+    let mut out = format!("{mark} {} for {}\n", options.name, options.target);
+    for cpu in options.cpus {
+        for (id, kernel) in &program.kernels {
+            let name = format!("{}_{}_{}", options.name, kernel_name(program, id), cpu.name);
+            let text = text(Context::for_function(clif::kernel_function(kernel, cpu)), &*cpu.isa, form);
+            let text = text.map_err(|e| ArtifactError::Internal(format!("{name}: {e}")))?;
+            out += &format!("\n{}{}", origin(program, id, cpu.name, mark), titled(&name, &text, form));
+        }
+    }
+    let Some(cpu) = options.cpus.first() else { return Ok(out) };
+    let mut recorder = Recorder { isa: cpu.isa.clone(), declarations: ModuleDeclarations::default(), form, functions: vec![] };
+    let weights = Header { data_bytes: program.weight_bytes(), hash: 0 };
+    let module_options =
+        module::Options { name: options.name, cpus: options.cpus, embed_weights: false, build_info: "", manifest: &[], id: 0 };
+    module::emit(&mut recorder, program, weights, &module_options)?;
+    for (name, text) in recorder.functions {
+        out += &format!("\n{}", titled(&name, &text, form));
+    }
+    Ok(out)
+}
+
+fn titled(name: &str, text: &str, form: Form) -> String {
+    match form {
+        Form::Clif => format!("; {name}\n{text}"),
+        Form::Instructions => format!("{name}:\n{text}"),
+    }
+}
+
+fn text(mut context: Context, isa: &dyn TargetIsa, form: Form) -> Result<String, cranelift_codegen::CodegenError> {
+    if form == Form::Clif {
+        return Ok(context.func.display().to_string());
+    }
+    context.set_disasm(true);
+    let code = context.compile(isa, &mut ControlPlane::default()).map_err(|e| e.inner)?;
+    Ok(code.vcode.clone().unwrap_or_default())
+}
+
+/// A module that keeps the texts of functions and no code.
+struct Recorder {
+    isa: OwnedTargetIsa,
+    declarations: ModuleDeclarations,
+    form: Form,
+    functions: Vec<(String, String)>,
+}
+
+impl Recorder {
+    /// A comment line for each other symbol that a function names.
+    fn legend(&self, f: &ir::Function, mark: &str) -> String {
+        let mut out = String::new();
+        for name in f.params.user_named_funcs().values() {
+            let symbol = match name.namespace {
+                0 => self.declarations.get_function_decl(FuncId::from_u32(name.index)).name.clone(),
+                _ => self.declarations.get_data_decl(DataId::from_u32(name.index)).name.clone(),
+            };
+            out += &format!("{mark} u{}:{} is {}\n", name.namespace, name.index, symbol.unwrap_or_default());
+        }
+        out
+    }
+}
+
+impl Module for Recorder {
+    fn isa(&self) -> &dyn TargetIsa {
+        &*self.isa
+    }
+
+    fn declarations(&self) -> &ModuleDeclarations {
+        &self.declarations
+    }
+
+    fn declare_function(&mut self, name: &str, linkage: Linkage, signature: &ir::Signature) -> ModuleResult<FuncId> {
+        Ok(self.declarations.declare_function(name, linkage, signature)?.0)
+    }
+
+    fn declare_anonymous_function(&mut self, signature: &ir::Signature) -> ModuleResult<FuncId> {
+        self.declarations.declare_anonymous_function(signature)
+    }
+
+    fn declare_data(&mut self, name: &str, linkage: Linkage, writable: bool, tls: bool) -> ModuleResult<DataId> {
+        Ok(self.declarations.declare_data(name, linkage, writable, tls)?.0)
+    }
+
+    fn declare_anonymous_data(&mut self, writable: bool, tls: bool) -> ModuleResult<DataId> {
+        self.declarations.declare_anonymous_data(writable, tls)
+    }
+
+    fn define_function_with_control_plane(&mut self, func: FuncId, context: &mut Context, _: &mut ControlPlane) -> ModuleResult<()> {
+        let name = self.declarations.get_function_decl(func).linkage_name(func).into_owned();
+        let mark = if self.form == Form::Clif { ";" } else { "//" };
+        let legend = self.legend(&context.func, mark);
+        let body = text(Context::for_function(context.func.clone()), &*self.isa, self.form).map_err(ModuleError::Compilation)?;
+        self.functions.push((name, format!("{legend}{body}")));
+        Ok(())
+    }
+
+    fn define_function_bytes(&mut self, _: FuncId, _: u64, _: &[u8], _: &[ModuleReloc]) -> ModuleResult<()> {
+        Ok(())
+    }
+
+    fn define_data(&mut self, _: DataId, _: &DataDescription) -> ModuleResult<()> {
+        Ok(())
+    }
+}
