@@ -24,6 +24,9 @@ CC = {cc}
 endif
 CFLAGS ?= -O2 -Wall -Wextra -Werror
 
+# No built-in rules: they would make the object from a listing beside it.
+.SUFFIXES:
+
 example_main: example_main.c {name}.h {name}.o
 \t$(CC) -std=c99 $(CPPFLAGS) $(CFLAGS) -o $@ example_main.c {name}.o $(LDFLAGS) $(LDLIBS)
 
