@@ -15,7 +15,6 @@ use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleD
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, OpKind, SymbolResolver, SymbolResult};
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use target_lexicon::Architecture;
 use tfc_runtime::weights::Header;
 
@@ -120,58 +119,65 @@ impl SymbolResolver for Labels {
     }
 }
 
-/// Disassembles a function. Constants lie behind the instructions: they begin at the first place that a
-/// load refers to.
+/// Disassembles a function. What is reached from its begin is instructions; the rest is constants.
 fn function(out: &mut String, code: &[u8], relocations: &BTreeMap<u64, &str>) {
-    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
-    let mut instructions: Vec<Instruction> = vec![];
+    let relocation = |i: &Instruction| relocations.range(i.ip()..i.next_ip()).next().map(|(_, name)| *name);
+    let mut instructions: BTreeMap<u64, Instruction> = BTreeMap::new();
     let mut labels = BTreeSet::new();
-    let mut pool = code.len() as u64;
-    while decoder.can_decode() && decoder.ip() < pool {
-        let i = decoder.decode();
-        let relocated = relocations.range(i.ip()..i.next_ip()).next().is_some();
-        let branch = matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
-        if branch && !relocated {
-            labels.insert(i.near_branch_target());
-        } else if i.is_ip_rel_memory_operand() && !relocated {
-            let target = i.ip_rel_memory_address();
-            labels.insert(target);
-            if target >= i.next_ip() {
-                pool = pool.min(target);
+    let mut begins = vec![0u64];
+    while let Some(begin) = begins.pop() {
+        let Some(rest) = code.get(begin as usize..) else { continue };
+        let mut decoder = Decoder::with_ip(64, rest, begin, DecoderOptions::NONE);
+        while decoder.can_decode() && !instructions.contains_key(&decoder.ip()) {
+            let i = decoder.decode();
+            if relocation(&i).is_none() {
+                if i.op0_kind() == OpKind::NearBranch64 {
+                    labels.insert(i.near_branch_target());
+                    begins.push(i.near_branch_target());
+                } else if i.is_ip_rel_memory_operand() {
+                    labels.insert(i.ip_rel_memory_address());
+                }
+            }
+            instructions.insert(i.ip(), i);
+            if matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Ud2 | Mnemonic::INVALID) {
+                break;
             }
         }
-        instructions.push(i);
     }
     let mut formatter = GasFormatter::with_options(Some(Box::new(Labels(labels.clone()))), None);
     formatter.options_mut().set_rip_relative_addresses(true);
     formatter.options_mut().set_space_after_operand_separator(true);
     let mut line = String::new();
-    // Padding between the instructions and the constants decodes as anything.
-    let ends = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Ud2);
-    let count = instructions.iter().rposition(ends).map_or(0, |last| last + 1);
-    for i in instructions.iter().take(count) {
-        if labels.contains(&i.ip()) {
-            let _ = writeln!(out, ".L{:x}:", i.ip());
+    let mut at = 0;
+    while at < code.len() as u64 {
+        if labels.contains(&at) {
+            *out += &format!(".L{at:x}:\n");
         }
-        line.clear();
-        formatter.format(i, &mut line);
-        out.push_str("    ");
-        out.push_str(&line);
-        if let Some((_, name)) = relocations.range(i.ip()..i.next_ip()).next() {
-            let _ = write!(out, "    # {name}");
+        if let Some(i) = instructions.get(&at) {
+            line.clear();
+            formatter.format(i, &mut line);
+            let comment = relocation(i).map_or(String::new(), |name| format!("    # {name}"));
+            *out += &format!("    {line}{comment}\n");
+            at = i.next_ip();
+            continue;
         }
-        out.push('\n');
+        let label = labels.range(at + 1..).next().copied().unwrap_or(u64::MAX);
+        let instruction = instructions.range(at..).next().map_or(u64::MAX, |(&ip, _)| ip);
+        let end = label.min(instruction).min(code.len() as u64);
+        data(out, &code[at as usize..end as usize]);
+        at = end;
     }
-    if pool < code.len() as u64 {
-        let mut ends: Vec<u64> = labels.range(pool..).copied().collect();
-        ends.push(code.len() as u64);
-        for pair in ends.windows(2) {
-            let _ = writeln!(out, ".L{:x}:", pair[0]);
-            for chunk in code[pair[0] as usize..pair[1] as usize].chunks(16) {
-                let bytes: Vec<String> = chunk.iter().map(|b| format!("0x{b:02x}")).collect();
-                let _ = writeln!(out, "    .byte {}", bytes.join(", "));
-            }
-        }
+}
+
+/// Constants, or the zeros between functions.
+fn data(out: &mut String, bytes: &[u8]) {
+    if bytes.iter().all(|&b| b == 0) {
+        *out += &format!("    .zero {}\n", bytes.len());
+        return;
+    }
+    for chunk in bytes.chunks(16) {
+        let bytes: Vec<String> = chunk.iter().map(|b| format!("0x{b:02x}")).collect();
+        *out += &format!("    .byte {}\n", bytes.join(", "));
     }
 }
 
@@ -181,9 +187,14 @@ fn cranelift(program: &Program, options: &Options, form: Form) -> Result<String,
     for cpu in options.cpus {
         for (id, kernel) in &program.kernels {
             let name = format!("{}_{}_{}", options.name, kernel_name(program, id), cpu.name);
-            let text = text(Context::for_function(clif::kernel_function(kernel, cpu)), &*cpu.isa, form);
-            let text = text.map_err(|e| ArtifactError::Internal(format!("{name}: {e}")))?;
-            out += &format!("\n{}{}", origin(program, id, cpu.name, mark), titled(&name, &text, form));
+            out += &format!("\n{}", origin(program, id, cpu.name, mark));
+            // The helper functions of a kernel follow it; it calls them by these names.
+            for (n, function) in clif::kernel_functions(kernel, cpu).into_iter().enumerate() {
+                let text = text(Context::for_function(function), &*cpu.isa, form);
+                let text = text.map_err(|e| ArtifactError::Internal(format!("{name}: {e}")))?;
+                let name = if n == 0 { name.clone() } else { format!("{name}_u0_{n}") };
+                out += &titled(&name, &text, form);
+            }
         }
     }
     let Some(cpu) = options.cpus.first() else { return Ok(out) };
