@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use target_lexicon::Triple;
 use tfc::emit::clif::code::{Code, compile};
 use tfc::emit::clif::target::Cpu;
+use tfc::kernel::attention::{Attention, QUERY_TILE};
 use tfc::kernel::gemm::{CHUNK, Gemm, Left, Right, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -24,7 +25,7 @@ use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
 
 /// How long a case runs.
-const DURATION: Duration = Duration::from_millis(4000);
+const DURATION: Duration = Duration::from_millis(2000);
 
 type KernelFn = unsafe extern "C" fn(*const u64, i64, i64);
 
@@ -183,6 +184,39 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
     }
 }
 
+/// Attention of one batch, `heads` heads of 64, with a bias per key as masks have it.
+fn attention(heads: usize, queries: usize) -> Case {
+    const DEPTH: usize = 64;
+    let n = queries as i64;
+    let access = |buffer, s: &[i64]| Access { buffer, offset: Extent::Const(0), strides: strides(s), dynamic: vec![] };
+    // Queries and result lie as projections leave them and take them: [query, head, depth].
+    let width = (heads * DEPTH) as i64;
+    let body = Attention {
+        batch: Extent::Const(1),
+        heads: Extent::Const(heads as i64),
+        heads_per_group: Extent::Const(1),
+        queries: Extent::Const(n),
+        keys: Extent::Const(n),
+        depth: DEPTH as i64,
+        value_depth: DEPTH as i64,
+        scale: 0.125f32.to_bits(),
+        causal: false,
+        q: access(0, &[0, DEPTH as i64, width, 1]),
+        k: 1,
+        v: 2,
+        bias: Some(access(3, &[0, 0, 0, 1])),
+        out: access(4, &[0, DEPTH as i64, width, 1]),
+    };
+    let size = heads * queries * DEPTH;
+    Case {
+        kernel: Kernel { buffers: params(5, 4), ints: 0, body: Body::Attention(body) },
+        buffers: vec![values(size), values(size), values(size), values(queries), vec![0.0; size]],
+        tasks: (heads * queries.div_ceil(QUERY_TILE)) as i64,
+        piece: queries.div_ceil(QUERY_TILE) as i64,
+        flop: 4.0 * (size * queries) as f64,
+    }
+}
+
 fn params(n: usize, out: usize) -> Vec<BufferParam> {
     (0..n).map(|i| BufferParam { elem: Elem::F32, usage: if i == out { Use::Write } else { Use::Read } }).collect()
 }
@@ -200,6 +234,8 @@ fn main() {
         ("120 x 384 x 384", gemm(120, 384, 384, false)),
         ("1 x 3072 x 768", gemm(1, 3072, 768, false)),
         ("4 x 3072 x 768", gemm(4, 3072, 768, false)),
+        ("attention 12 x 128 x 64", attention(12, 128)),
+        ("attention 12 x 512 x 64", attention(12, 512)),
     ];
     for (name, mut case) in cases {
         if !wanted.iter().all(|w| name.contains(w.as_str())) {

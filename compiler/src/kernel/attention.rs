@@ -12,7 +12,7 @@ use super::nest::Access;
 pub const QUERY_TILE: usize = super::gemm::TILE_ROWS;
 
 /// Keys that a block of scores holds, a multiple of the panel width.
-pub const KEY_BLOCK: usize = 64;
+pub const KEY_BLOCK: usize = 128;
 
 /// Attention. Batch loops are `[batch, head]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

@@ -380,7 +380,7 @@ fn result(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     b.close_loop(row);
 }
 
-/// The larger of two numbers; `y` where `x` is not a number, which then shows in the weights.
+/// The larger of two numbers; `y` where `x` is not a number, which shows in the weights all the same.
 fn larger(b: &mut KernelBuilder, x: Value, y: Value) -> Value {
     let greater = b.f.ins().fcmp(FloatCC::GreaterThan, x, y);
     b.choose(greater, x, y)
@@ -461,7 +461,7 @@ mod tests {
                 0 => 0.0,
                 1 => value(key + 77) * 3.0,
                 2 => value(row * self.keys + key + 99) * 3.0,
-                _ if (row + key * 3) % 4 == 0 => f32::NEG_INFINITY,
+                _ if (row + key * 3).is_multiple_of(4) => f32::NEG_INFINITY,
                 _ => value(key),
             }
         }

@@ -66,7 +66,7 @@ fn patch(bytes: &mut [u8], call: &Call, target: usize) -> Result<(), CodegenErro
     let new = match call.kind {
         Reloc::X86CallPCRel4 | Reloc::X86PCRel4 => i32::try_from(distance).ok().map(|d| d as u32),
         // 26 bits, in instructions.
-        Reloc::Arm64Call => (distance >> 2 >= -(1 << 25) && distance >> 2 < 1 << 25).then(|| old | (distance >> 2) as u32 & 0x03ff_ffff),
+        Reloc::Arm64Call => (distance >> 2 >= -(1 << 25) && distance >> 2 < 1 << 25).then_some(old | (distance >> 2) as u32 & 0x03ff_ffff),
         _ => None,
     };
     let new = new.ok_or_else(|| CodegenError::Unsupported(format!("a call by {:?} over {distance} bytes", call.kind)))?;

@@ -134,6 +134,17 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Valu
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(right, offset);
 
+    // A block of the right operand that several tiles use is brought into the cache at once.
+    let (bring, go_on) = (b.f.create_block(), b.f.create_block());
+    let several = b.f.ins().icmp_imm_s(IntCC::SignedGreaterThan, t.rows, TILE_ROWS as i64);
+    b.f.ins().brif(several, bring, &[], go_on, &[]);
+    b.f.seal_block(bring);
+    b.f.switch_to_block(bring);
+    tile::touch(b, right, panel_bytes, depth, t.columns);
+    b.f.ins().jump(go_on, &[]);
+    b.f.seal_block(go_on);
+    b.f.switch_to_block(go_on);
+
     let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
     if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
         let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);

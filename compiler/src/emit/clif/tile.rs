@@ -219,6 +219,29 @@ pub fn multiply(b: &mut KernelBuilder, s: &Strips) {
     });
 }
 
+/// Reads a byte of every cache line of a block of panels, as a helper function: `k` rows of the panels of
+/// `columns` columns. A product that is about to use the block several times finds it in the cache; its
+/// own loads are too far apart in time to wait for memory at the same time.
+pub fn touch(b: &mut KernelBuilder, right: Value, panel_bytes: Value, k: Value, columns: Value) {
+    const LINE: i64 = 64;
+    b.call("touch".into(), &[right, panel_bytes, k, columns], |b, p| {
+        let &[right, panel_bytes, k, columns] = p else { unreachable!("four parameters") };
+        let zero = b.int(0);
+        let bytes = b.times(k, Extent::Const(PANEL_ROW));
+        let end = b.f.ins().iadd_imm_s(columns, PANEL as i64 - 1);
+        let panels = b.open_loop(zero, end, PANEL as i64).expect("a number that is not known");
+        let panel = b.f.ins().ushr_imm_u(panels.index, i64::from(PANEL.ilog2()));
+        let panel = b.f.ins().imul(panel, panel_bytes);
+        let at = b.f.ins().iadd(right, panel);
+        let lines = b.open_loop(zero, bytes, LINE).expect("a number that is not known");
+        let p = b.f.ins().iadd(at, lines.index);
+        // Cranelift keeps loads without a use, unless they are known to read constant memory.
+        b.f.ins().uload8(I64, MEM, p, 0);
+        b.close_loop(lines);
+        b.close_loop(panels);
+    });
+}
+
 /// What is fixed in the code of a product.
 #[derive(Debug)]
 struct Shape {
