@@ -1,10 +1,17 @@
 //! `tfc`: an ahead-of-time compiler for transformers.
 //!
 //! Data flows one way: `onnx` decodes a model and imports it into the graph IR, `tfc-passes` rewrites
-//! it, [`schedule`] turns it into [`kernel`]s, and [`emit`] makes native code of them.
+//! it, [`schedule`] turns it into [`kernel`]s, and [`emit`] makes native code of them. [`driver`] is that
+//! way on one screen.
 
 pub mod artifact;
+pub mod diag;
+pub mod dot;
+pub mod driver;
 pub mod emit;
+pub mod files;
+pub mod inputs;
 pub mod kernel;
+pub mod npz;
 pub mod onnx;
 pub mod schedule;

@@ -14,6 +14,7 @@ mod wire;
 
 pub use error::{CheckReport, Diagnostic, Error, Unsupported};
 pub use import::{DimSpec, ImportOptions, check, import};
+pub use tensors::map_file;
 
 use std::path::Path;
 

@@ -1,0 +1,162 @@
+//! The way of a model through the compiler.
+//!
+//! ```text
+//! load      .onnx is decoded and imported, .tir is parsed        → Graph
+//! optimize  the passes of a level, or of a list, with observers  → Graph
+//! lower     the verifier, then the scheduler                     → Program
+//! jit       machine code in memory                               → Model
+//! ```
+//!
+//! What becomes of a program otherwise (objects, bundles, listings) is in [`crate::emit`] and
+//! `artifact`.
+
+use crate::diag::{self, Diagnostic, Result};
+use crate::emit::jit;
+use crate::files::Pending;
+use crate::kernel::Program;
+use crate::onnx::{self, ImportOptions};
+use crate::schedule::schedule;
+use std::ffi::OsString;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use tfc_ir::graph::Graph;
+use tfc_ir::text;
+use tfc_ir::verify::verify;
+use tfc_passes::{Context, OptLevel, Pass, Ran, pipeline, run_pipeline};
+use tfc_runtime::Model;
+use xxhash_rust::xxh3::Xxh3;
+
+/// How a model is compiled, up to the program.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Shapes and dimensions that the user fixes or bounds.
+    pub import: ImportOptions,
+    /// Which passes run, unless `passes` says so.
+    pub level: OptLevel,
+    /// Exactly these passes.
+    pub passes: Option<Vec<&'static Pass>>,
+    /// The verifier runs after each pass, not only at the begin and at the end.
+    pub verify_each: bool,
+}
+
+impl Options {
+    /// The passes that run, in order.
+    pub fn pipeline(&self) -> Vec<&'static Pass> {
+        self.passes.clone().unwrap_or_else(|| pipeline(self.level))
+    }
+}
+
+/// A model that was read.
+pub struct Loaded {
+    /// The graph; it is valid.
+    pub graph: Graph,
+    /// Hash of the model's file and of all constants, wherever they come from.
+    pub hash: u128,
+}
+
+/// Whether a path names a graph in text form.
+pub fn is_tir(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "tir")
+}
+
+/// The file with the large constants of a graph in text form: `model.tir.bin` for `model.tir`.
+pub fn companion(tir: &Path) -> PathBuf {
+    let mut name: OsString = tir.into();
+    name.push(".bin");
+    name.into()
+}
+
+/// Reads a model: `.tir` as text, with its companion file if there is one, everything else as ONNX.
+///
+/// # Errors
+/// When the file cannot be read, is not such a model, uses what is not supported, or contradicts `import`.
+pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
+    let file = onnx::map_file(path)?;
+    let graph = if is_tir(path) { parse(path, &file, import)? } else { onnx::load(path, import)? };
+    if let Err(errors) = verify(&graph) {
+        if !is_tir(path) {
+            return Err(diag::verifier(&errors, "the import"));
+        }
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        return Err(Diagnostic::failed("the graph in the file is not valid").at(format!("`{}`", path.display())).note(lines.join("\n")));
+    }
+    let mut hash = Xxh3::new();
+    hash.update(&file);
+    for tensor in graph.values().filter_map(|(v, _)| graph.as_const(v)) {
+        hash.update(&tensor.content_hash().to_le_bytes());
+    }
+    Ok(Loaded { graph, hash: hash.digest128() })
+}
+
+fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {
+    let place = format!("`{}`", path.display());
+    if *import != ImportOptions::default() {
+        return Err(Diagnostic::usage("shapes and dimensions can only be given when an ONNX model is imported")
+            .at(place)
+            .note("a .tir file is imported already")
+            .help("edit the ranges of its symbols, or start from the ONNX model"));
+    }
+    let text = std::str::from_utf8(file)
+        .map_err(|e| Diagnostic::failed("the file is not text in UTF-8").at(place.clone()).at(format!("byte {}", e.valid_up_to())))?;
+    let companion = companion(path);
+    let blob = if companion.exists() { Some(onnx::map_file(&companion)?) } else { None };
+    text::parse(text, blob).map_err(|e| {
+        let (message, lines) = (e.message.clone(), e.to_string());
+        let excerpt = lines.split_once('\n').map_or("", |(_, rest)| rest).to_string();
+        let d = Diagnostic::failed(message).at(format!("{}:{}:{}", path.display(), e.line, e.column)).note(excerpt);
+        if companion.exists() { d } else { d.note(format!("there is no file `{}`", companion.display())) }
+    })
+}
+
+/// Runs the passes. `observer` sees the graph after each of them and may stop the pipeline.
+///
+/// # Errors
+/// What the observer says; a pass or the verifier only by a bug of ours.
+pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Graph> {
+    run_pipeline(graph, &options.pipeline(), &Context::default(), |ran: &Ran| {
+        // The observer is first: it may write the graph that the verifier refuses.
+        let flow = observer(ran)?;
+        match options.verify_each.then(|| verify(ran.graph)) {
+            Some(Err(errors)) => Err(diag::verifier(&errors, &format!("the pass `{}` (number {})", ran.pass.name, ran.index + 1))),
+            _ => Ok(flow),
+        }
+    })
+}
+
+/// Verifies and schedules a graph.
+///
+/// # Errors
+/// When there is no kernel for an operator; when the graph is not valid, by a bug of ours.
+pub fn lower(graph: &Graph) -> Result<Program> {
+    let verified = verify(graph).map_err(|errors| diag::verifier(&errors, "the passes"))?;
+    Ok(schedule(&verified)?)
+}
+
+/// Compiles a graph for this machine, in memory. The environment variable `TFC_CPU` names the CPU variant.
+///
+/// # Errors
+/// As [`optimize`] and [`lower`], and when there is no code generator for this machine.
+pub fn jit(graph: Graph, options: &Options) -> Result<Model> {
+    let graph = optimize(graph, options, |_| Ok(ControlFlow::Continue(())))?;
+    let program = lower(&graph)?;
+    let cpu = tfc_runtime::LoadOptions::from_env().cpu;
+    Ok(jit::load(&program, "model", cpu.as_deref())?)
+}
+
+/// Writes a graph as text, and its large constants to the companion file if it has any.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn write_tir(graph: &Graph, path: &Path, out: &mut Pending) -> Result<()> {
+    let mut text = vec![];
+    let mut bytes = 0;
+    out.write(&companion(path), |blob| {
+        bytes = text::write(graph, &mut text, Some(blob))?;
+        Ok(())
+    })?;
+    if bytes == 0 {
+        out.discard_last();
+    }
+    out.write(path, |w| w.write_all(&text))
+}
