@@ -7,6 +7,7 @@
 //!   help: what to do
 //! ```
 
+use crate::artifact::ArtifactError;
 use crate::emit::jit::JitError;
 use crate::emit::module::EmitError;
 use crate::onnx;
@@ -212,6 +213,19 @@ impl From<ScheduleError> for Box<Diagnostic> {
 impl From<EmitError> for Box<Diagnostic> {
     fn from(e: EmitError) -> Self {
         Diagnostic::bug(e.to_string())
+    }
+}
+
+impl From<ArtifactError> for Box<Diagnostic> {
+    fn from(e: ArtifactError) -> Self {
+        match e {
+            ArtifactError::Emit(e) => e.into(),
+            ArtifactError::Internal(what) => Diagnostic::bug(what),
+            ArtifactError::Target { .. } => Diagnostic::unsupported(e.to_string()),
+            ArtifactError::Io { action, path, source } => Diagnostic::io(action, &path, &source),
+            ArtifactError::Compiler { command, output } => Diagnostic::failed("the C compiler failed").note(command).note(output),
+            ArtifactError::Occupied { .. } | ArtifactError::NoCompiler { .. } => Diagnostic::failed(e.to_string()),
+        }
     }
 }
 

@@ -55,7 +55,7 @@ fn mismatches(archive: &Archive, ports: &[Port], what: &str) -> Vec<[String; 3]>
             continue;
         };
         let header = &member.header;
-        let fixed = |(e, &size): (&Expr, &usize)| !matches!(e, Expr::Number(n) if *n != size as i64);
+        let fixed = |(e, &size): (&Expr, &usize)| !matches!(e, Expr::Number(n) if *n != size as i128);
         let fits = header.elem == Some(elem_of(port.elem))
             && header.shape.len() == port.shape.len()
             && port.shape.iter().zip(&header.shape).all(fixed);

@@ -1,0 +1,150 @@
+//! `tfc bench`.
+
+use super::console::{Console, bytes};
+use super::options::{Level, Shapes};
+use super::{run, source};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tfc::diag::{Diagnostic, Result, table};
+use tfc::inputs;
+use tfc_runtime::Buffer;
+
+/// Runs without --iters: at least this many, and for at least [`MIN_TIME`].
+const MIN_ITERS: usize = 10;
+const MIN_TIME: Duration = Duration::from_secs(1);
+
+/// Measure how long a model takes.
+///
+/// Without --inputs, inputs are made up: floats from a seeded normal distribution, integers 1,
+/// booleans true. With a model, --shape and --dim also fix the dimensions that it is compiled for.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tfc bench bert --shape input_ids=1x128,attention_mask=1x128
+  tfc bench bert.onnx --dim batch=1,seq=128 --threads 1 --json
+  tfc bench bert --inputs in.npz --warmup 10 --iters 100
+
+The object that --json prints has at least: median_ms, min_ms, p90_ms, iters, threads, peak_rss_bytes,
+first_ms (from the start of the process to the first result), load_ms, cpu_variant.")]
+pub struct Args {
+    /// A model (.onnx, .tir) or an artifact (a bundle, a .so).
+    #[arg(value_name = "MODEL|ARTIFACT")]
+    model: PathBuf,
+    /// The inputs.
+    #[arg(long, value_name = "IN.npz")]
+    inputs: Option<PathBuf>,
+    /// Threads; 0 for as many as there are CPUs.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Runs before the measurement, the first one included.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warmup: usize,
+    /// Runs that are measured; without it, ten or more, for a second or more.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    iters: Option<u32>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    level: Level,
+    #[command(flatten)]
+    shapes: Shapes,
+}
+
+pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
+    let before_main = time_before_main(start);
+    let load = Instant::now();
+    let source = source::open(&args.model, &args.level, &args.shapes, false, console)?;
+    let load = load.elapsed();
+    let model = Arc::new(source.model);
+    let threads = if args.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { args.threads };
+    let mut session = run::session(&model, threads)?;
+    let tensors = match &args.inputs {
+        Some(path) => inputs::read(path, model.inputs(), "input")?,
+        None => inputs::synthetic(&model, &source.shapes, &source.dims)?,
+    };
+    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
+    let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let dims = model.dims_with(&shapes, &dims)?;
+    let data: Vec<&[u8]> = tensors.iter().map(|t| &t.bytes()[..]).collect();
+    let mut outputs = vec![];
+    for port in model.outputs() {
+        outputs.push(Buffer::new(port.bytes_at(&dims)?).map_err(|e| Diagnostic::failed(format!("output `{}`: {e}", port.name)))?);
+    }
+    let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(|o| &mut o[..]).collect();
+
+    session.run_into(&dims, &data, &mut slices)?;
+    let first = before_main + start.elapsed();
+    for _ in 1..args.warmup {
+        session.run_into(&dims, &data, &mut slices)?;
+    }
+    let mut times = vec![];
+    let begin = Instant::now();
+    loop {
+        let t = Instant::now();
+        session.run_into(&dims, &data, &mut slices)?;
+        times.push(t.elapsed());
+        match args.iters {
+            Some(n) if times.len() < n as usize => {}
+            None if times.len() < MIN_ITERS || begin.elapsed() < MIN_TIME => {}
+            _ => break,
+        }
+    }
+    times.sort();
+    let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
+    let median = if times.len() % 2 == 0 { (times[times.len() / 2 - 1] + times[times.len() / 2]) / 2 } else { times[times.len() / 2] };
+    let (min, p90) = (times[0], at(0.9));
+    let ms = |t: Duration| t.as_secs_f64() * 1e3;
+    let arena = model.arena_bytes(&dims)?;
+    let memory = peak_memory();
+    if args.json {
+        let object = json!({
+            "median_ms": ms(median),
+            "min_ms": ms(min),
+            "p90_ms": ms(p90),
+            "iters": times.len(),
+            "threads": threads,
+            "peak_rss_bytes": memory,
+            "first_ms": ms(first),
+            "load_ms": ms(load),
+            "cpu_variant": model.cpu_variant(),
+            "arena_bytes": arena,
+            "weights_bytes": model.manifest().weights.as_ref().map_or(0, |w| w.data_bytes),
+            "dims": model.symbols().iter().zip(dims.values()).map(|(s, v)| (s.name.clone(), (*v).into())).collect::<serde_json::Map<_, _>>(),
+        });
+        return console.result(&format!("{object:#}\n"));
+    }
+    let time = |t: Duration| format!("{:.3} ms", ms(t));
+    let sizes: Vec<String> = model.symbols().iter().zip(dims.values()).map(|(s, v)| format!("{}={v}", s.name)).collect();
+    let mut rows = vec![
+        ["median", &time(median)].map(String::from),
+        ["minimum", &time(min)].map(String::from),
+        ["90th percentile", &time(p90)].map(String::from),
+        ["runs", &format!("{} on {threads} threads, variant {}", times.len(), model.cpu_variant())].map(String::from),
+        ["first result", &format!("{} after the start of the process, of which loading {}", time(first), time(load))].map(String::from),
+        ["arena", &bytes(arena as u64)].map(String::from),
+    ];
+    if let Some(memory) = memory {
+        rows.push(["peak memory", &bytes(memory)].map(String::from));
+    }
+    if !sizes.is_empty() {
+        rows.push(["dimensions", &sizes.join(" ")].map(String::from));
+    }
+    console.result(&table(&rows))
+}
+
+/// How long the process had been running when `main` began: what the scheduler counts for it until
+/// now, running and waiting to run, without what `main` has taken. 0 where the system does not tell.
+fn time_before_main(start: Instant) -> Duration {
+    let Ok(text) = std::fs::read_to_string("/proc/self/schedstat") else { return Duration::ZERO };
+    let total: u64 = text.split_whitespace().take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+    Duration::from_nanos(total).saturating_sub(start.elapsed())
+}
+
+/// The most memory that the process has had, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,77 @@
+//! `tfc check`.
+
+use super::console::Console;
+use super::options::{Level, Shapes, driver_options};
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use tfc::diag::{Diagnostic, Exit, Result, unsupported_table};
+use tfc::{driver, onnx};
+
+/// Say what in a model is not supported, everything at once, without compiling it.
+///
+/// A model whose operators are all known is also optimized and scheduled, to see that there is a kernel
+/// for everything. Exit code 3 if something is not supported.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tfc check bert.onnx
+  tfc check bert.onnx --json | jq '.unsupported[].operator'")]
+pub struct Args {
+    /// The model.
+    #[arg(value_name = "MODEL.onnx")]
+    model: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    level: Level,
+    #[command(flatten)]
+    shapes: Shapes,
+}
+
+pub fn run(args: &Args, console: &Console) -> Result<()> {
+    let options = driver_options(&args.level, &args.shapes)?;
+    let report = if driver::is_tir(&args.model) {
+        onnx::CheckReport::default()
+    } else {
+        onnx::check(&onnx::decode::read(&args.model)?, &options.import)?
+    };
+    // Loaded again only now: what is not supported shall not hide what else is not.
+    let mut failure = None;
+    let mut launches = None;
+    if report.is_supported() {
+        let graph = driver::load(&args.model, &options.import)?.graph;
+        let program = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(()))).and_then(|g| driver::lower(&g));
+        match program {
+            Ok(p) => launches = Some(p.steps.len()),
+            Err(d) if d.exit == Exit::Unsupported => failure = Some(d),
+            Err(d) => return Err(d),
+        }
+    }
+    if args.json {
+        let unsupported: Vec<_> = report
+            .unsupported
+            .iter()
+            .map(|u| json!({ "operator": u.operator, "domain": u.domain, "count": u.nodes.len(), "reason": u.reason, "nodes": u.nodes }))
+            .collect();
+        let object = json!({
+            "supported": report.is_supported() && failure.is_none(),
+            "nodes": report.nodes,
+            "kernels": launches,
+            "unsupported": unsupported,
+            "unscheduled": failure.as_ref().map(|d| json!({ "reason": d.what, "where": d.places })),
+        });
+        console.result(&format!("{object:#}\n"))?;
+    }
+    if !report.is_supported() {
+        let d = Diagnostic::unsupported("the model uses what is not supported").at(format!("`{}`", args.model.display()));
+        return Err(d.note(unsupported_table(&report)));
+    }
+    if let Some(d) = failure {
+        return Err(d.at(format!("`{}`", args.model.display())));
+    }
+    if !args.json {
+        console.result(&format!("everything is supported: {} nodes become {} kernels\n", report.nodes, launches.unwrap_or_default()))?;
+    }
+    Ok(())
+}

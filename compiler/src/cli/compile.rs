@@ -1,0 +1,454 @@
+//! `tfc compile`.
+
+use super::console::{Console, bytes};
+use super::options::{Debugging, Level, Shapes, driver_options};
+use super::trace::Trace;
+use clap::ValueEnum;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use target_lexicon::Triple;
+use tfc::artifact::{self, Kind, WeightsMode};
+use tfc::diag::{Diagnostic, Result, list};
+use tfc::driver;
+use tfc::emit::clif::target::Cpu;
+use tfc::emit::manifest::c_identifier;
+use tfc::files::Pending;
+use tfc::kernel::Program;
+use tfc::onnx::DimSpec;
+use tfc_ir::graph::Graph;
+use tfc_passes::OptLevel;
+
+/// Compile a model.
+///
+/// Without -o, a bundle is written to a folder that is named after the model: object, static and shared
+/// library, C header, Rust wrapper, weights, manifest, and an example that builds.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tfc compile bert.onnx                                 a bundle in the folder `bert`
+  tfc compile bert.onnx -o bert.o                       an object; the weights go beside it
+  tfc compile bert.onnx --dim batch=1,seq=1..512 --mcpu native -o bert.so
+  tfc compile bert.onnx --target aarch64-unknown-linux-gnu -o bert-arm
+  tfc compile bert.onnx -O2 --emit tir,asm -o out       out.tir and out.s
+  tfc compile bert.onnx --dump-ir ir                    a file for each pass; then:
+  tfc compile ir/05-eqsat.tir --passes dce,legalize,fuse -o bert.o")]
+pub struct Args {
+    /// The model: ONNX, or a graph in text form (.tir).
+    #[arg(value_name = "MODEL.onnx")]
+    model: PathBuf,
+    /// Where to write. The extension says what, unless --emit does: .o .a .so .tir .clif .s .dot;
+    /// a folder, or a name without extension, gets a bundle. `-` prints a text.
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// What to write; several with commas. Without a bundle, several go to OUT with their extensions.
+    #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',')]
+    emit: Vec<Emit>,
+    /// The prefix of all symbols and files, a C identifier [default: the model's file name].
+    #[arg(long)]
+    name: Option<String>,
+    /// How weights and activations are quantized.
+    #[arg(long, value_name = "SPEC", default_value = "f32")]
+    quant: String,
+    /// Whether the weights are in the object or in a file beside it [default: in the object below 1 MiB].
+    #[arg(long, value_enum, value_name = "WHERE")]
+    weights: Option<Weights>,
+    #[command(flatten)]
+    level: Level,
+    #[command(flatten)]
+    shapes: Shapes,
+    /// The target, such as aarch64-unknown-linux-gnu [default: this machine].
+    #[arg(long, value_name = "TRIPLE", help_heading = "Target")]
+    target: Option<String>,
+    /// Make code for one CPU only: native (the best variant that this machine runs), baseline, x86-64,
+    /// x86-64-v3.
+    #[arg(long, value_name = "CPU", conflicts_with = "cpu_variants", help_heading = "Target")]
+    mcpu: Option<String>,
+    /// CPU variants in the object, of which the best that can run is chosen at run time
+    /// [default: all that there are for the target].
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Target")]
+    cpu_variants: Vec<String>,
+    #[command(flatten)]
+    debugging: Debugging,
+}
+
+/// What can be written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+enum Emit {
+    /// A folder with everything.
+    Bundle,
+    /// A relocatable object.
+    Obj,
+    /// A static library.
+    Lib,
+    /// A shared object.
+    Shared,
+    /// A program that runs the model on made-up inputs.
+    Exe,
+    /// Code for NVIDIA GPUs.
+    Ptx,
+    /// The graph after the passes, in text form.
+    Tir,
+    /// The kernels in Cranelift's IR.
+    Clif,
+    /// The kernels as assembly.
+    Asm,
+    /// The graph after the passes as a picture, for Graphviz.
+    Dot,
+}
+
+impl Emit {
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Emit::Bundle => Some(Kind::Bundle),
+            Emit::Obj => Some(Kind::Obj),
+            Emit::Lib => Some(Kind::Lib),
+            Emit::Shared => Some(Kind::Shared),
+            Emit::Exe => Some(Kind::Exe),
+            Emit::Clif => Some(Kind::Clif),
+            Emit::Asm => Some(Kind::Asm),
+            Emit::Ptx | Emit::Tir | Emit::Dot => None,
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Emit::Ptx => "ptx",
+            Emit::Tir => "tir",
+            Emit::Dot => "dot",
+            _ => self.kind().and_then(Kind::extension).unwrap_or_default(),
+        }
+    }
+
+    fn of_extension(extension: &str) -> Option<Emit> {
+        Emit::value_variants().iter().copied().find(|e| !e.extension().is_empty() && e.extension() == extension)
+    }
+
+    fn is_graph(self) -> bool {
+        matches!(self, Emit::Tir | Emit::Dot)
+    }
+}
+
+/// Where the weights go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Weights {
+    /// Into the object.
+    Embedded,
+    /// Into a file.
+    External,
+}
+
+/// What is written, and where.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    emits: BTreeSet<Emit>,
+    out: PathBuf,
+    /// The only thing that is emitted is printed.
+    stdout: bool,
+}
+
+impl Plan {
+    /// The file of one kind.
+    fn file(&self, emit: Emit) -> PathBuf {
+        if self.emits.len() == 1 { self.out.clone() } else { self.out.with_extension(emit.extension()) }
+    }
+}
+
+const STEPS: usize = 4;
+
+pub fn run(args: &Args, console: &Console) -> Result<()> {
+    check_quant(&args.quant)?;
+    let name = name(args)?;
+    let plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
+    let target = target(args.target.as_deref())?;
+    let cpus = cpus(args, &target)?;
+    let options = driver_options(&args.level, &args.shapes)?;
+    let pipeline = options.pipeline();
+    let mut trace = Trace::new(&args.debugging, &pipeline, console)?;
+
+    console.progress(1, STEPS, &format!("read {}", args.model.display()));
+    let loaded = driver::load(&args.model, &options.import)?;
+    trace.step("import");
+    trace.imported(&loaded.graph)?;
+    let graph = if trace.stopped() {
+        loaded.graph
+    } else {
+        console.progress(2, STEPS, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
+        driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
+    };
+    trace.step("passes");
+
+    let mut pending = Pending::default();
+    let native = !trace.stopped() && plan.emits.iter().any(|e| !e.is_graph());
+    let extra = write_graph(&graph, &plan, &mut pending, console)?;
+    let mut program = None;
+    if native || (args.debugging.opt_report || args.debugging.stats.is_some()) && !trace.stopped() {
+        console.progress(3, STEPS, &format!("schedule {} nodes", graph.nodes().len()));
+        program = Some(driver::lower(&graph)?);
+        trace.step("schedule");
+    }
+    if let Some(program) = program.as_ref().filter(|_| native) {
+        console.progress(4, STEPS, &format!("generate code for {} kernels, {} CPU variants", program.kernels.len(), cpus.len()));
+        drop(graph);
+        write_native(program, args, &plan, &name, &target, &cpus, loaded.hash, &extra, console)?;
+        trace.step("code");
+    }
+    for path in pending.commit()? {
+        console.info(&format!("wrote {}", path.display()));
+    }
+    trace.finish(program.as_ref())
+}
+
+/// Writes what shows the graph. Returns what goes into the bundle, if there is one.
+fn write_graph(graph: &Graph, plan: &Plan, pending: &mut Pending, console: &Console) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let mut extra = vec![];
+    let bundle = plan.emits.contains(&Emit::Bundle);
+    for &emit in plan.emits.iter().filter(|e| e.is_graph()) {
+        let text = |emit| if emit == Emit::Tir { graph.to_string() } else { tfc::dot::dot(graph) };
+        match emit {
+            _ if plan.stdout => console.result(&text(emit))?,
+            Emit::Tir if bundle => {
+                let (mut text, mut blob) = (vec![], vec![]);
+                tfc_ir::text::write(graph, &mut text, Some(&mut blob)).map_err(|e| Diagnostic::failed(format!("cannot print the graph: {e}")))?;
+                extra.push(("tir", text));
+                if !blob.is_empty() {
+                    extra.push(("tir.bin", blob));
+                }
+            }
+            Emit::Tir => driver::write_tir(graph, &plan.file(emit), pending)?,
+            _ if bundle => extra.push(("dot", text(emit).into_bytes())),
+            _ => pending.write(&plan.file(emit), |w| std::io::Write::write_all(w, text(emit).as_bytes()))?,
+        }
+    }
+    Ok(extra)
+}
+
+#[expect(clippy::too_many_arguments, reason = "the one place where everything comes together")]
+fn write_native(
+    program: &Program,
+    args: &Args,
+    plan: &Plan,
+    name: &str,
+    target: &Triple,
+    cpus: &[Cpu],
+    hash: u128,
+    extra: &[(&'static str, Vec<u8>)],
+    console: &Console,
+) -> Result<()> {
+    let kinds: BTreeSet<Kind> = plan.emits.iter().filter_map(|e| e.kind()).collect();
+    let folder = if plan.stdout { Some(tempfile::tempdir().map_err(|e| Diagnostic::io("create", &std::env::temp_dir(), &e))?) } else { None };
+    let out = match &folder {
+        Some(folder) => folder.path().join("listing"),
+        // Kinds that are not native have their own names; the only native one gets the same.
+        None if plan.emits.len() > 1 && kinds.len() == 1 && !kinds.contains(&Kind::Bundle) => {
+            let emit = plan.emits.iter().find(|e| e.kind().is_some()).expect("one kind");
+            plan.file(*emit)
+        }
+        None => plan.out.clone(),
+    };
+    let extra: Vec<(&str, &[u8])> = extra.iter().map(|(e, data)| (*e, &data[..])).collect();
+    let written = artifact::write(
+        program,
+        &artifact::Options {
+            name,
+            kinds: &kinds,
+            out: &out,
+            weights: match args.weights {
+                None => WeightsMode::Auto,
+                Some(Weights::Embedded) => WeightsMode::Embedded,
+                Some(Weights::External) => WeightsMode::External,
+            },
+            target,
+            cpus,
+            options: &canonical_options(args, cpus),
+            model_hash: hash,
+            extra: &extra,
+        },
+    )?;
+    if plan.stdout {
+        let text = std::fs::read_to_string(&out).map_err(|e| Diagnostic::io("read", &out, &e))?;
+        return console.result(&text);
+    }
+    for note in &written.notes {
+        console.info(&format!("note: {note}"));
+    }
+    let m = &written.manifest;
+    let weights = m.weights.as_ref().map_or(0, |w| w.data_bytes);
+    for path in &written.paths {
+        console.info(&format!("wrote {} (code {}, weights {})", path.display(), bytes(m.code_bytes), bytes(weights)));
+    }
+    Ok(())
+}
+
+/// What shapes the code, in the form of the command line and in a fixed order.
+fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
+    let mut options = vec![match args.level.level {
+        OptLevel::O0 => "-O0",
+        OptLevel::O1 => "-O1",
+        OptLevel::O2 => "-O2",
+        OptLevel::O3 => "-O3",
+    }
+    .to_string()];
+    if let Some(passes) = &args.level.passes {
+        options.push(format!("--passes={}", passes.0.iter().map(|p| p.name).collect::<Vec<_>>().join(",")));
+    }
+    options.push(format!("--quant={}", args.quant));
+    options.push(format!("--cpu-variants={}", cpus.iter().map(|c| c.name).collect::<Vec<_>>().join(",")));
+    let mut shapes: Vec<String> = args
+        .shapes
+        .shapes
+        .iter()
+        .map(|(n, s)| format!("--shape={n}={}", s.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")))
+        .collect();
+    shapes.extend(args.shapes.dims.iter().map(|(n, d)| match d {
+        DimSpec::Fixed(k) => format!("--dim={n}={k}"),
+        DimSpec::Range(r) => format!("--dim={n}={}..{}", r.min, r.max),
+    }));
+    shapes.sort();
+    shapes.dedup();
+    options.extend(shapes);
+    options
+}
+
+fn check_quant(spec: &str) -> Result<()> {
+    const LATER: [&str; 5] = ["f16w", "w8a8", "w4a8", "w4a16", "auto"];
+    let scheme = spec.split(':').next().unwrap_or_default();
+    if spec == "f32" {
+        return Ok(());
+    }
+    if LATER.contains(&scheme) {
+        return Err(Diagnostic::unsupported(format!("--quant {spec}: this scheme is not supported yet")).help("use --quant f32"));
+    }
+    Err(Diagnostic::usage(format!("--quant {spec}: there is no such scheme")).note("the schemes are: f32, f16w, w8a8, w4a8, w4a16, auto"))
+}
+
+fn name(args: &Args) -> Result<String> {
+    let Some(name) = &args.name else {
+        return Ok(c_identifier(&args.model.file_stem().unwrap_or_default().to_string_lossy()));
+    };
+    match c_identifier(name) {
+        id if id == *name => Ok(id),
+        id => Err(Diagnostic::usage(format!("--name {name}: this is not an identifier in C")).help(format!("use --name {id}"))),
+    }
+}
+
+fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<Plan> {
+    let folder = output.is_some_and(Path::is_dir);
+    let stdout = output.is_some_and(|o| o == "-");
+    let mut emits: BTreeSet<Emit> = emit.iter().copied().collect();
+    if emits.is_empty() {
+        let extension = output.and_then(|o| o.extension()).map(|e| e.to_string_lossy().into_owned());
+        let only = match extension {
+            _ if stop && (stdout || output.is_none()) => {
+                return Ok(Plan { emits: [Emit::Tir].into(), out: PathBuf::new(), stdout: true });
+            }
+            _ if stdout => {
+                return Err(Diagnostic::usage("-o - prints a text, but which one?").help("add --emit tir, clif, asm or dot"));
+            }
+            Some(e) if !folder => Emit::of_extension(&e).ok_or_else(|| {
+                Diagnostic::usage(format!("-o {}: what to write does not follow from the extension", output.unwrap_or(Path::new("")).display()))
+                    .note("extensions that say what: .o .a .so .tir .clif .s .dot; without one, a bundle is written")
+                    .help("say it with --emit")
+            })?,
+            _ => Emit::Bundle,
+        };
+        emits.insert(only);
+    }
+    if emits.contains(&Emit::Ptx) {
+        return Err(Diagnostic::unsupported("code for NVIDIA GPUs (ptx) is not supported yet"));
+    }
+    if stop && emits.iter().any(|e| !e.is_graph()) {
+        return Err(Diagnostic::usage("with --stop-after there is a graph, but no code").help("write it with -o NAME.tir, or --emit tir,dot"));
+    }
+    if stdout && (emits.len() > 1 || !emits.iter().all(|e| matches!(e, Emit::Tir | Emit::Dot | Emit::Clif | Emit::Asm))) {
+        return Err(Diagnostic::usage("-o - prints one text").help("give one of --emit tir, clif, asm, dot"));
+    }
+    let single = if emits.len() == 1 { emits.first().map_or("", |e| e.extension()) } else { "" };
+    let default = Path::new(name).with_extension(single);
+    let out = match output {
+        None => default,
+        // A bundle takes the folder itself; other files go into it.
+        Some(o) if folder && !emits.contains(&Emit::Bundle) => o.join(default),
+        Some(o) => o.into(),
+    };
+    Ok(Plan { emits, out, stdout })
+}
+
+fn target(triple: Option<&str>) -> Result<Triple> {
+    let target = match triple {
+        None => Triple::host(),
+        Some(t) => t.parse().map_err(|e| Diagnostic::usage(format!("--target {t}: {e}")).help("a target is like x86_64-unknown-linux-gnu"))?,
+    };
+    if Cpu::baseline(&target).is_none() {
+        return Err(Diagnostic::unsupported(format!("there is no code generator for the target {target}"))
+            .note("there are ones for x86_64 and aarch64"));
+    }
+    Ok(target)
+}
+
+fn cpus(args: &Args, target: &Triple) -> Result<Vec<Cpu>> {
+    let all = Cpu::variants(target);
+    let names = || list(all.iter().map(|c| c.name));
+    let pick = |option: &str, asked: &str, variant: &str| {
+        let found = all.iter().find(|c| c.name == variant).cloned();
+        found.ok_or_else(|| Diagnostic::usage(format!("{option} {asked}: there is no such CPU variant for {target}")).note(format!("there are {}", names())))
+    };
+    if let Some(mcpu) = &args.mcpu {
+        let variant = match mcpu.as_str() {
+            "native" if target.architecture != Triple::host().architecture => {
+                return Err(Diagnostic::usage("--mcpu native: the target is not this machine").note(format!("the target is {target}")));
+            }
+            "native" => return Ok(all.iter().rev().find(|c| runs_here(c.name)).cloned().into_iter().collect()),
+            "x86-64" if target.architecture == target_lexicon::Architecture::X86_64 => "baseline",
+            "x86-64-v3" => "avx2",
+            other => other,
+        };
+        return Ok(vec![pick("--mcpu", mcpu, variant)?]);
+    }
+    if args.cpu_variants.is_empty() {
+        return Ok(all);
+    }
+    let chosen = args.cpu_variants.iter().map(|v| pick("--cpu-variants", v, v)).collect::<Result<Vec<_>>>()?;
+    // The order is that of the demands, however they were listed.
+    Ok(all.iter().filter(|c| chosen.iter().any(|w| w.name == c.name)).cloned().collect())
+}
+
+/// Whether this machine runs code of the variant.
+fn runs_here(variant: &str) -> bool {
+    match variant {
+        "baseline" => true,
+        #[cfg(target_arch = "x86_64")]
+        "avx2" => has_x86_64_v3(),
+        _ => false,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_x86_64_v3() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(emit: &[Emit], output: Option<&str>) -> (Vec<Emit>, String, bool) {
+        let p = plan(emit, output.map(Path::new), "bert", false).unwrap();
+        (p.emits.into_iter().collect(), p.out.display().to_string(), p.stdout)
+    }
+
+    #[test]
+    fn the_extension_says_what_is_written() {
+        assert_eq!(planned(&[], None), (vec![Emit::Bundle], "bert".into(), false));
+        assert_eq!(planned(&[], Some("x")), (vec![Emit::Bundle], "x".into(), false));
+        assert_eq!(planned(&[], Some("d/x.so")), (vec![Emit::Shared], "d/x.so".into(), false));
+        assert_eq!(planned(&[Emit::Obj], None), (vec![Emit::Obj], "bert.o".into(), false));
+        assert_eq!(planned(&[Emit::Obj], Some("y")), (vec![Emit::Obj], "y".into(), false));
+        assert_eq!(planned(&[Emit::Asm, Emit::Tir], Some("y")).1, "y");
+        assert_eq!(planned(&[Emit::Tir], Some("-")), (vec![Emit::Tir], "-".into(), true));
+        let exit = |emit: &[Emit], output: &str, stop| plan(emit, Some(Path::new(output)), "m", stop).unwrap_err().exit as u8;
+        assert_eq!(exit(&[], "x.pdf", false), 2);
+        assert_eq!(exit(&[], "-", false), 2);
+        assert_eq!(exit(&[], "x.ptx", false), 3);
+        assert_eq!(exit(&[], "x.o", true), 2);
+    }
+}

@@ -1,0 +1,78 @@
+//! What is printed where: results on stdout, everything for people on stderr.
+
+use super::options::Color;
+use std::io::{self, IsTerminal, Write};
+use tfc::diag::{Diagnostic, Result};
+
+/// The two streams with the user's wishes about them.
+pub struct Console {
+    color: bool,
+    verbosity: u8,
+    quiet: bool,
+}
+
+impl Console {
+    /// `NO_COLOR` and whether stderr is a terminal decide where `color` does not.
+    pub fn new(color: Color, verbosity: u8, quiet: bool) -> Console {
+        let color = match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && io::stderr().is_terminal(),
+        };
+        Console { color, verbosity, quiet }
+    }
+
+    /// Prints a result. Nobody who reads is not an error.
+    pub fn result(&self, text: &str) -> Result<()> {
+        let mut out = io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Diagnostic::failed(format!("cannot write to standard output: {e}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints what the user asked for besides the result.
+    pub fn report(&self, text: &str) {
+        let mut out = io::stderr().lock();
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        // There is nowhere to say that stderr is gone.
+        let _ = write!(out, "{text}{end}");
+    }
+
+    /// Says what begins: step `step` of `steps`.
+    pub fn progress(&self, step: usize, steps: usize, what: &str) {
+        if !self.quiet {
+            let mark = format!("[{step}/{steps}]");
+            self.report(&if self.color { format!("\x1b[1;36m{mark}\x1b[0m {what}") } else { format!("{mark} {what}") });
+        }
+    }
+
+    /// Says something unless the user wants quiet.
+    pub fn info(&self, what: &str) {
+        if !self.quiet {
+            self.report(what);
+        }
+    }
+
+    /// Says something if the user wants more.
+    pub fn detail(&self, what: &str) {
+        if self.verbosity > 0 && !self.quiet {
+            self.report(what);
+        }
+    }
+
+    /// Prints a failure.
+    pub fn error(&self, d: &Diagnostic) {
+        self.report(&d.render(self.color));
+    }
+}
+
+/// Bytes in the unit that suits them.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}

@@ -1,0 +1,232 @@
+//! Options that several sub-commands have.
+
+use clap::ValueEnum;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tfc::diag::{Diagnostic, Result};
+use tfc::driver;
+use tfc::onnx::{DimSpec, ImportOptions};
+use tfc_ir::dim::Range;
+use tfc_passes::{OptLevel, Pass};
+
+/// When messages have colours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How much the compiler does.
+#[derive(clap::Args, Clone)]
+pub struct Level {
+    /// Optimization level: 0 compiles node by node, 1 keeps every bit of the results, 2 also
+    /// rewrites what changes the rounding, 3 does everything.
+    #[arg(short = 'O', value_name = "LEVEL", default_value = "3", value_parser = parse_level, help_heading = "Optimization")]
+    pub level: OptLevel,
+    /// Run exactly these passes, in this order, instead of those of the level.
+    #[arg(long, value_name = "A,B,C", value_parser = parse_passes, help_heading = "Optimization")]
+    pub passes: Option<PassList>,
+    /// Verify the graph after each pass, to find the pass that breaks it.
+    #[arg(long, help_heading = "Debugging")]
+    pub verify_each: bool,
+}
+
+/// Passes by name.
+#[derive(Clone)]
+pub struct PassList(pub Vec<&'static Pass>);
+
+/// Shapes and dimensions.
+#[derive(clap::Args, Clone, Default)]
+pub struct Shapes {
+    /// Fix the shape of an input, such as `input_ids=1x128`. Repeatable, or a list with commas.
+    #[arg(long = "shape", value_name = "INPUT=AxB", value_delimiter = ',', value_parser = parse_shape, help_heading = "Shapes")]
+    pub shapes: Vec<(String, Vec<i64>)>,
+    /// Bound a free dimension (`seq=1..512`) or fix it (`seq=128`). Repeatable, or a list with commas.
+    #[arg(long = "dim", value_name = "NAME=A..B", value_delimiter = ',', value_parser = parse_dim, help_heading = "Shapes")]
+    pub dims: Vec<(String, DimSpec)>,
+}
+
+impl Shapes {
+    /// The options of the importer.
+    ///
+    /// # Errors
+    /// When a name is given twice with different sizes.
+    pub fn import(&self) -> Result<ImportOptions> {
+        Ok(ImportOptions { shapes: unique("--shape", &self.shapes)?, dims: unique("--dim", &self.dims)? })
+    }
+
+    /// Shapes and fixed dimensions for a model that is compiled already.
+    ///
+    /// # Errors
+    /// As [`Shapes::import`], and when a dimension is bounded instead of fixed.
+    pub fn fixed(&self) -> Result<(BTreeMap<String, Vec<i64>>, BTreeMap<String, i64>)> {
+        let import = self.import()?;
+        let fixed = |(name, spec): (String, DimSpec)| match spec {
+            DimSpec::Fixed(n) => Ok((name, n)),
+            DimSpec::Range(_) => Err(Diagnostic::usage(format!("--dim {name}: the model is compiled already, so this must be a number"))),
+        };
+        Ok((import.shapes, import.dims.into_iter().map(fixed).collect::<Result<_>>()?))
+    }
+}
+
+fn unique<T: Clone + PartialEq + std::fmt::Debug>(option: &str, given: &[(String, T)]) -> Result<BTreeMap<String, T>> {
+    let mut map = BTreeMap::new();
+    for (name, value) in given {
+        if map.insert(name.clone(), value.clone()).is_some_and(|old| old != *value) {
+            return Err(Diagnostic::usage(format!("{option} is given twice for `{name}`, with different values")));
+        }
+    }
+    Ok(map)
+}
+
+/// The options of the driver.
+///
+/// # Errors
+/// As [`Shapes::import`].
+pub fn driver_options(level: &Level, shapes: &Shapes) -> Result<driver::Options> {
+    Ok(driver::Options {
+        import: shapes.import()?,
+        level: level.level,
+        passes: level.passes.as_ref().map(|p| p.0.clone()),
+        verify_each: level.verify_each,
+    })
+}
+
+fn parse_level(text: &str) -> Result<OptLevel, String> {
+    match text {
+        "0" => Ok(OptLevel::O0),
+        "1" => Ok(OptLevel::O1),
+        "2" => Ok(OptLevel::O2),
+        "3" => Ok(OptLevel::O3),
+        _ => Err("the levels are 0, 1, 2 and 3".into()),
+    }
+}
+
+fn parse_passes(text: &str) -> Result<PassList, String> {
+    tfc_passes::parse_passes(text).map(PassList).map_err(|e| e.to_string())
+}
+
+fn parse_shape(text: &str) -> Result<(String, Vec<i64>), String> {
+    let (name, sizes) = text.rsplit_once('=').ok_or("expected INPUT=AxB, such as input_ids=1x128")?;
+    let size = |s: &str| s.parse::<i64>().ok().filter(|&n| n >= 0).ok_or(format!("`{s}` is not a size; expected numbers with x between them, such as 1x128"));
+    let sizes = if sizes.is_empty() { vec![] } else { sizes.split('x').map(size).collect::<Result<_, _>>()? };
+    Ok((name.into(), sizes))
+}
+
+fn parse_dim(text: &str) -> Result<(String, DimSpec), String> {
+    let (name, size) = text.rsplit_once('=').ok_or("expected NAME=SIZE or NAME=MIN..MAX")?;
+    let number = |s: &str| s.parse::<i64>().ok().filter(|&n| n >= 0).ok_or(format!("`{s}` is not a size"));
+    let spec = match size.split_once("..") {
+        None => DimSpec::Fixed(number(size)?),
+        Some((min, max)) => {
+            let range = Range { min: number(min)?, max: number(max.strip_prefix('=').unwrap_or(max))? };
+            if range.min > range.max {
+                return Err(format!("the range {min}..{max} is empty"));
+            }
+            DimSpec::Range(range)
+        }
+    };
+    Ok((name.into(), spec))
+}
+
+/// A place in the pipeline: a pass by name (each time it runs), or by the name that its dump has
+/// (`07-eqsat`). `import` is the place before all passes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Point {
+    name: String,
+    number: Option<usize>,
+}
+
+impl Point {
+    /// Whether this is the pass called `name` that runs as number `number`; the import has number 0.
+    pub fn is(&self, number: usize, name: &str) -> bool {
+        self.name == name && self.number.is_none_or(|n| n == number)
+    }
+}
+
+impl std::fmt::Display for Point {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.number {
+            Some(n) => write!(f, "{n:02}-{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// Parses a [`Point`].
+///
+/// # Errors
+/// When no pass has the name.
+pub fn parse_point(text: &str) -> Result<Point, String> {
+    let (number, name) = match text.split_once('-') {
+        Some((n, name)) if n.bytes().all(|b| b.is_ascii_digit()) => (n.parse().ok(), name),
+        _ => (None, text),
+    };
+    if name != "import" {
+        tfc_passes::table::find(name).map_err(|e| e.to_string())?;
+    }
+    Ok(Point { name: name.into(), number })
+}
+
+/// How statistics are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum StatsFormat {
+    /// A table on stderr.
+    Text,
+    /// One object on stdout.
+    Json,
+}
+
+/// Looking into the compiler.
+#[derive(clap::Args, Clone, Default)]
+pub struct Debugging {
+    /// Print the graph to stderr after this pass (or `import`), without large constants. Repeatable.
+    #[arg(long, value_name = "PASS", value_parser = parse_point, help_heading = "Debugging")]
+    pub print_ir_after: Vec<Point>,
+    /// Print the graph to stderr after the import and after every pass.
+    #[arg(long, help_heading = "Debugging")]
+    pub print_ir_after_all: bool,
+    /// Write the graph after the import and after every pass to DIR, as `07-eqsat.tir` with its
+    /// constants in `07-eqsat.tir.bin`. `tfc compile` accepts these files.
+    #[arg(long, value_name = "DIR", help_heading = "Debugging")]
+    pub dump_ir: Option<PathBuf>,
+    /// End after this pass (or `import`, or `07-eqsat`) and write the graph instead of code.
+    #[arg(long, value_name = "PASS", value_parser = parse_point, help_heading = "Debugging")]
+    pub stop_after: Option<Point>,
+    /// Print how long each pass and each step took.
+    #[arg(long, help_heading = "Debugging")]
+    pub time_passes: bool,
+    /// Print what each pass did, and sizes.
+    #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Debugging")]
+    pub stats: Option<StatsFormat>,
+    /// Print every kernel: its kind, the operators that were fused into it, and the ONNX nodes.
+    #[arg(long, help_heading = "Debugging")]
+    pub opt_report: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_and_dimensions_are_read() {
+        assert_eq!(parse_shape("a/b:0=1x128").unwrap(), ("a/b:0".into(), vec![1, 128]));
+        assert_eq!(parse_shape("x=").unwrap(), ("x".into(), vec![]));
+        assert!(parse_shape("x=1,2").is_err() && parse_shape("x").is_err() && parse_shape("x=-1").is_err());
+        assert_eq!(parse_dim("seq=128").unwrap().1, DimSpec::Fixed(128));
+        assert_eq!(parse_dim("seq=1..512").unwrap().1, DimSpec::Range(Range { min: 1, max: 512 }));
+        assert!(parse_dim("seq=5..2").is_err() && parse_dim("seq=x").is_err());
+    }
+
+    #[test]
+    fn points_name_passes() {
+        let p = parse_point("07-fold").unwrap();
+        assert!(p.is(7, "fold") && !p.is(1, "fold") && !p.is(7, "cse"));
+        assert!(parse_point("fold").unwrap().is(3, "fold") && parse_point("import").unwrap().is(0, "import"));
+        assert!(parse_point("nothing").unwrap_err().contains("eqsat"));
+    }
+}

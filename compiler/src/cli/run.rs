@@ -1,0 +1,112 @@
+//! `tfc run`.
+
+use super::console::Console;
+use super::options::{Level, Shapes};
+use super::source;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tfc::diag::{Diagnostic, Result};
+use tfc::files::Pending;
+use tfc::{inputs, npz};
+use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_runtime::{Session, View};
+
+/// Run a model once on given inputs.
+///
+/// A model (.onnx, .tir) is compiled in memory first; an artifact (a bundle's folder, or a .so) is
+/// loaded. Members of the .npz files have the names and element types of the model's inputs and outputs.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  tfc run bert --inputs in.npz --outputs out.npz
+  tfc run bert.onnx --inputs in.npz            a summary of each output
+  TFC_CPU=baseline tfc run bert/bert.so --inputs in.npz --threads 1")]
+pub struct Args {
+    /// A model (.onnx, .tir) or an artifact (a bundle, a .so).
+    #[arg(value_name = "MODEL|ARTIFACT")]
+    model: PathBuf,
+    /// The inputs.
+    #[arg(long, value_name = "IN.npz")]
+    inputs: Option<PathBuf>,
+    /// Where to write the outputs; without it, a summary of each is printed.
+    #[arg(long, value_name = "OUT.npz")]
+    outputs: Option<PathBuf>,
+    /// Threads; 0 for as many as there are CPUs.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    #[command(flatten)]
+    level: Level,
+    #[command(flatten)]
+    shapes: Shapes,
+}
+
+pub fn run(args: &Args, console: &Console) -> Result<()> {
+    let source = source::open(&args.model, &args.level, &args.shapes, false, console)?;
+    let model = Arc::new(source.model);
+    if let Some(port) = model.outputs().iter().find(|p| args.outputs.is_some() && !npz::has_type(inputs::elem_of(p.elem))) {
+        return Err(Diagnostic::failed(format!("output `{}` cannot be written: .npy files have no {}", port.name, port.elem)));
+    }
+    let tensors = match &args.inputs {
+        Some(path) => inputs::read(path, model.inputs(), "input")?,
+        None if model.inputs().is_empty() => vec![],
+        None => {
+            let wanted: Vec<String> = model.inputs().iter().map(|p| format!("`{}`: {}", p.name, p.type_text())).collect();
+            return Err(Diagnostic::usage("the model needs inputs").note(wanted.join("\n")).help("give them with --inputs IN.npz"));
+        }
+    };
+    let mut session = session(&model, args.threads)?;
+    let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
+    let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let outputs = session.run_with(&named, &dims)?;
+    let Some(path) = &args.outputs else {
+        let summaries: Vec<String> = outputs
+            .into_iter()
+            .map(|o| {
+                let tensor = Tensor::new(inputs::elem_of(o.elem), o.shape, npz::owned(o.data)).expect("the runtime gives whole tensors");
+                summary(&o.name, &tensor)
+            })
+            .collect();
+        return console.result(&summaries.concat());
+    };
+    let mut out = Pending::default();
+    let arrays = outputs.iter().map(|o| (o.name.as_str(), inputs::elem_of(o.elem), &o.shape[..], &o.data[..]));
+    out.write(path, |w| npz::write(w, arrays))?;
+    out.commit()?;
+    Ok(())
+}
+
+/// A session with `threads` threads.
+///
+/// # Errors
+/// When the system refuses to start a thread.
+pub fn session(model: &Arc<tfc_runtime::Model>, threads: usize) -> Result<Session> {
+    Session::new(model.clone(), threads).map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))
+}
+
+/// One line: the type, the range, the mean, and the first elements.
+fn summary(name: &str, t: &Tensor) -> String {
+    const SHOWN: usize = 6;
+    let number = |s: Scalar| match s {
+        Scalar::Float(x) => format!("{x:.6}"),
+        Scalar::Int(n) => n.to_string(),
+    };
+    let mut out = format!("{name}: {}", t.ty());
+    let (mut min, mut max, mut sum, mut odd) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0usize);
+    for x in t.iter().map(Scalar::to_f64) {
+        if !x.is_finite() {
+            odd += 1;
+            continue;
+        }
+        (min, max, sum) = (min.min(x), max.max(x), sum + x);
+    }
+    if min <= max {
+        let _ = write!(out, "  min {min:.6}  max {max:.6}  mean {:.6}", sum / (t.len() - odd) as f64);
+    }
+    if odd > 0 {
+        let _ = write!(out, "  {odd} not finite");
+    }
+    let first: Vec<String> = t.iter().take(SHOWN).map(number).collect();
+    let more = if t.len() > SHOWN { " ..." } else { "" };
+    let _ = writeln!(out, "\n  {}{more}", first.join(" "));
+    out
+}
