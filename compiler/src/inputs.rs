@@ -45,6 +45,15 @@ pub fn read(path: &Path, ports: &[Port], what: &str) -> Result<Vec<Tensor>> {
     Ok(ports.iter().map(|p| archive.tensor(&p.name)).collect::<std::result::Result<_, _>>()?)
 }
 
+/// An error of the runtime about inputs that come from `path`.
+pub fn at(path: Option<&Path>, e: tfc_runtime::Error) -> Box<Diagnostic> {
+    let d = Box::<Diagnostic>::from(e);
+    match path {
+        Some(path) => d.at(format!("`{}`", path.display())),
+        None => d,
+    }
+}
+
 fn mismatches(archive: &Archive, ports: &[Port], what: &str) -> Vec<[String; 3]> {
     let mut faults = vec![];
     for port in ports {

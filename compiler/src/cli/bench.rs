@@ -66,7 +66,7 @@ pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     };
     let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
     let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let dims = model.dims_with(&shapes, &dims)?;
+    let dims = model.dims_with(&shapes, &dims).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
     let data: Vec<&[u8]> = tensors.iter().map(|t| &t.bytes()[..]).collect();
     let mut outputs = vec![];
     for port in model.outputs() {

@@ -152,41 +152,42 @@ impl Plan {
     }
 }
 
-const STEPS: usize = 4;
-
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     check_quant(&args.quant)?;
     let name = name(args)?;
     let plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
+    check_folder(&plan)?;
     let target = target(args.target.as_deref())?;
     let cpus = cpus(args, &target)?;
     let options = driver_options(&args.level, &args.shapes)?;
     let pipeline = options.pipeline();
     let mut trace = Trace::new(&args.debugging, &pipeline, console)?;
 
-    console.progress(1, STEPS, &format!("read {}", args.model.display()));
+    let native = plan.emits.iter().any(|e| !e.is_graph());
+    let report = args.debugging.stop_after.is_none() && (args.debugging.opt_report || args.debugging.stats.is_some());
+    let steps = if native { 4 } else { 2 + usize::from(report) };
+    console.progress(1, steps, &format!("read {}", args.model.display()));
     let loaded = driver::load(&args.model, &options.import)?;
     trace.step("import");
     trace.imported(&loaded.graph)?;
     let graph = if trace.stopped() {
         loaded.graph
     } else {
-        console.progress(2, STEPS, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
+        console.progress(2, steps, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
         driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
     };
     trace.step("passes");
 
     let mut pending = Pending::default();
-    let native = !trace.stopped() && plan.emits.iter().any(|e| !e.is_graph());
     let extra = write_graph(&graph, &plan, &mut pending, console)?;
     let mut program = None;
-    if native || (args.debugging.opt_report || args.debugging.stats.is_some()) && !trace.stopped() {
-        console.progress(3, STEPS, &format!("schedule {} nodes", graph.nodes().len()));
+    if native || report {
+        console.progress(3, steps, &format!("schedule {} nodes", graph.nodes().len()));
         program = Some(driver::lower(&graph)?);
         trace.step("schedule");
     }
     if let Some(program) = program.as_ref().filter(|_| native) {
-        console.progress(4, STEPS, &format!("generate code for {} kernels, {} CPU variants", program.kernels.len(), cpus.len()));
+        console.progress(4, steps, &format!("generate code for {} kernels, {} CPU variants", program.kernels.len(), cpus.len()));
         drop(graph);
         write_native(program, args, &plan, &name, &target, &cpus, loaded.hash, &extra, console)?;
         trace.step("code");
@@ -207,7 +208,8 @@ fn write_graph(graph: &Graph, plan: &Plan, pending: &mut Pending, console: &Cons
             _ if plan.stdout => console.result(&text(emit))?,
             Emit::Tir if bundle => {
                 let (mut text, mut blob) = (vec![], vec![]);
-                tfc_ir::text::write(graph, &mut text, Some(&mut blob)).map_err(|e| Diagnostic::failed(format!("cannot print the graph: {e}")))?;
+                tfc_ir::text::write(graph, &mut text, Some(&mut blob))
+                    .map_err(|e| Diagnostic::failed(format!("cannot print the graph: {e}")))?;
                 extra.push(("tir", text));
                 if !blob.is_empty() {
                     extra.push(("tir.bin", blob));
@@ -234,7 +236,8 @@ fn write_native(
     console: &Console,
 ) -> Result<()> {
     let kinds: BTreeSet<Kind> = plan.emits.iter().filter_map(|e| e.kind()).collect();
-    let folder = if plan.stdout { Some(tempfile::tempdir().map_err(|e| Diagnostic::io("create", &std::env::temp_dir(), &e))?) } else { None };
+    let folder =
+        if plan.stdout { Some(tempfile::tempdir().map_err(|e| Diagnostic::io("create", &std::env::temp_dir(), &e))?) } else { None };
     let out = match &folder {
         Some(folder) => folder.path().join("listing"),
         // Kinds that are not native have their own names; the only native one gets the same.
@@ -280,13 +283,15 @@ fn write_native(
 
 /// What shapes the code, in the form of the command line and in a fixed order.
 fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
-    let mut options = vec![match args.level.level {
-        OptLevel::O0 => "-O0",
-        OptLevel::O1 => "-O1",
-        OptLevel::O2 => "-O2",
-        OptLevel::O3 => "-O3",
-    }
-    .to_string()];
+    let mut options = vec![
+        match args.level.level {
+            OptLevel::O0 => "-O0",
+            OptLevel::O1 => "-O1",
+            OptLevel::O2 => "-O2",
+            OptLevel::O3 => "-O3",
+        }
+        .to_string(),
+    ];
     if let Some(passes) = &args.level.passes {
         options.push(format!("--passes={}", passes.0.iter().map(|p| p.name).collect::<Vec<_>>().join(",")));
     }
@@ -306,6 +311,18 @@ fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
     shapes.dedup();
     options.extend(shapes);
     options
+}
+
+/// Whoever waits for a compilation shall not learn only at its end that there is no place for it.
+fn check_folder(plan: &Plan) -> Result<()> {
+    let folder = plan.out.parent().filter(|f| !f.as_os_str().is_empty() && !plan.stdout);
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            let what = if folder.exists() { "is not a folder" } else { "does not exist" };
+            Err(Diagnostic::failed(format!("cannot write `{}`: the folder `{}` {what}", plan.out.display(), folder.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_quant(spec: &str) -> Result<()> {
@@ -344,9 +361,12 @@ fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<
                 return Err(Diagnostic::usage("-o - prints a text, but which one?").help("add --emit tir, clif, asm or dot"));
             }
             Some(e) if !folder => Emit::of_extension(&e).ok_or_else(|| {
-                Diagnostic::usage(format!("-o {}: what to write does not follow from the extension", output.unwrap_or(Path::new("")).display()))
-                    .note("extensions that say what: .o .a .so .tir .clif .s .dot; without one, a bundle is written")
-                    .help("say it with --emit")
+                Diagnostic::usage(format!(
+                    "-o {}: what to write does not follow from the extension",
+                    output.unwrap_or(Path::new("")).display()
+                ))
+                .note("extensions that say what: .o .a .so .tir .clif .s .dot; without one, a bundle is written")
+                .help("say it with --emit")
             })?,
             _ => Emit::Bundle,
         };
@@ -356,7 +376,9 @@ fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<
         return Err(Diagnostic::unsupported("code for NVIDIA GPUs (ptx) is not supported yet"));
     }
     if stop && emits.iter().any(|e| !e.is_graph()) {
-        return Err(Diagnostic::usage("with --stop-after there is a graph, but no code").help("write it with -o NAME.tir, or --emit tir,dot"));
+        return Err(
+            Diagnostic::usage("with --stop-after there is a graph, but no code").help("write it with -o NAME.tir, or --emit tir,dot")
+        );
     }
     if stdout && (emits.len() > 1 || !emits.iter().all(|e| matches!(e, Emit::Tir | Emit::Dot | Emit::Clif | Emit::Asm))) {
         return Err(Diagnostic::usage("-o - prints one text").help("give one of --emit tir, clif, asm, dot"));
@@ -375,7 +397,9 @@ fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<
 fn target(triple: Option<&str>) -> Result<Triple> {
     let target = match triple {
         None => Triple::host(),
-        Some(t) => t.parse().map_err(|e| Diagnostic::usage(format!("--target {t}: {e}")).help("a target is like x86_64-unknown-linux-gnu"))?,
+        Some(t) => {
+            t.parse().map_err(|e| Diagnostic::usage(format!("--target {t}: {e}")).help("a target is like x86_64-unknown-linux-gnu"))?
+        }
     };
     if Cpu::baseline(&target).is_none() {
         return Err(Diagnostic::unsupported(format!("there is no code generator for the target {target}"))
@@ -389,7 +413,9 @@ fn cpus(args: &Args, target: &Triple) -> Result<Vec<Cpu>> {
     let names = || list(all.iter().map(|c| c.name));
     let pick = |option: &str, asked: &str, variant: &str| {
         let found = all.iter().find(|c| c.name == variant).cloned();
-        found.ok_or_else(|| Diagnostic::usage(format!("{option} {asked}: there is no such CPU variant for {target}")).note(format!("there are {}", names())))
+        found.ok_or_else(|| {
+            Diagnostic::usage(format!("{option} {asked}: there is no such CPU variant for {target}")).note(format!("there are {}", names()))
+        })
     };
     if let Some(mcpu) = &args.mcpu {
         let variant = match mcpu.as_str() {

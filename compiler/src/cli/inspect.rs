@@ -2,7 +2,7 @@
 
 use super::console::{Console, bytes};
 use object::read::archive::ArchiveFile;
-use object::{File, Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex};
+use object::{File, Object, ObjectKind, ObjectSection, ObjectSymbol, ObjectSymbolTable, RelocationTarget, SectionIndex};
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -44,14 +44,15 @@ fn of_bundle(folder: &Path) -> Result<Value> {
         return Err(Diagnostic::failed(what).at(format!("`{}`", folder.display())).note("a bundle has one file NAME.manifest.json"));
     };
     let text = std::fs::read_to_string(file).map_err(|e| Diagnostic::io("read", file, &e))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Diagnostic::failed(format!("the manifest is damaged: {e}")).at(format!("`{}`", file.display())))
+    serde_json::from_str(&text).map_err(|e| Diagnostic::failed(format!("the manifest is damaged: {e}")).at(format!("`{}`", file.display())))
 }
 
 fn of_file(path: &Path) -> Result<Manifest> {
     let file = map_file(path)?;
     let fail = |what: String| {
-        Diagnostic::failed(what).at(format!("`{}`", path.display())).help("inspect takes a bundle, or an .o, .a or .so that `tfc compile` wrote")
+        Diagnostic::failed(what)
+            .at(format!("`{}`", path.display()))
+            .help("inspect takes a bundle, or an .o, .a or .so that `tfc compile` wrote")
     };
     let damaged = |e: object::Error| fail(format!("the file cannot be read as an object: {e}"));
     if file.starts_with(b"!<arch>\n") {
@@ -103,10 +104,11 @@ fn at<'a>(object: &File<'a>, section: SectionIndex, address: u64, len: u64) -> O
 
 /// Where the pointer at `address` in `section` will point to when the object is linked or loaded.
 fn pointer(object: &File, section: SectionIndex, address: u64) -> Option<(SectionIndex, u64)> {
-    if let Some(mut relocations) = object.dynamic_relocations() {
+    if object.kind() != ObjectKind::Relocatable {
+        let mut relocations = object.dynamic_relocations()?;
         let (_, r) = relocations.find(|(at, _)| *at == address)?;
         let base = match r.target() {
-            RelocationTarget::Symbol(s) => object.dynamic_symbol_table().and_then(|t| object::ObjectSymbolTable::symbol_by_index(&t, s).ok())?.address(),
+            RelocationTarget::Symbol(s) => object.dynamic_symbol_table()?.symbol_by_index(s).ok()?.address(),
             _ => 0,
         };
         let to = base.checked_add_signed(r.addend())?;
@@ -179,15 +181,13 @@ fn text(m: &Value) -> String {
         items("kernels")
             .iter()
             .map(|k| {
-                let weights = if k["weight_bytes"].as_u64() == Some(0) { String::new() } else { format!(" weights {}", size(&k["weight_bytes"])) };
+                let weights =
+                    if k["weight_bytes"].as_u64() == Some(0) { String::new() } else { format!(" weights {}", size(&k["weight_bytes"])) };
                 [word(&k["kind"]), word(&k["summary"]), format!("{}{weights}", words(&k["nodes"], ", "))]
             })
             .collect(),
     );
-    section(
-        "quantization",
-        items("quantization").iter().map(|q| [word(&q["node"]), word(&q["scheme"]), word(&q["reason"])]).collect(),
-    );
+    section("quantization", items("quantization").iter().map(|q| [word(&q["node"]), word(&q["scheme"]), word(&q["reason"])]).collect());
     section(
         "accuracy",
         items("accuracy").iter().map(|a| [word(&a["name"]), word(&a["value"]), format!("limit {}", word(&a["limit"]))]).collect(),

@@ -147,7 +147,8 @@ fn split_words(text: &str) -> Result<Vec<String>, String> {
 fn clap_color(args: &[OsString]) -> ColorChoice {
     let words: Vec<&str> = args.iter().filter_map(|a| a.to_str()).collect();
     let after = |i: usize| words.get(i + 1).copied();
-    let value = (0..words.len()).rev().find_map(|i| words[i].strip_prefix("--color=").or_else(|| after(i).filter(|_| words[i] == "--color")));
+    let value =
+        (0..words.len()).rev().find_map(|i| words[i].strip_prefix("--color=").or_else(|| after(i).filter(|_| words[i] == "--color")));
     match value {
         Some("always") => ColorChoice::Always,
         Some("never") => ColorChoice::Never,

@@ -112,7 +112,9 @@ fn parse_passes(text: &str) -> Result<PassList, String> {
 
 fn parse_shape(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, sizes) = text.rsplit_once('=').ok_or("expected INPUT=AxB, such as input_ids=1x128")?;
-    let size = |s: &str| s.parse::<i64>().ok().filter(|&n| n >= 0).ok_or(format!("`{s}` is not a size; expected numbers with x between them, such as 1x128"));
+    let size = |s: &str| {
+        s.parse::<i64>().ok().filter(|&n| n >= 0).ok_or(format!("`{s}` is not a size; expected numbers with x between them, such as 1x128"))
+    };
     let sizes = if sizes.is_empty() { vec![] } else { sizes.split('x').map(size).collect::<Result<_, _>>()? };
     Ok((name.into(), sizes))
 }

@@ -57,7 +57,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut session = session(&model, args.threads)?;
     let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
     let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let outputs = session.run_with(&named, &dims)?;
+    let outputs = session.run_with(&named, &dims).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
     let Some(path) = &args.outputs else {
         let summaries: Vec<String> = outputs
             .into_iter()

@@ -69,7 +69,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
     let symbols: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let dims = model.dims_with(&shapes, &symbols)?;
+    let dims = model.dims_with(&shapes, &symbols).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
 
     let expected = match (&args.reference, source.graph) {
         (Some(path), _) => inputs::read(path, model.outputs(), "output")?,
@@ -92,9 +92,17 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut wrong = vec![];
     for (output, expected) in outputs.into_iter().zip(&expected) {
         let name = output.name;
-        let actual = Tensor::new(inputs::elem_of(output.elem), output.shape, npz::owned(output.data)).expect("the runtime gives whole tensors");
+        let actual =
+            Tensor::new(inputs::elem_of(output.elem), output.shape, npz::owned(output.data)).expect("the runtime gives whole tensors");
         if actual.elem() != expected.elem() || actual.sizes() != expected.sizes() {
-            rows.push([name.clone(), actual.ty().to_string(), String::new(), String::new(), String::new(), format!("reference is {}", expected.ty())]);
+            rows.push([
+                name.clone(),
+                actual.ty().to_string(),
+                String::new(),
+                String::new(),
+                String::new(),
+                format!("reference is {}", expected.ty()),
+            ]);
             wrong.push(name);
             continue;
         }
@@ -134,9 +142,8 @@ fn interpret(path: &Path, model: &Model, tensors: &[Tensor]) -> Result<Vec<Tenso
         }
     }
     let values = graph.evaluate(&ordered, &Bindings::new())?;
-    let pick = |p: &tfc_runtime::model::Port| {
-        by_name(graph.outputs().iter().map(|o| &*o.name).collect(), &p.name).map(|i| values[i].clone())
-    };
+    let pick =
+        |p: &tfc_runtime::model::Port| by_name(graph.outputs().iter().map(|o| &*o.name).collect(), &p.name).map(|i| values[i].clone());
     model.outputs().iter().map(pick).collect::<Option<_>>().ok_or_else(|| other_model(path, &graph, model))
 }
 

@@ -1,0 +1,447 @@
+//! The command line from outside: exit codes, messages, files.
+
+use onnx_protobuf::{
+    GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    tensor_shape_proto, type_proto,
+};
+use protobuf::MessageField;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+use tfc_ir::types::Elem;
+
+const F32: i32 = 1;
+const I64: i32 = 7;
+
+/// A folder with models and inputs, in which commands run.
+struct Place(TempDir);
+
+/// What a command did.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    /// The exit code and pieces of the messages are these.
+    #[track_caller]
+    fn expect(self, code: i32, pieces: &[&str]) -> Ran {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        for piece in pieces {
+            assert!(self.err.contains(piece) || self.out.contains(piece), "no {piece:?} in\n{}{}", self.out, self.err);
+        }
+        self
+    }
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place(tempfile::tempdir().expect("a folder"));
+        fs::write(place.path("m.onnx"), model("Softmax")).expect("writable");
+        place.inputs("in.npz", &[("x", Elem::F32, &[2, 4]), ("index", Elem::I64, &[2])]);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// Writes an archive of arrays that are ones.
+    fn inputs(&self, file: &str, arrays: &[(&str, Elem, &[usize])]) {
+        let data: Vec<Vec<u8>> = arrays
+            .iter()
+            .map(|(_, elem, shape)| tfc_ir::tensor::Tensor::build(*elem, shape, |_| tfc_ir::tensor::Scalar::Int(1)).bytes().to_vec())
+            .collect();
+        let arrays = arrays.iter().zip(&data).map(|((name, elem, shape), data)| (*name, *elem, *shape, &data[..]));
+        tfc::npz::write(File::create(self.path(file)).expect("writable"), arrays).expect("an archive");
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_tfc"));
+        c.args(line.split_whitespace()).current_dir(self.0.path());
+        for variable in ["TFC_FLAGS", "TFC_CPU", "NO_COLOR"] {
+            c.env_remove(variable);
+        }
+        c
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        ran(self.command(line).output().expect("the binary runs"))
+    }
+
+    /// Names of all files, sorted.
+    fn files(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.0.path())
+            .expect("a folder")
+            .map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn ran(output: Output) -> Ran {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Ran { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn value(name: &str, elem: i32, sizes: &[&str]) -> ValueInfoProto {
+    use tensor_shape_proto::dimension::Value::{DimParam, DimValue};
+    let dim = |s: &&str| {
+        let value = s.parse().map_or_else(|_| DimParam(s.to_string()), DimValue);
+        tensor_shape_proto::Dimension { value: Some(value), ..Default::default() }
+    };
+    let shape = TensorShapeProto { dim: sizes.iter().map(dim).collect(), ..Default::default() };
+    let tensor = type_proto::Tensor { elem_type: elem, shape: MessageField::some(shape), ..Default::default() };
+    let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: name.into(), type_: MessageField::some(ty), ..Default::default() }
+}
+
+fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+    let input = inputs.iter().map(ToString::to_string).collect();
+    NodeProto { name: format!("/{op}"), op_type: op.into(), input, output: vec![output.into()], ..Default::default() }
+}
+
+/// `y = activation(x w)` and `picked = gather(table, index)`.
+fn model(activation: &str) -> Vec<u8> {
+    let weight = |name: &str, dims: &[i64]| {
+        let n = dims.iter().product::<i64>();
+        let raw_data = (0..n).flat_map(|i| (0.25 * (i % 7) as f32 - 0.5).to_le_bytes()).collect();
+        TensorProto { name: name.into(), data_type: F32, dims: dims.to_vec(), raw_data, ..Default::default() }
+    };
+    let graph = GraphProto {
+        name: "small".into(),
+        node: vec![node("MatMul", &["x", "w"], "p"), node(activation, &["p"], "y"), node("Gather", &["table", "index"], "picked")],
+        input: vec![value("x", F32, &["batch", "4"]), value("index", I64, &["count"])],
+        output: vec![value("y", F32, &["batch", "40"]), value("picked", F32, &["count", "3"])],
+        initializer: vec![weight("w", &[4, 40]), weight("table", &[5, 3])],
+        ..Default::default()
+    };
+    let opset = OperatorSetIdProto { version: 17, ..Default::default() };
+    let model = ModelProto { ir_version: 8, opset_import: vec![opset], graph: MessageField::some(graph), ..Default::default() };
+    model.write_to_bytes().expect("a message")
+}
+
+#[test]
+fn help_and_versions_are_printed() {
+    let p = Place::new();
+    p.run("--help").expect(0, &["compile", "run", "bench", "verify", "check", "inspect", "TFC_FLAGS", "Exit codes"]);
+    p.run("--version").expect(0, &["tfc 0."]);
+    for command in ["compile", "run", "bench", "verify", "check", "inspect"] {
+        let r = p.run(&format!("{command} --help")).expect(0, &["Usage:", "Examples:", "--color"]);
+        assert!(r.err.is_empty());
+    }
+}
+
+#[test]
+fn wrong_usage_has_code_2() {
+    let p = Place::new();
+    let before = p.files();
+    for (line, pieces) in [
+        ("", &["Usage"][..]),
+        ("frobnicate", &["frobnicate"]),
+        ("compile m.onnx --frobnicate", &["--frobnicate"]),
+        ("compile", &["MODEL.onnx"]),
+        ("compile m.onnx -O7 -o m.o", &["0, 1, 2 and 3"]),
+        ("compile m.onnx --passes fold,nothing -o m.o", &["`nothing`", "eqsat"]),
+        ("compile m.onnx --stop-after nothing -o m.tir", &["`nothing`", "eqsat"]),
+        ("compile m.onnx -O0 --stop-after eqsat -o m.tir", &["does not run", "01-dce"]),
+        ("compile m.onnx --stop-after dce -o m.o", &["no code"]),
+        ("compile m.onnx --quant w7a7 -o m.o", &["no such scheme", "w4a8"]),
+        ("compile m.onnx --name 1st -o m.o", &["not an identifier", "--name _1st"]),
+        ("compile m.onnx -o m.pdf", &["extension", ".tir"]),
+        ("compile m.onnx --mcpu i486 -o m.o", &["i486", "`baseline`"]),
+        ("compile m.onnx --cpu-variants baseline,sse9 -o m.o", &["sse9", "`baseline`"]),
+        ("compile m.onnx --target nonsense -o m.o", &["nonsense"]),
+        ("compile m.onnx --dim batch=5..2 -o m.o", &["empty"]),
+        ("compile m.onnx --shape x=2xtwo -o m.o", &["`two` is not a size"]),
+        ("compile m.onnx --shape x=2x4 --shape x=3x4 -o m.o", &["given twice"]),
+        ("run m.onnx", &["needs inputs", "`x`: f32[batch, 4]", "--inputs"]),
+        ("run m.onnx --inputs in.npz --threads many", &["many"]),
+        ("bench m.onnx --iters 0", &["--iters"]),
+    ] {
+        p.run(line).expect(2, pieces);
+    }
+    assert_eq!(p.files(), before);
+}
+
+#[test]
+fn bad_models_have_code_1_and_leave_nothing() {
+    let p = Place::new();
+    let good = p.read("m.onnx");
+    fs::write(p.path("truncated.onnx"), &good[..good.len() / 2]).unwrap();
+    fs::write(p.path("text.onnx"), "this is a text\n").unwrap();
+    fs::write(p.path("empty.onnx"), "").unwrap();
+    fs::write(p.path("bad.tir"), "tfc.ir 1\n\ninput %x: f32[2]\n\n%0 = frobnicate %x : f32[2]\n").unwrap();
+    fs::write(p.path("wrong.tir"), "tfc.ir 1\n\ninput %x: f32[2]\n\n%0 = exp %x : f32[3]\n\noutput y = %0\n").unwrap();
+    let before = p.files();
+    for (file, pieces) in [
+        ("truncated.onnx", &["error: ", "--> `truncated.onnx`", "byte "][..]),
+        ("text.onnx", &["--> `text.onnx`", "does not look like an ONNX model"]),
+        ("empty.onnx", &["the file is empty", "--> `empty.onnx`"]),
+        ("absent.onnx", &["cannot open the file", "--> `absent.onnx`"]),
+        (".", &["not a regular file"]),
+        ("bad.tir", &["--> bad.tir:5:", "frobnicate"]),
+        ("wrong.tir", &["not valid", "f32[3]", "rule 7"]),
+    ] {
+        p.run(&format!("compile {file} -o out.o")).expect(1, pieces);
+        p.run(&format!("compile {file} -o out")).expect(1, pieces);
+    }
+    p.run("compile m.onnx --dim nothing=3 -o out.o").expect(1, &["no dimension `nothing`", "help:", "`batch`"]);
+    p.run("compile m.onnx --shape x=2x5 -o out.o").expect(1, &["input `x`", "5", "4"]);
+    p.run("compile m.onnx -o absent/out.o").expect(1, &["the folder `absent` does not exist"]);
+    assert_eq!(p.files(), before);
+}
+
+#[test]
+fn damaged_models_never_crash() {
+    let p = Place::new();
+    let good = p.read("m.onnx");
+    // A prime distance reaches every kind of byte of the small file.
+    for at in (0..good.len()).step_by(13) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(p.path("flipped.onnx"), bytes).unwrap();
+        let r = p.run("check flipped.onnx");
+        assert!([0, 1, 3].contains(&r.code), "bit flipped in byte {at}: {} {}", r.code, r.err);
+    }
+}
+
+#[test]
+fn what_is_not_supported_has_code_3_and_is_listed_at_once() {
+    let p = Place::new();
+    fs::write(p.path("odd.onnx"), model("Frobnicate")).unwrap();
+    let before = p.files();
+    for line in ["compile odd.onnx -o out.o", "check odd.onnx", "run odd.onnx --inputs in.npz"] {
+        p.run(line).expect(3, &["operator", "count", "Frobnicate", "`/Frobnicate`", "--> `odd.onnx`"]);
+    }
+    let json = p.run("check odd.onnx --json").expect(3, &[]).out;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["supported"], false);
+    assert_eq!(json["unsupported"][0]["operator"], "Frobnicate");
+    assert_eq!(json["unsupported"][0]["count"], 1);
+    p.run("compile m.onnx --quant w8a8 -o out.o").expect(3, &["w8a8", "--quant f32"]);
+    p.run("compile m.onnx -o out.ptx").expect(3, &["ptx"]);
+    p.run("compile m.onnx --target sparc64-unknown-linux-gnu -o out.o").expect(3, &["sparc64"]);
+    assert_eq!(p.files(), before);
+    let json: serde_json::Value = serde_json::from_str(&p.run("check m.onnx --json").expect(0, &[]).out).unwrap();
+    assert_eq!(json["supported"], true);
+    assert!(json["kernels"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_named_with_both_sides() {
+    let p = Place::new();
+    p.run("compile m.onnx -o m.tir -q").expect(0, &[]);
+    p.inputs("missing.npz", &[("x", Elem::F32, &[2, 4]), ("other", Elem::F32, &[1])]);
+    p.inputs("types.npz", &[("x", Elem::F64, &[2, 4]), ("index", Elem::I64, &[2, 1])]);
+    p.inputs("sizes.npz", &[("x", Elem::F32, &[2, 5]), ("index", Elem::I64, &[2])]);
+    let whole = p.read("in.npz");
+    fs::write(p.path("cut.npz"), &whole[..whole.len() - 30]).unwrap();
+    let mut flipped = whole.clone();
+    let at = whole.windows(4).position(|w| w == 1f32.to_le_bytes()).unwrap();
+    flipped[at] ^= 1;
+    fs::write(p.path("flipped.npz"), flipped).unwrap();
+    let before = p.files();
+    for model in ["m.onnx", "m.tir"] {
+        for (file, pieces) in [
+            ("missing.npz", &["`index`", "i64[count]", "no such member", "`other`", "no such input", "f32[1]"][..]),
+            ("types.npz", &["the model wants f32[batch, 4]", "f64[2, 4]", "the model wants i64[count]", "i64[2, 1]"]),
+            ("sizes.npz", &["f32[batch, 4]", "f32[2, 5]"]),
+            ("cut.npz", &["cut.npz", "damaged"]),
+            ("flipped.npz", &["flipped.npz", "member `x`", "damaged"]),
+            ("absent.npz", &["cannot open", "absent.npz"]),
+        ] {
+            p.run(&format!("run {model} --inputs {file} --outputs out.npz")).expect(1, pieces);
+        }
+    }
+    assert_eq!(p.files(), before);
+    p.run("bench m.onnx").expect(1, &["free dimensions: `batch`, `count`", "f32[batch, 4]", "--dim"]);
+    p.run("verify m.onnx --inputs in.npz --reference in.npz").expect(1, &["output `y`", "no such member"]);
+}
+
+#[test]
+fn an_index_out_of_range_is_a_status() {
+    let p = Place::new();
+    let index: Vec<u8> = 99i64.to_le_bytes().to_vec();
+    let x = [0; 16];
+    let arrays = [("x", Elem::F32, &[1, 4][..], &x[..]), ("index", Elem::I64, &[1][..], &index[..])];
+    tfc::npz::write(File::create(p.path("far.npz")).unwrap(), arrays).unwrap();
+    p.run("run m.onnx --inputs far.npz").expect(1, &["index"]);
+}
+
+#[test]
+fn outputs_have_the_names_of_the_model_and_agree_with_the_interpreter() {
+    let p = Place::new();
+    p.run("run m.onnx --inputs in.npz --outputs out.npz --threads 2").expect(0, &[]);
+    let mut archive = tfc::npz::Archive::open(&p.path("out.npz")).unwrap();
+    let types: Vec<String> = archive.members().iter().map(|m| format!("{} {}", m.name, m.header.type_text())).collect();
+    assert_eq!(types, ["y f32[2, 40]", "picked f32[2, 3]"]);
+    let sum: f64 = archive.tensor("y").unwrap().to_f64s().iter().sum();
+    assert!((sum - 2.0).abs() < 1e-5, "{sum}");
+    let once = p.read("out.npz");
+    p.run("run m.onnx --inputs in.npz --outputs out.npz --threads 1").expect(0, &[]);
+    assert_eq!(p.read("out.npz"), once);
+    p.run("run m.onnx --inputs in.npz").expect(0, &["y: f32[2, 40]  min", "picked: f32[2, 3]"]);
+    for level in 0..4 {
+        p.run(&format!("verify m.onnx -O{level} --verify-each --inputs in.npz")).expect(0, &["y ", "picked ", "ok"]);
+    }
+    p.run("verify m.onnx --dim batch=3,count=2").expect(0, &["f32[3, 40]"]);
+    p.run("verify m.onnx --inputs in.npz --reference out.npz").expect(0, &["ok"]);
+    // Outputs of other inputs are not the ones of these.
+    p.inputs("ones.npz", &[("y", Elem::F32, &[2, 40]), ("picked", Elem::F32, &[2, 3])]);
+    p.run("verify m.onnx --inputs in.npz --reference ones.npz").expect(1, &["80 of 80 differ", "`y`, `picked`", "instead of 1"]);
+}
+
+#[test]
+fn a_benchmark_prints_what_tools_read() {
+    let p = Place::new();
+    let out = p.run("bench m.onnx --shape x=3x4,index=2 --iters 4 --warmup 2 --threads 1 --json").expect(0, &[]).out;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    for key in ["median_ms", "min_ms", "p90_ms", "first_ms", "load_ms"] {
+        assert!(json[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {out}");
+    }
+    assert_eq!((json["iters"].as_u64(), json["threads"].as_u64()), (Some(4), Some(1)));
+    assert!(json["min_ms"].as_f64() <= json["median_ms"].as_f64() && json["median_ms"].as_f64() <= json["p90_ms"].as_f64());
+    p.run("bench m.onnx --inputs in.npz --iters 1").expect(0, &["median", "first result"]);
+}
+
+#[test]
+fn objects_are_the_same_every_time_and_can_be_inspected() {
+    let p = Place::new();
+    fs::create_dir(p.path("other")).unwrap();
+    fs::copy(p.path("m.onnx"), p.path("other/m.onnx")).unwrap();
+    p.run("compile m.onnx -o a.o -q").expect(0, &[]);
+    p.run("compile other/m.onnx -o other/b.o -q").expect(0, &[]);
+    assert_eq!(p.read("a.o"), p.read("other/b.o"));
+    let r = p.run("inspect a.o").expect(0, &["batch  1..", "f32[batch, 4]", "picked", "kernels"]);
+    assert!(r.err.is_empty());
+    let json: serde_json::Value = serde_json::from_str(&p.run("inspect a.o --json").expect(0, &[]).out).unwrap();
+    assert_eq!((&json["name"], &json["inputs"][1]["name"]), (&"m".into(), &"index".into()));
+    p.run("compile m.onnx -o arm.o --target aarch64-unknown-linux-gnu --name arm -q").expect(0, &[]);
+    p.run("inspect arm.o").expect(0, &["aarch64-unknown-linux-gnu"]);
+    p.run("inspect m.onnx").expect(1, &["error", "m.onnx"]);
+    p.run("inspect other").expect(1, &["not a bundle"]);
+    p.run("run a.o --inputs in.npz").expect(1, &["relocatable object", "cc -shared"]);
+}
+
+#[test]
+fn a_text_form_compiles_to_the_same_code() {
+    use object::{Object, ObjectSection};
+    let p = Place::new();
+    p.run("compile m.onnx -o m.tir").expect(0, &["wrote m.tir"]);
+    p.run("compile m.tir --passes= -o again.tir -q").expect(0, &[]);
+    assert_eq!(p.read("m.tir"), p.read("again.tir"));
+    assert_eq!(p.read("m.tir.bin"), p.read("again.tir.bin"));
+    p.run("compile m.tir --passes= -o a.o --name m -q").expect(0, &[]);
+    p.run("compile again.tir --passes= -o b.o --name m -q").expect(0, &[]);
+    assert_eq!(p.read("a.o"), p.read("b.o"));
+    p.run("compile m.onnx -o direct.o -q").expect(0, &[]);
+    // The manifests differ in the options and in the hash of the model's file, the code does not.
+    let sections = |name: &str| -> Vec<usize> {
+        let file = p.read(name);
+        object::File::parse(&file[..]).unwrap().sections().filter(|s| s.name() == Ok(".text")).map(|s| s.size() as usize).collect()
+    };
+    assert_eq!(sections("a.o"), sections("direct.o"));
+    fs::remove_file(p.path("m.tir.bin")).unwrap();
+    p.run("compile m.tir -o c.o").expect(1, &["m.tir.bin"]);
+    assert!(!p.path("c.o").exists());
+    p.run("compile again.tir --dim batch=2 -o c.o").expect(2, &["ONNX"]);
+}
+
+#[test]
+fn the_compiler_can_be_looked_into() {
+    let p = Place::new();
+    let r = p.run("compile m.onnx -o m.o --dump-ir ir --print-ir-after fold --time-passes --stats --opt-report --verify-each");
+    let r = r.expect(0, &["[1/4] read m.onnx", "[4/4] generate code", "// after 01-fold", "05-eqsat", "/MatMul", "kind"]);
+    assert!(r.out.is_empty(), "{}", r.out);
+    let mut dumps: Vec<PathBuf> = fs::read_dir(p.path("ir")).unwrap().map(|e| e.unwrap().path()).collect();
+    dumps.retain(|d| d.extension().is_some_and(|e| e == "tir"));
+    dumps.sort();
+    let name = |d: &Path| d.file_name().unwrap().to_string_lossy().into_owned();
+    assert_eq!((name(&dumps[0]), name(&dumps[1])), ("00-import.tir".into(), "01-fold.tir".into()));
+    for d in &dumps {
+        p.run(&format!("verify ir/{} --inputs in.npz", name(d))).expect(0, &["ok"]);
+    }
+    let stats = p.run("compile m.onnx -o m.o -q --stats=json").expect(0, &[]).out;
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["passes"][0]["name"], "fold");
+    assert!(stats["program"]["kernels"].as_u64().unwrap() > 0);
+    p.run("compile m.onnx --stop-after 01-fold").expect(0, &["tfc.ir 1", "matmul"]);
+    p.run("compile m.onnx --stop-after import -o i.tir -q").expect(0, &[]);
+    assert_eq!(p.read("i.tir"), p.read("ir/00-import.tir"));
+    p.run("compile m.onnx --emit clif -o -").expect(0, &["function"]);
+    p.run("compile m.onnx --emit asm -o -").expect(0, &["ret"]);
+    p.run("compile m.onnx --emit dot,tir,obj -o many -q").expect(0, &[]);
+    assert!(String::from_utf8(p.read("many.dot")).unwrap().starts_with("digraph"));
+    assert!(p.path("many.tir").exists() && p.path("many.o").exists());
+}
+
+#[test]
+fn flags_come_from_the_environment_too() {
+    let p = Place::new();
+    let r = ran(p.command("compile m.onnx -o a.o").env("TFC_FLAGS", "-O0 --name 'from_env'").output().unwrap());
+    r.expect(0, &["by 1 passes"]);
+    p.run("inspect a.o").expect(0, &["from_env", "-O0"]);
+    let r = ran(p.command("compile m.onnx -o b.o -O1 --name b").env("TFC_FLAGS", "-O0 --name a").output().unwrap());
+    r.expect(0, &[]);
+    p.run("inspect b.o").expect(0, &["-O1"]);
+    ran(p.command("compile m.onnx -o c.o").env("TFC_FLAGS", "--name 'open").output().unwrap()).expect(2, &["TFC_FLAGS", "not closed"]);
+    ran(p.command("run m.onnx --inputs in.npz").env("TFC_CPU", "z80").output().unwrap()).expect(1, &["`z80`", "`baseline`"]);
+    ran(p.command("run m.onnx --inputs in.npz -v").env("TFC_CPU", "baseline").output().unwrap()).expect(0, &["variant baseline"]);
+}
+
+#[test]
+fn colours_are_for_terminals_unless_told() {
+    let p = Place::new();
+    let escape = '\x1b';
+    assert!(!p.run("compile absent.onnx").err.contains(escape));
+    assert!(p.run("compile absent.onnx --color always").err.contains(escape));
+    assert!(p.run("compile --color=always --nothing").err.contains(escape));
+    assert!(!p.run("compile --color=never --nothing").err.contains(escape));
+    let r = ran(p.command("compile absent.onnx").env("NO_COLOR", "1").output().unwrap());
+    assert!(!r.err.contains(escape));
+}
+
+#[test]
+fn a_bundle_runs_like_its_model() {
+    let p = Place::new();
+    p.run("compile m.onnx -o bundle").expect(0, &["wrote bundle"]);
+    assert!(!p.files().iter().any(|f| f.starts_with(".tfc") || f.contains("tmp")), "{:?}", p.files());
+    p.run("inspect bundle").expect(0, &["name", "f32[batch, 4]"]);
+    if !p.path("bundle/m.so").exists() {
+        eprintln!("skipped: there is no C compiler, so there is no shared object");
+        return;
+    }
+    p.run("inspect bundle/m.so").expect(0, &["f32[batch, 4]"]);
+    p.run("run bundle --inputs in.npz --outputs out.npz").expect(0, &[]);
+    p.run("verify m.onnx --inputs in.npz --reference out.npz").expect(0, &["ok"]);
+    p.run("verify bundle --model m.onnx --inputs in.npz").expect(0, &["ok"]);
+    p.run("verify bundle").expect(2, &["--model", "--reference"]);
+    p.run("bench bundle --dim batch=2,count=1 --iters 2 --threads 1").expect(0, &["median"]);
+    p.run("bench bundle --dim batch=1..2").expect(2, &["must be a number"]);
+}
+
+/// The models of the zoo, if they are there: outputs by an independent implementation.
+#[test]
+fn models_of_the_zoo_agree_with_their_references() {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/zoo");
+    let p = Place::new();
+    let mut models: Vec<PathBuf> = fs::read_dir(&zoo).map(|d| d.map(|e| e.expect("an entry").path()).collect()).unwrap_or_default();
+    models.sort();
+    models.retain(|m| m.join("model.onnx").exists());
+    if models.is_empty() {
+        eprintln!("skipped: there are no models in {}", zoo.display());
+    }
+    for m in models {
+        let file = |name: &str| m.join(name).display().to_string();
+        let line = format!("verify {} --inputs {} --reference {}", file("model.onnx"), file("inputs.npz"), file("outputs.npz"));
+        p.run(&line).expect(0, &["ok"]);
+    }
+}
