@@ -487,3 +487,22 @@ fn contents_may_be_in_a_file_beside_the_model() {
     let e = load(&path, &ImportOptions::default()).unwrap_err().to_string();
     assert!(e.contains("initializer `w`") && e.contains("has 5 bytes, but 8 are needed from byte 4 on"), "{e}");
 }
+
+#[test]
+fn a_table_of_positions_bounds_the_sequence() {
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["seq", "4"])
+        .constant("table", count(&[16, 4]))
+        .constant("zero", i64s(&[], &[0]))
+        .list("first", &[0])
+        .node("Shape", "x", "s", &[])
+        .node("Gather", "s zero", "n", &[])
+        .node("Unsqueeze", "n first", "end", &[])
+        .node("Slice", "table first end first", "places", &[])
+        .node("Add", "x places", "y", &[])
+        .output("y");
+    let g = m.import().unwrap();
+    let ranges: Vec<_> = g.symbols.values().map(|r| (r.min, r.max)).collect();
+    assert_eq!(ranges, [(1, 16)]);
+    assert!(g.checks.is_empty(), "{:?}", g.checks);
+}

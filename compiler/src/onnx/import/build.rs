@@ -6,7 +6,7 @@
 use super::{Importer, Res, demand};
 use crate::onnx::import::unsupported;
 use std::sync::Arc;
-use tfc_ir::dim::{Bindings, Dim, SymbolTable};
+use tfc_ir::dim::{Atom, Bindings, Dim, Range, SymbolTable};
 use tfc_ir::graph::{DimCheck, Value};
 use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::ops::{
@@ -210,6 +210,7 @@ impl Importer<'_> {
             values.push(self.value(v)?);
         }
         let value = self.graph.add(op, &values, &self.loc)?;
+        self.settle_checks();
         Ok(self.adopt(value))
     }
 
@@ -308,6 +309,31 @@ impl Importer<'_> {
                 self.graph.checks.push(DimCheck { left, right, loc: self.loc.clone() });
             }
         }
+        self.settle_checks();
+    }
+
+    /// Turns checks into ranges where they say no more: a size that must equal its minimum with a number
+    /// is at most that number (a sequence that positions are added to, which are sliced from a table).
+    fn settle_checks(&mut self) {
+        let symbols = &mut self.graph.symbols;
+        self.graph.checks.retain(|c| {
+            for (size, other) in [(&c.left, &c.right), (&c.right, &c.left)] {
+                let (Some(symbol), mut terms) = (size.as_symbol(), other.terms()) else { continue };
+                let (Some((1, [atom])), None) = (terms.next(), terms.next()) else { continue };
+                let (Atom::Min(a, b) | Atom::Max(a, b)) = atom else { continue };
+                let bound = if **a == *size { b.as_const() } else { a.as_const().filter(|_| **b == *size) };
+                let (Some(bound), Some(range)) = (bound, symbols.get_mut(symbol)) else { continue };
+                let tighter = match atom {
+                    Atom::Min(..) => Range { max: range.max.min(bound), ..*range },
+                    _ => Range { min: range.min.max(bound), ..*range },
+                };
+                if tighter.min <= tighter.max {
+                    *range = tighter;
+                    return false;
+                }
+            }
+            true
+        });
     }
 
     /// The only element of a tensor of whole numbers, which may have a float type.
