@@ -244,12 +244,16 @@ impl Dim {
 
     /// Whether `self == other` follows (`Some(true)`), is impossible (`Some(false)`), or depends on the symbols.
     pub fn same(&self, other: &Dim, symbols: &SymbolTable) -> Option<bool> {
-        let r = (self.clone() - other.clone()).range(symbols);
-        match (r.min, r.max) {
-            (0, 0) => Some(true),
-            (lo, hi) if lo > 0 || hi < 0 => Some(false),
-            _ => None,
-        }
+        let decide = |difference: Dim| {
+            let r = difference.range(symbols);
+            match (r.min, r.max) {
+                (0, 0) => Some(true),
+                (lo, hi) if lo > 0 || hi < 0 => Some(false),
+                _ => None,
+            }
+        };
+        // What the ranges simplify, a minimum with a bound for instance, may cancel.
+        decide(self.clone() - other.clone()).or_else(|| decide(self.simplify(symbols) - other.simplify(symbols)))
     }
 
     /// Its value. `None` when a symbol has no value, a divisor is 0, or the result leaves i64.
@@ -564,6 +568,7 @@ mod tests {
         assert_eq!(s("n").maximum(&Dim::from(1)).simplify(&table), s("n"));
         assert_eq!(s("n").same(&Dim::from(-1), &table), Some(false));
         assert_eq!(s("n").same(&Dim::from(3), &table), None);
+        assert_eq!(s("n").same(&s("n").minimum(&Dim::from(512)), &table), Some(true));
     }
 
     #[test]
