@@ -816,3 +816,113 @@ fn empty_and_trivial_graphs_pass() {
     assert_eq!((out.nodes().len(), out.outputs().len()), (0, 3));
     assert_close(&g, &out);
 }
+
+#[test]
+fn attention_in_half_precision_with_a_softmax_in_single() {
+    let out = becomes(&["attention", "cast", "cast", "cast", "cast", "cast"], |b| {
+        let half = |b: &mut Build, sizes| b.input_of(Elem::F16, sizes);
+        let (q, k, v) = (half(b, "2, 3, 5, 4"), half(b, "2, 3, 4, 6"), half(b, "2, 3, 6, 4"));
+        let s = b.op(Matmul {}, &[q, k]);
+        let bias = half(b, "2, 1, 5, 6");
+        let s = b.op(Add {}, &[s, bias]);
+        let s = b.op(Cast { to: Elem::F32 }, &[s]);
+        let p = b.op(Softmax { axis: 3, log: false }, &[s]);
+        let p = b.op(Cast { to: Elem::F16 }, &[p]);
+        b.op(Matmul {}, &[p, v])
+    });
+    let (_, node) = out.nodes().find(|(_, d)| d.op.mnemonic() == "attention").unwrap();
+    assert_eq!(out.ty(node.outputs[0]).elem, Elem::F32);
+}
+
+#[test]
+fn attention_by_einsum_with_keys_first() {
+    becomes(&["attention"], |b| {
+        let (q, k, v) = (b.input("2, seq, 3, 4"), b.input("2, keys, 3, 4"), b.input("2, keys, 3, 4"));
+        let q = transpose(b, q, &[0, 2, 3, 1]);
+        let (k, v) = (transpose(b, k, &[0, 2, 1, 3]), transpose(b, v, &[0, 2, 1, 3]));
+        let (q, k) = (reshape(b, q, "6, 4, seq"), reshape(b, k, "6, keys, 4"));
+        let s = b.op(Matmul {}, &[k, q]);
+        let s = reshape(b, s, "2, 3, keys, seq");
+        let s = transpose(b, s, &[0, 1, 3, 2]);
+        let s = scaled(b, s, 0.5);
+        let p = b.op(Softmax { axis: 3, log: false }, &[s]);
+        b.op(Matmul {}, &[p, v])
+    });
+}
+
+#[test]
+fn attention_with_transposed_values() {
+    becomes(&["attention"], |b| {
+        // The attention of convolutional networks: channels first, no heads.
+        let (q, k, v) = (b.input("2, 4, seq"), b.input("2, 4, keys"), b.input("2, 8, keys"));
+        let q = transpose(b, q, &[0, 2, 1]);
+        let s = b.op(Matmul {}, &[q, k]);
+        let p = b.op(Softmax { axis: 2, log: false }, &[s]);
+        let p = transpose(b, p, &[0, 2, 1]);
+        b.op(Matmul {}, &[v, p])
+    });
+}
+
+/// Attention of `seq` queries over `keys` keys under a mask that `hidden` builds; whether it becomes causal.
+fn is_causal(seq: &str, keys: &str, mask: impl FnOnce(&mut Build) -> Value, visible: bool) -> bool {
+    let mut b = Build::new();
+    let (q, k, v) = (b.input(&format!("2, 3, {seq}, 4")), b.input(&format!("2, 3, {keys}, 4")), b.input(&format!("2, 3, {keys}, 4")));
+    let k = transpose(&mut b, k, &[0, 1, 3, 2]);
+    let s = b.op(Matmul {}, &[q, k]);
+    let (zero, fill) = (b.scalar(0.0), b.scalar(f64::from(f32::MIN)));
+    let m = mask(&mut b);
+    let bias = b.op(Select {}, &if visible { [m, zero, fill] } else { [m, fill, zero] });
+    let s = b.op(Add {}, &[s, bias]);
+    let p = b.op(Softmax { axis: 3, log: false }, &[s]);
+    let y = b.op(Matmul {}, &[p, v]);
+    let g = b.done(y);
+    let (out, _) = run(&g, PASSES);
+    assert_close(&g, &out);
+    let mut causal = out.nodes().filter_map(|(_, d)| if let Op::Attention(a) = &d.op { Some(a.causal) } else { None });
+    causal.next().expect("an attention")
+}
+
+fn positions(b: &mut Build, n: &str, sizes: &str) -> Value {
+    let p = b.op(Iota { elem: Elem::I64, shape: shape(n), axis: 0 }, &[]);
+    reshape(b, p, sizes)
+}
+
+#[test]
+fn causal_masks_are_recognised() {
+    let iotas = |b: &mut Build| (positions(b, "seq", "1, 1, 1, seq"), positions(b, "seq", "1, 1, seq, 1"));
+    let le = |b: &mut Build| {
+        let (k, q) = iotas(b);
+        b.op(Le {}, &[k, q])
+    };
+    let lt = |b: &mut Build| {
+        let (k, q) = iotas(b);
+        b.op(Lt {}, &[q, k])
+    };
+    assert!(is_causal("seq", "seq", le, true));
+    assert!(is_causal("seq", "seq", lt, false));
+    assert!(!is_causal("seq", "seq", le, false));
+    assert!(!is_causal("seq", "seq", lt, true));
+    let strictly = |b: &mut Build| {
+        let (k, q) = iotas(b);
+        b.op(Lt {}, &[k, q])
+    };
+    assert!(!is_causal("seq", "seq", strictly, true), "the first query would see no key");
+    let anti = |b: &mut Build| {
+        let (k, q) = iotas(b);
+        b.op(Le {}, &[q, k])
+    };
+    assert!(!is_causal("seq", "seq", anti, true));
+    // With keys of the past: queries are the last of the keys.
+    let with_past = |lead: i64| {
+        move |b: &mut Build| {
+            let (k, q) = (positions(b, "7", "1, 1, 1, 7"), positions(b, "5", "1, 1, 5, 1"));
+            let lead = b.constant(Tensor::scalar(Elem::I64, Scalar::Int(lead.into())));
+            let q = b.op(Add {}, &[q, lead]);
+            b.op(Le {}, &[k, q])
+        }
+    };
+    assert!(is_causal("5", "7", with_past(2), true));
+    assert!(!is_causal("5", "7", with_past(1), true));
+    let table = |b: &mut Build| b.constant(Tensor::build(Elem::Bool, &[1, 1, 5, 5], |i| Scalar::Int((i % 5 <= i / 5).into())));
+    assert!(is_causal("5", "5", table, true));
+}

@@ -5,12 +5,15 @@ use super::Use::Explore;
 use super::{Root, Rule};
 use crate::terms::{Term, Terms};
 use tfc_ir::dim::Dim;
-use tfc_ir::ops::{Add, Attention, Cast, Div, Expand, IsNan, Matmul, Mul, Neg, Op, Reshape, Select, Softmax, Sub, Transpose};
+use tfc_ir::ops::{Add, Attention, Cast, Div, Expand, IsNan, Le, Lt, Matmul, Mul, Neg, Not, Op, Reshape, Select, Softmax, Sub, Transpose};
+use tfc_ir::tensor::Scalar;
 use tfc_ir::types::{Elem, Shape};
 
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
     Rule::new("attention",               Rounding, Explore, &["matmul"],    attention),
+    Rule::new("attention-transposed",    Rounding, Explore, &["matmul"],    attention_transposed),
+    Rule::new("attention-causal",        Rounding, Explore, &["attention"], attention_causal),
     Rule::new("attention-grouped-heads", Exact,    Explore, &["attention"], attention_grouped_heads),
     Rule::new("attention-scaled-query",  Rounding, Explore, &["attention"], attention_scaled_operands),
 ];
@@ -19,14 +22,33 @@ pub(super) const RULES: &[Rule] = &[
 /// position biases, scales and reshapes, with room to spare.
 const MAX_DEPTH: usize = 12;
 
+/// How many conversions, reshapes and replacements of NaN may lie between a softmax and its product with values.
+const MAX_WRAPPERS: usize = 5;
+
 /// `softmax(scores) v = attention(q, k, v, bias)` where the scores are made of `q kᵀ` by factors,
-/// summands, masks and reshapes of the axes before the last two: see [`scores`]
+/// summands, masks, reshapes of the axes before the last two, and conversions to a wider float: see [`scores`]
 fn attention(t: &mut dyn Terms, root: &Root) -> Option<Term> {
-    let (p, v) = (root.arg(0), root.arg(1));
-    let probabilities = probabilities(t, p, 4)?;
+    attend(t, root.arg(0), root.arg(1))
+}
+
+/// `vᵀ softmax(scores)ᵀ = attention(q, k, v, bias)ᵀ`, with transposed last axes throughout
+fn attention_transposed(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    let p = transposed(t, root.arg(1))?;
+    probabilities(t, p, MAX_WRAPPERS)?;
+    let v = swap_last(t, root.arg(0))?;
+    let y = attend(t, p, v)?;
+    swap_last(t, y)
+}
+
+/// `p v` as attention.
+fn attend(t: &mut dyn Terms, p: Term, v: Term) -> Option<Term> {
+    let probabilities = probabilities(t, p, MAX_WRAPPERS)?;
     let s = scores(t, probabilities.scores, 1.0, MAX_DEPTH)?;
-    let target = heads(&[s.frame.clone(), t.shape(probabilities.scores).clone(), t.shape(p).clone()])?;
+    let narrow = t.ty(v).elem;
+    let elem = t.ty(probabilities.scores).elem;
     let frame = t.shape(p).clone();
+    let target = heads(&[s.frame.clone(), t.shape(probabilities.scores).clone(), frame.clone()])?;
+    let columns = t.shape(v).0.last()?.clone();
     let q = reframe(t, s.q, &s.frame, &target)?;
     let k = swap_last(t, s.k_transposed)?;
     let k = reframe(t, k, &s.frame, &target)?;
@@ -38,12 +60,13 @@ fn attention(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (term, frame) in &s.summands {
         finite &= is_finite(t, *term, MAX_DEPTH);
         let term = reframe(t, *term, frame, &target)?;
+        let term = converted(t, term, elem)?;
         bias = Some(match bias {
             Some(sum) => t.add(Add {}.into(), &[sum, term])?,
             None => term,
         });
     }
-    let mut args = vec![q, k, v];
+    let mut args = vec![converted(t, q, elem)?, converted(t, k, elem)?, converted(t, v, elem)?];
     args.extend(bias);
     let mut y = t.add(Attention { scale: s.scale.into(), causal: false }.into(), &args)?;
     if probabilities.nan_to_zero && !finite {
@@ -52,8 +75,16 @@ fn attention(t: &mut dyn Terms, root: &Root) -> Option<Term> {
         let zero = t.scalar_like(y, 0.0);
         y = t.add(Select {}.into(), &[nan, zero, y])?;
     }
-    let shape = t.shape(root.term).clone();
+    let y = converted(t, y, narrow)?;
+    let mut shape = frame;
+    shape.0.pop();
+    shape.0.push(columns);
     t.reshape(y, shape)
+}
+
+/// `x` with elements of another type.
+fn converted(t: &mut dyn Terms, x: Term, to: Elem) -> Option<Term> {
+    if t.ty(x).elem == to { Some(x) } else { t.add(Cast { to }.into(), &[x]) }
 }
 
 /// A softmax over the last axis.
@@ -64,7 +95,8 @@ struct Probabilities {
     nan_to_zero: bool,
 }
 
-/// The softmax behind reshapes that keep the last two axes, and behind the replacement of NaN by 0.
+/// The softmax behind reshapes that keep the last two axes, behind the replacement of NaN by 0, and
+/// behind the conversion to a narrower float.
 fn probabilities(t: &dyn Terms, p: Term, depth: usize) -> Option<Probabilities> {
     let depth = depth.checked_sub(1)?;
     let last = t.ty(p).rank() - 1;
@@ -77,8 +109,14 @@ fn probabilities(t: &dyn Terms, p: Term, depth: usize) -> Option<Probabilities> 
             return Some(Probabilities { nan_to_zero: true, ..probabilities(t, args[2], depth)? });
         }
     }
-    let reshapes = t.unary::<Reshape>(p).into_iter().filter(|&(_, x)| keeps_matrices(t.shape(x), t.shape(p)));
-    reshapes.into_iter().find_map(|(_, x)| probabilities(t, x, depth))
+    let reshapes = t.unary::<Reshape>(p).into_iter().filter(|&(_, x)| keeps_matrices(t.shape(x), t.shape(p))).map(|(_, x)| x);
+    let narrowed = t.unary::<Cast>(p).into_iter().filter(|&(_, x)| is_wider(t.ty(x).elem, t.ty(p).elem)).map(|(_, x)| x);
+    reshapes.chain(narrowed).find_map(|x| probabilities(t, x, depth))
+}
+
+/// Whether `wide` is a float type that holds every value of the float type `narrow`.
+fn is_wider(wide: Elem, narrow: Elem) -> bool {
+    wide.is_float() && narrow.is_float() && wide.bits() > narrow.bits()
 }
 
 /// Whether two shapes agree in the last two axes.
@@ -98,8 +136,8 @@ struct Scores {
 }
 
 /// Reads `s` times `scale` as scores. Looked through are factors that are numbers or constant along
-/// the last two axes, summands, `select`s of a very negative number (see [`mask`]), and reshapes that keep
-/// the last two axes.
+/// the last two axes, summands, `select`s of a very negative number (see [`mask`]), reshapes that keep
+/// the last two axes, the exchange of these, and conversions to a wider float.
 fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores> {
     let depth = depth.checked_sub(1)?;
     if let Some((q, k_transposed)) = t.binary::<Matmul>(s).into_iter().next() {
@@ -119,6 +157,8 @@ fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores
             }),
             (Op::Select(_), &[c, a, b]) => masked_scores(t, s, [c, a, b], scale, depth),
             (Op::Reshape(_), &[a]) if keeps_matrices(t.shape(a), t.shape(s)) => scores(t, a, scale, depth),
+            (Op::Cast(_), &[a]) if is_wider(t.ty(s).elem, t.ty(a).elem) => scores(t, a, scale, depth),
+            (Op::Transpose(p), &[a]) if swaps_last(&p.perm) => scores(t, a, scale, depth).and_then(|inner| transposed_scores(t, inner)),
             _ => None,
         };
         if found.is_some() {
@@ -126,6 +166,17 @@ fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores
         }
     }
     None
+}
+
+/// The scores of keys for queries, from those of queries for keys.
+fn transposed_scores(t: &mut dyn Terms, s: Scores) -> Option<Scores> {
+    if !s.summands.is_empty() {
+        return None;
+    }
+    let mut frame = s.frame;
+    let rank = frame.rank();
+    frame.0.swap(rank - 2, rank - 1);
+    Some(Scores { q: swap_last(t, s.k_transposed)?, k_transposed: swap_last(t, s.q)?, scale: s.scale, frame, summands: vec![] })
 }
 
 /// Scores `a * factor`.
@@ -300,14 +351,25 @@ fn same_heads(t: &mut dyn Terms, k: Term, v: Term, target: &[Dim; 2]) -> Option<
     if t.shape(k)[1] == t.shape(v)[1] { Some((k, v)) } else { Some((full(t, k, target, true)?, full(t, v, target, true)?)) }
 }
 
+/// Whether a permutation swaps the last two axes and nothing else.
+fn swaps_last(perm: &[usize]) -> bool {
+    let n = perm.len();
+    n >= 2 && perm[n - 2..] == [n - 1, n - 2] && perm[..n - 2].iter().enumerate().all(|(i, &p)| i == p)
+}
+
+/// What `x` is with the last two axes swapped, if it is written so.
+fn transposed(t: &dyn Terms, x: Term) -> Option<Term> {
+    t.unary::<Transpose>(x).into_iter().find(|(p, _)| swaps_last(&p.perm)).map(|(_, y)| y)
+}
+
 /// `x` with the last two axes swapped.
 fn swap_last(t: &mut dyn Terms, x: Term) -> Option<Term> {
+    if let Some(y) = transposed(t, x) {
+        return Some(y);
+    }
     let rank = t.ty(x).rank();
     let mut perm: Vec<usize> = (0..rank).collect();
     perm.swap(rank - 2, rank - 1);
-    if let Some((_, y)) = t.unary::<Transpose>(x).into_iter().find(|(p, _)| p.perm == perm) {
-        return Some(y);
-    }
     t.add(Transpose { perm }.into(), &[x])
 }
 
@@ -360,4 +422,91 @@ fn attention_scaled_operands(t: &mut dyn Terms, root: &Root) -> Option<Term> {
         }
     }
     None
+}
+
+/// `attention(q, k, v, bias) = causal attention(q, k, v)` for a bias that hides all later keys, by a number so low
+/// that they weigh nothing, and no other key; every query sees at least one
+fn attention_causal(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    let attention = root.op::<Attention>();
+    let &[q, k, v, bias] = &root.form.args[..] else { return None };
+    let (n, m) = (t.shape(q)[2].clone(), t.shape(k)[2].clone());
+    let ahead = m - n;
+    if attention.causal || ahead.range(t.symbols()).min < 0 || !hides_later_keys(t, bias, &ahead) {
+        return None;
+    }
+    t.add(Attention { scale: attention.scale, causal: true }.into(), &[q, k, v])
+}
+
+/// Whether a bias is 0 where query `i` may see key `j`, `j <= i + ahead`, and very negative elsewhere.
+fn hides_later_keys(t: &dyn Terms, bias: Term, ahead: &Dim) -> bool {
+    let elem = t.ty(bias).elem;
+    if let Some(c) = t.constant(bias) {
+        let (&[.., n, m], Some(ahead)) = (c.sizes(), ahead.as_const()) else { return false };
+        return c.iter().enumerate().all(|(at, x)| {
+            let (i, j) = (at / m % n, at % m);
+            if j as i64 <= i as i64 + ahead { x.to_f64() == 0.0 } else { absorbs_scores(x.to_f64(), elem) }
+        });
+    }
+    let hidden = |y: Term| t.number(y).is_some_and(|c| absorbs_scores(c, elem));
+    t.all::<Select>(bias).iter().any(|(_, args)| {
+        (t.is(args[1], 0) && hidden(args[2]) && is_visible(t, args[0], ahead, true))
+            || (hidden(args[1]) && t.is(args[2], 0) && is_visible(t, args[0], ahead, false))
+    })
+}
+
+/// Whether a condition holds exactly for the keys up to `i + ahead` of query `i`, or for the others.
+fn is_visible(t: &dyn Terms, c: Term, ahead: &Dim, visible: bool) -> bool {
+    // `a + slack <= b`, where positions along the last axis are keys and along the one before it queries.
+    let compare = |a: Term, b: Term, slack: i64| {
+        let (Some(a), Some(b)) = (position(t, a, 6), position(t, b, 6)) else { return false };
+        let lead = b.offset - a.offset - Dim::from(slack);
+        match (a.from_end, b.from_end) {
+            (1, 2) => visible && lead == *ahead,
+            // Query + slack <= key: the first hidden key is one behind the last visible one.
+            (2, 1) => !visible && Dim::from(-1) - lead == *ahead,
+            _ => false,
+        }
+    };
+    t.binary::<Le>(c).into_iter().any(|(a, b)| compare(a, b, 0))
+        || t.binary::<Lt>(c).into_iter().any(|(a, b)| compare(a, b, 1))
+        || t.unary::<Not>(c).into_iter().any(|(_, x)| is_visible(t, x, ahead, !visible))
+}
+
+/// A term whose elements are their index along one axis, plus an offset.
+struct Position {
+    /// The axis, 1 for the last.
+    from_end: usize,
+    offset: Dim,
+}
+
+fn position(t: &dyn Terms, y: Term, depth: usize) -> Option<Position> {
+    let depth = depth.checked_sub(1)?;
+    let rank = t.ty(y).rank();
+    t.forms(y).iter().find_map(|f| match (&*f.op, &f.args[..]) {
+        (Op::Iota(iota), _) => Some(Position { from_end: rank - iota.axis, offset: 0.into() }),
+        (Op::Add(_), &[a, b]) => [(a, b), (b, a)].into_iter().find_map(|(x, c)| {
+            let c = integer(t, c)?;
+            position(t, x, depth).map(|p| Position { offset: p.offset + c, ..p })
+        }),
+        (Op::Cast(c), &[x]) if c.to.is_int() && t.ty(x).elem.is_int() => position(t, x, depth),
+        (Op::Reshape(r), &[x]) => {
+            // A reshape that moves ones around the counted axis.
+            let p = position(t, x, depth)?;
+            let long = |s: &Shape| -> Vec<usize> { (0..s.rank()).filter(|&i| !s[i].is(1)).map(|i| s.rank() - i).collect() };
+            let (before, after) = (long(t.shape(x)), long(&r.shape));
+            (before == [p.from_end] && after.len() == 1).then(|| Position { from_end: after[0], ..p })
+        }
+        _ => None,
+    })
+}
+
+/// The integer that all elements of a term equal.
+fn integer(t: &dyn Terms, y: Term) -> Option<Dim> {
+    if let Some(Scalar::Int(n)) = t.splat(y) {
+        return i64::try_from(n).ok().map(Dim::from);
+    }
+    t.forms(y).iter().find_map(|f| match &*f.op {
+        Op::Dims(d) => d.values.first().filter(|first| d.values.iter().all(|v| v == *first)).cloned(),
+        _ => None,
+    })
 }
