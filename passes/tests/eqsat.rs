@@ -772,6 +772,28 @@ fn chained_constants_merge() {
 }
 
 #[test]
+fn factors_that_overflow_together_stay_apart() {
+    becomes(&["mul", "mul"], |b| {
+        let x = b.input("2, 8");
+        let y = scaled(b, x, 1e30);
+        scaled(b, y, 1e30)
+    });
+    becomes(&["div"], |b| {
+        let (x, c) = (b.input("2, 8"), b.scalar(1e-40));
+        b.op(Div {}, &[x, c])
+    });
+}
+
+#[test]
+fn fused_nodes_pass_unchanged() {
+    let (g, out) = recovered(Spelling { scale: 0, mask: 1, merged: true, direct: false });
+    let (fused, _) = run(&out, "legalize,fuse");
+    let (again, _) = run(&fused, "eqsat,simplify,cse,dce");
+    assert_eq!(count(&fused, "fused"), count(&again, "fused"));
+    assert_close(&g, &again);
+}
+
+#[test]
 fn the_same_graph_gives_the_same_result() {
     for s in [Spelling { scale: 3, mask: 2, merged: true, direct: false }, Spelling { scale: 0, mask: 1, merged: false, direct: true }] {
         assert_eq!(recovered(s).1.to_string(), recovered(s).1.to_string());

@@ -4,9 +4,9 @@
 use super::Numerics::{Exact, Rounding};
 use super::Use::Explore;
 use super::{Root, Rule};
-use crate::terms::{Term, Terms};
-use tfc_ir::ops::{Add, Conv, Matmul, Mul};
-use tfc_ir::types::Shape;
+use crate::terms::{Case, Term, Terms};
+use tfc_ir::ops::{Add, Conv, Matmul, Mul, Op};
+use tfc_ir::types::{Elem, Shape};
 
 #[rustfmt::skip]
 pub(super) const RULES: &[Rule] = &[
@@ -30,10 +30,20 @@ fn is_constant(t: &dyn Terms, y: Term) -> bool {
     within(t, y, 3)
 }
 
-/// `x / c = x * (1/c)` for a scalar constant `c`
+/// Whether a number keeps its precision in the element type: it neither overflows nor comes close to 0.
+fn is_normal(x: f64, elem: Elem) -> bool {
+    let (smallest, largest) = match elem {
+        Elem::F16 => (1e-4, 6e4),
+        Elem::F64 => (f64::MIN_POSITIVE, f64::MAX),
+        _ => (f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
+    };
+    (smallest..=largest).contains(&x.abs())
+}
+
+/// `x / c = x * (1/c)` for a scalar constant `c` with a normal reciprocal
 fn div_by_constant(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     let c = t.number(root.arg(1))?;
-    if t.ty(root.arg(0)) != t.ty(root.term) || c == 0.0 || !(1.0 / c).is_finite() {
+    if t.ty(root.arg(0)) != t.ty(root.term) || !is_normal(1.0 / c, t.ty(root.term).elem) {
         return None;
     }
     let factor = t.scalar_like(root.arg(0), 1.0 / c);
@@ -55,21 +65,28 @@ fn merge_summands(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     merge::<Add>(t, root, Add {})
 }
 
-/// `(x * c) * d = x * (c * d)` for constants `c`, `d`
+/// `(x * c) * d = x * (c * d)` for constants `c`, `d` whose product is normal, if they are numbers
 fn merge_factors(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     merge::<Mul>(t, root, Mul {})
 }
 
-fn merge<O: crate::terms::Case + Into<tfc_ir::ops::Op>>(t: &mut dyn Terms, root: &Root, op: O) -> Option<Term> {
-    if !t.ty(root.term).elem.is_float() {
+fn merge<O: Case + Into<Op>>(t: &mut dyn Terms, root: &Root, op: O) -> Option<Term> {
+    let elem = t.ty(root.term).elem;
+    if !elem.is_float() {
         return None;
     }
+    let is_product = matches!(op.clone().into(), Op::Mul(_));
     for (y, d) in t.either::<O>(root.term) {
         if !is_constant(t, d) || is_constant(t, y) {
             continue;
         }
         for (x, c) in t.either::<O>(y) {
             if !is_constant(t, c) || is_constant(t, x) {
+                continue;
+            }
+            if let (true, Some(c), Some(d)) = (is_product, t.number(c), t.number(d))
+                && !is_normal(c * d, elem)
+            {
                 continue;
             }
             let both = t.add(op.clone().into(), &[c, d])?;

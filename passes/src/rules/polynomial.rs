@@ -5,9 +5,12 @@ use crate::terms::{Term, Terms};
 use tfc_ir::ops::{Add, Div, Mul, Neg, Pow, Sub};
 use tfc_ir::types::Elem;
 
-/// The deepest nest of sums and products that is looked through: no exporter writes deeper ones,
-/// and it bounds the work in an e-graph.
-const MAX_DEPTH: usize = 8;
+/// The deepest nest of sums and products that is looked through for an affine function: no exporter
+/// writes deeper ones.
+const MAX_AFFINE: usize = 8;
+
+/// The same for polynomials, where both operands are followed and work doubles with every level.
+const MAX_POLYNOMIAL: usize = 6;
 
 /// The most ways to write one product that are tried.
 const MAX_PRODUCTS: usize = 24;
@@ -27,7 +30,7 @@ pub(super) fn close(a: f64, b: f64, elem: Elem) -> bool {
 
 /// `y` as a polynomial in `x` of degree 3 or less, all of the same type.
 pub(super) fn polynomial(t: &dyn Terms, y: Term, x: Term) -> Option<Coefficients> {
-    nested_polynomial(t, y, x, MAX_DEPTH)
+    nested_polynomial(t, y, x, MAX_POLYNOMIAL)
 }
 
 fn nested_polynomial(t: &dyn Terms, y: Term, x: Term, depth: usize) -> Option<Coefficients> {
@@ -86,7 +89,7 @@ pub(super) struct Affine<T> {
 
 /// `y` as a scaled and shifted term that `wanted` accepts.
 pub(super) fn affine<T>(t: &dyn Terms, y: Term, wanted: &dyn Fn(Term) -> Option<T>) -> Option<Affine<T>> {
-    nested_affine(t, y, wanted, MAX_DEPTH)
+    nested_affine(t, y, wanted, MAX_AFFINE)
 }
 
 fn nested_affine<T>(t: &dyn Terms, y: Term, wanted: &dyn Fn(Term) -> Option<T>, depth: usize) -> Option<Affine<T>> {

@@ -137,7 +137,10 @@ pub fn assert_close(a: &Graph, b: &Graph) {
             let tolerance = if x.elem() == Elem::F16 { 5e-3 } else { 1e-5 };
             let largest = x.to_f64s().iter().fold(0.0f64, |m, v| m.max(v.abs()));
             for (i, (p, q)) in x.to_f64s().iter().zip(y.to_f64s()).enumerate() {
-                assert!((p - q).abs() <= tolerance * largest.max(1e-3) || (p.is_nan() && q.is_nan()), "element {i}: {p} and {q}");
+                assert!(
+                    *p == q || (p - q).abs() <= tolerance * largest.max(1e-3) || (p.is_nan() && q.is_nan()),
+                    "element {i}: {p} and {q}"
+                );
             }
         }
     }
