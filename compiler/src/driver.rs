@@ -73,7 +73,7 @@ pub fn companion(tir: &Path) -> PathBuf {
 /// When the file cannot be read, is not such a model, uses what is not supported, or contradicts `import`.
 pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     let file = onnx::map_file(path)?;
-    let graph = if is_tir(path) { parse(path, &file, import)? } else { onnx::load(path, import).map_err(|e| not_onnx(e, &file))? };
+    let graph = if is_tir(path) { parse(path, &file, import)? } else { onnx::import(&decode(path)?, import)? };
     if let Err(errors) = verify(&graph) {
         if !is_tir(path) {
             return Err(diag::verifier(&errors, "the import"));
@@ -89,11 +89,18 @@ pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     Ok(Loaded { graph, hash: hash.digest128() })
 }
 
-/// A failure on a file that does not begin as ONNX models do, with the version, says so.
-fn not_onnx(e: onnx::Error, file: &[u8]) -> Box<Diagnostic> {
+/// Decodes an ONNX model.
+///
+/// # Errors
+/// When the file cannot be read or is not an ONNX model. For a file that does not begin as these do,
+/// with the version, the error says so.
+pub fn decode(path: &Path) -> Result<onnx::model::Model> {
     const VERSION_FIELD: u8 = 8;
-    let d: Box<Diagnostic> = e.into();
-    if file.first() == Some(&VERSION_FIELD) || !d.help.is_empty() { d } else { d.help("this does not look like an ONNX model") }
+    onnx::decode::read(path).map_err(|e| {
+        let d: Box<Diagnostic> = e.into();
+        let begin = onnx::map_file(path).ok().and_then(|file| file.first().copied());
+        if begin.is_none_or(|b| b == VERSION_FIELD) || !d.help.is_empty() { d } else { d.help("this does not look like an ONNX model") }
+    })
 }
 
 fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {

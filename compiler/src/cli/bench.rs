@@ -1,7 +1,7 @@
 //! `tfc bench`.
 
 use super::console::{Console, bytes};
-use super::options::{Level, Shapes};
+use super::options::{Level, Shapes, Threads};
 use super::{run, source};
 use serde_json::json;
 use std::path::PathBuf;
@@ -34,9 +34,8 @@ pub struct Args {
     /// The inputs.
     #[arg(long, value_name = "IN.npz")]
     inputs: Option<PathBuf>,
-    /// Threads; 0 for as many as there are CPUs.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    threads: Threads,
     /// Runs before the measurement, the first one included.
     #[arg(long, value_name = "N", default_value_t = 3)]
     warmup: usize,
@@ -58,14 +57,14 @@ pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let source = source::open(&args.model, &args.level, &args.shapes, false, console)?;
     let load = load.elapsed();
     let model = Arc::new(source.model);
-    let threads = if args.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { args.threads };
+    let threads = args.threads.count();
     let mut session = run::session(&model, threads)?;
     let tensors = match &args.inputs {
         Some(path) => inputs::read(path, model.inputs(), "input")?,
-        None => inputs::synthetic(&model, &source.shapes, &source.dims)?,
+        None => inputs::synthetic(&model, &source.sizes.shapes, &source.sizes.dims)?,
     };
     let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
-    let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let dims: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
     let dims = model.dims_with(&shapes, &dims).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
     let data: Vec<&[u8]> = tensors.iter().map(|t| &t.bytes()[..]).collect();
     let mut outputs = vec![];

@@ -31,16 +31,20 @@ pub struct Args {
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let options = driver_options(&args.level, &args.shapes)?;
-    let report = if driver::is_tir(&args.model) {
-        onnx::CheckReport::default()
+    // What is not supported shall not hide what else is not.
+    let (report, graph) = if driver::is_tir(&args.model) {
+        let graph = driver::load(&args.model, &options.import)?.graph;
+        let nodes = graph.nodes().len();
+        (onnx::CheckReport { nodes, ..Default::default() }, Some(graph))
     } else {
-        onnx::check(&onnx::decode::read(&args.model)?, &options.import)?
+        let model = driver::decode(&args.model)?;
+        let report = onnx::check(&model, &options.import)?;
+        let graph = if report.is_supported() { Some(onnx::import(&model, &options.import)?) } else { None };
+        (report, graph)
     };
-    // Loaded again only now: what is not supported shall not hide what else is not.
     let mut failure = None;
     let mut launches = None;
-    if report.is_supported() {
-        let graph = driver::load(&args.model, &options.import)?.graph;
+    if let Some(graph) = graph {
         let program = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(()))).and_then(|g| driver::lower(&g));
         match program {
             Ok(p) => launches = Some(p.steps.len()),

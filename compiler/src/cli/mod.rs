@@ -15,11 +15,15 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use console::Console;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Instant;
 use tfc::diag::{Diagnostic, Result};
 
 /// The environment variable with options that are put before those of the command line.
 const FLAGS_VARIABLE: &str = "TFC_FLAGS";
+
+/// What the first panic says, and where it is.
+static PANIC: OnceLock<String> = OnceLock::new();
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -30,7 +34,8 @@ Examples:
   tfc check bert.onnx                        what is not supported, everything at once
 
 Environment:
-  TFC_FLAGS   options put before those of the command line, such as `-O2 --color=never`
+  TFC_FLAGS   options put before those of the command line, such as `-O2 --color=never`; those
+              that the sub-command does not have are ignored
   TFC_CPU     the CPU variant that run, bench and verify use, such as `baseline`
   NO_COLOR    no colours
 
@@ -84,7 +89,7 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     let console = Console::new(cli.color, cli.verbose, cli.quiet);
-    let result = match cli.command {
+    let run = || match cli.command {
         Command::Compile(args) => compile::run(&args, &console),
         Command::Run(args) => run::run(&args, &console),
         Command::Bench(args) => bench::run(&args, &console, start),
@@ -92,9 +97,14 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Check(args) => check::run(&args, &console),
         Command::Inspect(args) => inspect::run(&args, &console),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(d) => fail(&d, &console),
+    std::panic::set_hook(Box::new(|info| {
+        // The first one is the cause.
+        let _ = PANIC.set(info.to_string());
+    }));
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(d)) => fail(&d, &console),
+        Err(_) => fail(&Diagnostic::bug(PANIC.get().map_or("tfc panicked", |text| text)), &console),
     }
 }
 
@@ -108,10 +118,41 @@ fn with_default_flags(mut args: Vec<OsString>) -> Result<Vec<OsString>> {
     let Some(flags) = std::env::var_os(FLAGS_VARIABLE).filter(|f| !f.is_empty()) else { return Ok(args) };
     let flags = flags.to_str().ok_or_else(|| Diagnostic::usage(format!("{FLAGS_VARIABLE} is not text in UTF-8")))?;
     let words = split_words(flags).map_err(|e| Diagnostic::usage(format!("{FLAGS_VARIABLE}: {e}")).note(flags))?;
-    let names: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect();
-    let at = args.iter().skip(1).position(|a| names.iter().any(|n| a == n.as_str())).map_or(args.len(), |i| i + 2);
-    args.splice(at..at, words.into_iter().map(OsString::from));
+    let cli = Cli::command();
+    let Some((at, own)) = (1..args.len()).find_map(|i| Some((i + 1, cli.get_subcommands().find(|c| args[i] == c.get_name())?))) else {
+        return Ok(args);
+    };
+    args.splice(at..at, applicable(words, own, &cli).into_iter().map(OsString::from));
     Ok(args)
+}
+
+/// The words without options that other sub-commands have and `own` has not.
+fn applicable(words: Vec<String>, own: &clap::Command, cli: &clap::Command) -> Vec<String> {
+    let find = |c: &clap::Command, word: &str| {
+        let long = word.strip_prefix("--").map(|w| w.split('=').next().unwrap_or(w));
+        let short = word.strip_prefix('-').and_then(|w| w.chars().next());
+        let is = |a: &&clap::Arg| if long.is_some() { a.get_long() == long } else { short.is_some() && a.get_short() == short };
+        c.get_arguments().find(is).cloned()
+    };
+    let mut kept = vec![];
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if find(own, &word).is_some() || find(cli, &word).is_some() {
+            kept.push(word);
+            continue;
+        }
+        match cli.get_subcommands().find_map(|c| find(c, &word)) {
+            // Its value goes with it, unless it is in the same word.
+            Some(a) => {
+                let inside = if word.starts_with("--") { word.contains('=') } else { word.len() > 2 };
+                if a.get_action().takes_values() && !a.is_require_equals_set() && !inside {
+                    words.next();
+                }
+            }
+            None => kept.push(word),
+        }
+    }
+    kept
 }
 
 /// Splits a text into words as a shell does: at blanks, but not within quotes; a backslash takes the
@@ -163,6 +204,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_other_commands_are_left_out() {
+        let cli = Cli::command();
+        let own = |name: &str| cli.find_subcommand(name).unwrap();
+        let words = || split_words("-O2 --color never --passes a,b --stats=json --verify-each -o x --nothing").unwrap();
+        assert_eq!(applicable(words(), own("inspect"), &cli), ["--color", "never", "--nothing"]);
+        assert_eq!(applicable(words(), own("run"), &cli), ["-O2", "--color", "never", "--passes", "a,b", "--verify-each", "--nothing"]);
+        assert_eq!(applicable(words(), own("compile"), &cli), words());
     }
 
     #[test]

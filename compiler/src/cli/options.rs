@@ -50,6 +50,33 @@ pub struct Shapes {
     pub dims: Vec<(String, DimSpec)>,
 }
 
+/// Sizes without ranges.
+#[derive(Clone, Default)]
+pub struct Fixed {
+    /// Shapes of inputs, by name.
+    pub shapes: BTreeMap<String, Vec<i64>>,
+    /// Sizes of dimensions, by name.
+    pub dims: BTreeMap<String, i64>,
+}
+
+/// Where the code runs.
+#[derive(clap::Args, Clone)]
+pub struct Threads {
+    /// Threads; 0 for as many as there are CPUs.
+    #[arg(long = "threads", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1024))]
+    count: u16,
+}
+
+impl Threads {
+    /// The number of threads.
+    pub fn count(&self) -> usize {
+        match self.count {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n.into(),
+        }
+    }
+}
+
 impl Shapes {
     /// The options of the importer.
     ///
@@ -63,13 +90,13 @@ impl Shapes {
     ///
     /// # Errors
     /// As [`Shapes::import`], and when a dimension is bounded instead of fixed.
-    pub fn fixed(&self) -> Result<(BTreeMap<String, Vec<i64>>, BTreeMap<String, i64>)> {
+    pub fn fixed(&self) -> Result<Fixed> {
         let import = self.import()?;
         let fixed = |(name, spec): (String, DimSpec)| match spec {
             DimSpec::Fixed(n) => Ok((name, n)),
             DimSpec::Range(_) => Err(Diagnostic::usage(format!("--dim {name}: the model is compiled already, so this must be a number"))),
         };
-        Ok((import.shapes, import.dims.into_iter().map(fixed).collect::<Result<_>>()?))
+        Ok(Fixed { shapes: import.shapes, dims: import.dims.into_iter().map(fixed).collect::<Result<_>>()? })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `tfc run`.
 
 use super::console::Console;
-use super::options::{Level, Shapes};
+use super::options::{Level, Shapes, Threads};
 use super::source;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -31,9 +31,8 @@ pub struct Args {
     /// Where to write the outputs; without it, a summary of each is printed.
     #[arg(long, value_name = "OUT.npz")]
     outputs: Option<PathBuf>,
-    /// Threads; 0 for as many as there are CPUs.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    threads: Threads,
     #[command(flatten)]
     level: Level,
     #[command(flatten)]
@@ -54,9 +53,9 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             return Err(Diagnostic::usage("the model needs inputs").note(wanted.join("\n")).help("give them with --inputs IN.npz"));
         }
     };
-    let mut session = session(&model, args.threads)?;
+    let mut session = session(&model, args.threads.count())?;
     let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
-    let dims: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let dims: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
     let outputs = session.run_with(&named, &dims).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
     let Some(path) = &args.outputs else {
         let summaries: Vec<String> = outputs

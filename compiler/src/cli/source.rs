@@ -1,12 +1,13 @@
 //! What `run`, `bench` and `verify` work on: a model that is compiled in memory, or an artifact.
 
 use super::console::Console;
-use super::options::{Level, Shapes, driver_options};
+use super::options::{Fixed, Level, Shapes, driver_options};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use tfc::diag::{Diagnostic, Result};
 use tfc::driver;
+use tfc::onnx::ImportOptions;
 use tfc_ir::graph::Graph;
 use tfc_runtime::Model;
 
@@ -16,10 +17,8 @@ pub struct Source {
     pub model: Model,
     /// The graph as it was imported; `None` for artifacts.
     pub graph: Option<Graph>,
-    /// Shapes by input that are still to be considered: an import has used them up.
-    pub shapes: BTreeMap<String, Vec<i64>>,
-    /// Values of dimensions, likewise.
-    pub dims: BTreeMap<String, i64>,
+    /// Shapes of inputs and sizes of free dimensions, as far as the options give them.
+    pub sizes: Fixed,
 }
 
 /// Whether a path is that of an artifact: a folder, or a file with machine code.
@@ -40,20 +39,21 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
         if level.passes.is_some() {
             return Err(Diagnostic::usage("--passes is for models, and this is compiled already").at(format!("`{}`", path.display())));
         }
-        let (shapes, dims) = shapes.fixed()?;
-        return Ok(Source { model: Model::load(path)?, graph: None, shapes, dims });
+        return Ok(Source { model: Model::load(path)?, graph: None, sizes: shapes.fixed()? });
     }
     let mut options = driver_options(level, shapes)?;
-    let (given, mut dims) = (options.import.shapes.clone(), BTreeMap::new());
-    if driver::is_tir(path) {
+    let sizes = if driver::is_tir(path) {
         // Symbols of a graph in text form stay; sizes are for the inputs only.
-        dims = shapes.fixed()?.1;
-        options.import = Default::default();
-    }
+        options.import = ImportOptions::default();
+        shapes.fixed()?
+    } else {
+        // The import leaves no symbol of those that are fixed.
+        Fixed { shapes: options.import.shapes.clone(), dims: BTreeMap::new() }
+    };
     console.detail(&format!("compiling {} in memory", path.display()));
     let graph = driver::load(path, &options.import)?.graph;
     let kept = keep.then(|| graph.clone());
     let model = driver::jit(graph, &options)?;
     console.detail(&format!("CPU variant {}", model.cpu_variant()));
-    Ok(Source { model, graph: kept, shapes: given, dims })
+    Ok(Source { model, graph: kept, sizes })
 }

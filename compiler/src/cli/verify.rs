@@ -1,7 +1,7 @@
 //! `tfc verify`.
 
 use super::console::Console;
-use super::options::{Level, Shapes};
+use super::options::{Level, Shapes, Threads};
 use super::{run, source};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,9 +43,8 @@ pub struct Args {
     /// Absolute tolerance of floats [default: 1e-4; 1e-2 for 16-bit floats].
     #[arg(long, value_name = "X")]
     atol: Option<f64>,
-    /// Threads; 0 for as many as there are CPUs.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    threads: Threads,
     #[command(flatten)]
     level: Level,
     #[command(flatten)]
@@ -65,10 +64,10 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let model = Arc::new(source.model);
     let tensors = match &args.inputs {
         Some(path) => inputs::read(path, model.inputs(), "input")?,
-        None => inputs::synthetic(&model, &source.shapes, &source.dims)?,
+        None => inputs::synthetic(&model, &source.sizes.shapes, &source.sizes.dims)?,
     };
     let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
-    let symbols: Vec<(&str, i64)> = source.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let symbols: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
     let dims = model.dims_with(&shapes, &symbols).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
 
     let expected = match (&args.reference, source.graph) {
@@ -85,7 +84,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
     };
 
-    let mut session = run::session(&model, args.threads)?;
+    let mut session = run::session(&model, args.threads.count())?;
     let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
     let outputs = session.run_with(&named, &symbols)?;
     let mut rows = vec![["output", "type", "max abs error", "rel error", "worst at", "verdict"].map(String::from)];
