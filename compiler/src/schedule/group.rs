@@ -346,11 +346,10 @@ fn domain(body: &Graph) -> Result<Shape, Unfit> {
     let mut domain = vec![Dim::from(1); rank];
     for s in &shapes {
         for (d, n) in domain[rank - s.rank()..].iter_mut().zip(&s.0) {
-            if d.is(1) {
+            let number = !n.is(1) && n.as_const().is_some();
+            if d.is(1) || (number && d.as_const().is_none()) {
                 *d = n.clone();
-            } else if !n.is(1) && n.as_const().is_some() && d.as_const().is_none() {
-                *d = n.clone();
-            } else if !n.is(1) && n.as_const().is_some() && n != d {
+            } else if number && n != d {
                 return Err(Unfit);
             }
         }
