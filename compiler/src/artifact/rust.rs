@@ -20,20 +20,43 @@ fn rust_type(elem: Elem) -> &'static str {
     }
 }
 
-/// The text of the module.
+/// The text of the module: for `#[path]` as well as for `include!`, which takes no inner attributes.
 pub fn text(i: &Interface) -> String {
-    let mut out = String::new();
-    write_module(&mut out, i).expect("a string takes everything");
+    let n = i.name();
+    let m = i.manifest;
+    let mut module = String::new();
+    write_module(&mut module, i).expect("a string takes everything");
+    let mut out = format!(
+        "// {n}: a model compiled by {} for {}. Generated, do not edit.
+//
+// Link {n}.o or lib{n}.a, and declare the module with
+//     #[path = \"…/{n}.rs\"] mod {n};
+// or, from a build script's output,
+//     mod {n} {{ include!(concat!(env!(\"OUT_DIR\"), \"/…/{n}.rs\")); }}
+
+#[allow(unused_imports, reason = \"a program may use it by its parts\")]
+pub use interface::*;
+
+#[allow(dead_code, non_snake_case, reason = \"no program uses all of it; names come from the model\")]
+mod interface {{
+",
+        comment(&m.compiler),
+        comment(&m.target)
+    );
+    for line in module.lines() {
+        if !line.is_empty() {
+            out += "    ";
+        }
+        out += line;
+        out.push('\n');
+    }
+    out += "}\n";
     out
 }
 
 fn write_module(o: &mut String, i: &Interface) -> std::fmt::Result {
     let n = i.name();
     let m = i.manifest;
-    writeln!(o, "//! {n}: a model compiled by {} for {}. Generated, do not edit.", comment(&m.compiler), comment(&m.target))?;
-    writeln!(o, "//!")?;
-    writeln!(o, "//! Link `{n}.o` or `lib{n}.a`, and include this file with `#[path = \"…/{n}.rs\"] mod {n};`.")?;
-    writeln!(o, "#![allow(dead_code, non_snake_case, reason = \"no program uses all of it; names come from the model\")]\n")?;
     writeln!(o, "use std::ffi::{{CStr, c_char, c_int, c_void}};\nuse std::fmt;\nuse std::marker::PhantomData;\n")?;
     writeln!(o, "/// Version of the C interface.\npub const ABI_VERSION: u32 = {};", abi::ABI_VERSION)?;
     writeln!(o, "/// Alignment in bytes of the arena and of weights in memory.\npub const ALIGN: usize = {};", abi::ALIGN)?;
