@@ -473,6 +473,7 @@ fn all_symbols_begin_with_the_name() {
     assert_eq!(manifest["model_hash"], "00000000000000000123456789abcdef");
     assert_eq!(manifest["inputs"][0]["name"], "x.in");
     assert_eq!(manifest["inputs"][0]["c_name"], "x_in");
+    assert_eq!(manifest["inputs"][0]["shape"], serde_json::json!(["batch", 24]));
     assert_eq!(manifest["outputs"][1]["c_name"], "int_");
     assert_eq!(manifest["weights"]["embedded"], true);
     assert!(manifest["undefined_symbols"].is_array());
@@ -529,6 +530,9 @@ fn equal_compilations_give_equal_bytes() {
         for wanted in ["softmax", "avx2", "m_run_parallel"] {
             assert!(listing.contains(wanted) || !cfg!(target_arch = "x86_64"), "{name} has no {wanted}:\n{listing}");
         }
+    }
+    if cfg!(target_arch = "x86_64") && has("cc") {
+        run(Command::new("cc").args(["-c", "-o", "listing.o", "second/deeper/m/m.s"]).current_dir(folder.path()));
     }
     let here = folder.path().to_string_lossy().into_owned();
     for (name, bytes) in &emitted[0] {
@@ -652,8 +656,9 @@ fn rust_modules_compile_without_warnings_and_run() {
     write_bundle(&g, "m", WeightsMode::External, folder.path());
     write_bundle(&constant("c"), "c", WeightsMode::Auto, folder.path());
     let source = r#"#![deny(warnings)]
-#[path = "c/c.rs"]
-mod c;
+mod c {
+    include!("c/c.rs");
+}
 #[path = "m/m.rs"]
 mod m;
 use std::io::Write;

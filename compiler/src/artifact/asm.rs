@@ -13,7 +13,7 @@ use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
 use cranelift_codegen::{Context, ir};
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleDeclarations, ModuleError, ModuleReloc, ModuleResult};
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, OpKind, SymbolResolver, SymbolResult};
-use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SymbolKind};
+use object::{Object, ObjectSection, ObjectSymbol, RelocationKind, RelocationTarget, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
 use target_lexicon::Architecture;
 use tfc_runtime::weights::Header;
@@ -79,18 +79,19 @@ fn disassembly(bytes: &[u8], program: &Program, options: &Options) -> Result<Str
         let mut relocations = BTreeMap::new();
         for (at, r) in section.relocations() {
             if let RelocationTarget::Symbol(s) = r.target() {
-                let symbol = file.symbol_by_index(s).map_err(broken)?;
-                let name = match symbol.kind() {
-                    SymbolKind::Section => section.name(),
-                    _ => symbol.name(),
+                let symbol = file.symbol_by_index(s).map_err(broken)?.name().map_err(broken)?;
+                let suffix = match r.kind() {
+                    RelocationKind::GotRelative => "@GOTPCREL",
+                    RelocationKind::PltRelative => "@PLT",
+                    _ => "",
                 };
-                relocations.insert(at, name.map_err(broken)?);
+                relocations.insert(at, format!("{symbol}{suffix}"));
             }
         }
         let mut functions: Vec<_> =
             file.symbols().filter(|s| s.section_index() == Some(section.index()) && s.kind() == SymbolKind::Text).collect();
         functions.sort_by_key(|s| s.address());
-        for f in functions {
+        for (number, f) in functions.into_iter().enumerate() {
             let name = f.name().map_err(broken)?;
             let (begin, size) = (f.address() - section.address(), f.size());
             let code = data.get(begin as usize..(begin + size) as usize);
@@ -103,40 +104,60 @@ fn disassembly(bytes: &[u8], program: &Program, options: &Options) -> Result<Str
                 out += &format!("    .globl {name}\n");
             }
             out += &format!("{name}:\n");
-            let relocations = relocations.range(begin..begin + size).map(|(&at, &name)| (at - begin, name)).collect();
-            function(&mut out, code, &relocations);
+            let relocations = relocations.range(begin..begin + size).map(|(&at, name)| (at - begin, name.clone())).collect();
+            function(&mut out, number, code, &relocations);
         }
     }
     Ok(out)
 }
 
-/// Names the places in a function that it refers to.
-struct Labels(BTreeSet<u64>);
+/// Names for the places that the instructions of a function refer to.
+#[derive(Clone, Default)]
+struct Names {
+    /// Tells the labels of one function from those of others.
+    function: usize,
+    /// Places in the function.
+    inside: BTreeSet<u64>,
+    /// What relocations name, by the begin of the instruction.
+    outside: BTreeMap<u64, String>,
+}
 
-impl SymbolResolver for Labels {
-    fn symbol(&mut self, _: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
-        self.0.contains(&address).then(|| SymbolResult::with_string(address, format!(".L{address:x}")))
+impl Names {
+    fn label(&self, at: u64) -> String {
+        format!(".L{}_{at:x}", self.function)
+    }
+}
+
+impl SymbolResolver for Names {
+    fn symbol(&mut self, i: &Instruction, _: u32, operand: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        // Immediate operands are numbers, whatever they are equal to.
+        match i.try_op_kind(operand?).ok()? {
+            OpKind::NearBranch64 => {}
+            OpKind::Memory if i.is_ip_rel_memory_operand() => {}
+            _ => return None,
+        }
+        let name = self.outside.get(&i.ip()).cloned().or_else(|| self.inside.contains(&address).then(|| self.label(address)))?;
+        Some(SymbolResult::with_string(address, name))
     }
 }
 
 /// Disassembles a function. What is reached from its begin is instructions; the rest is constants.
-fn function(out: &mut String, code: &[u8], relocations: &BTreeMap<u64, &str>) {
-    let relocation = |i: &Instruction| relocations.range(i.ip()..i.next_ip()).next().map(|(_, name)| *name);
+fn function(out: &mut String, number: usize, code: &[u8], relocations: &BTreeMap<u64, String>) {
+    let mut names = Names { function: number, ..Names::default() };
     let mut instructions: BTreeMap<u64, Instruction> = BTreeMap::new();
-    let mut labels = BTreeSet::new();
     let mut begins = vec![0u64];
     while let Some(begin) = begins.pop() {
         let Some(rest) = code.get(begin as usize..) else { continue };
         let mut decoder = Decoder::with_ip(64, rest, begin, DecoderOptions::NONE);
         while decoder.can_decode() && !instructions.contains_key(&decoder.ip()) {
             let i = decoder.decode();
-            if relocation(&i).is_none() {
-                if i.op0_kind() == OpKind::NearBranch64 {
-                    labels.insert(i.near_branch_target());
-                    begins.push(i.near_branch_target());
-                } else if i.is_ip_rel_memory_operand() {
-                    labels.insert(i.ip_rel_memory_address());
-                }
+            if let Some((_, name)) = relocations.range(i.ip()..i.next_ip()).next() {
+                names.outside.insert(i.ip(), name.clone());
+            } else if i.op0_kind() == OpKind::NearBranch64 {
+                names.inside.insert(i.near_branch_target());
+                begins.push(i.near_branch_target());
+            } else if i.is_ip_rel_memory_operand() {
+                names.inside.insert(i.ip_rel_memory_address());
             }
             instructions.insert(i.ip(), i);
             if matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Ud2 | Mnemonic::INVALID) {
@@ -144,24 +165,23 @@ fn function(out: &mut String, code: &[u8], relocations: &BTreeMap<u64, &str>) {
             }
         }
     }
-    let mut formatter = GasFormatter::with_options(Some(Box::new(Labels(labels.clone()))), None);
+    let mut formatter = GasFormatter::with_options(Some(Box::new(names.clone())), None);
     formatter.options_mut().set_rip_relative_addresses(true);
     formatter.options_mut().set_space_after_operand_separator(true);
     let mut line = String::new();
     let mut at = 0;
     while at < code.len() as u64 {
-        if labels.contains(&at) {
-            *out += &format!(".L{at:x}:\n");
+        if names.inside.contains(&at) {
+            *out += &format!("{}:\n", names.label(at));
         }
         if let Some(i) = instructions.get(&at) {
             line.clear();
             formatter.format(i, &mut line);
-            let comment = relocation(i).map_or(String::new(), |name| format!("    # {name}"));
-            *out += &format!("    {line}{comment}\n");
+            *out += &format!("    {line}\n");
             at = i.next_ip();
             continue;
         }
-        let label = labels.range(at + 1..).next().copied().unwrap_or(u64::MAX);
+        let label = names.inside.range(at + 1..).next().copied().unwrap_or(u64::MAX);
         let instruction = instructions.range(at..).next().map_or(u64::MAX, |(&ip, _)| ip);
         let end = label.min(instruction).min(code.len() as u64);
         data(out, &code[at as usize..end as usize]);

@@ -66,8 +66,10 @@ fn each<T>(items: &[T], f: impl Fn(&T) -> Value) -> Vec<Value> {
     items.iter().map(f).collect()
 }
 
+/// Sizes are numbers where they are fixed, else expressions over the symbols.
 fn tensor(t: &TensorInfo) -> Value {
-    json!({ "name": t.name, "c_name": t.c_name, "type": t.elem, "shape": t.shape })
+    let shape = each(&t.shape, |d| d.parse::<i64>().map_or_else(|_| json!(d), |n| json!(n)));
+    json!({ "name": t.name, "c_name": t.c_name, "type": t.elem, "shape": shape })
 }
 
 /// A little-endian hash as the digits of its number.
