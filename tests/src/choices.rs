@@ -67,4 +67,25 @@ impl Choices {
             _ => Scalar::Int(self.below(5) as i128),
         })
     }
+
+    /// A tensor of values that are hard: the limits of integers, and NaN, infinities, zeros with both
+    /// signs, halves, large and tiny numbers; among small ones as [`Choices::tensor`] gives them.
+    pub fn hard_tensor(&mut self, elem: Elem, sizes: &[usize]) -> Tensor {
+        const FLOATS: [f64; 16] =
+            [f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, -0.0, 0.5, 1.5, -2.5, 1e-30, -1e-6, 100.0, 65504.0, 3e9, -3e9, 1e20, 88.0];
+        Tensor::build(elem, sizes, |_| match elem {
+            Elem::Bool => Scalar::Int(self.below(2) as i128),
+            e if e.is_float() && self.below(2) == 0 => Scalar::Float(*self.pick(&FLOATS)),
+            e if e.is_float() => Scalar::Float(self.between(-32, 32) as f64 / 16.0),
+            e => {
+                let (low, high) = e.int_range().expect("an integer type");
+                Scalar::Int(match self.below(4) {
+                    0 => self.between(0, 8).into(),
+                    1 => low + i128::from(self.between(0, 2)),
+                    2 => high - i128::from(self.between(0, 2)),
+                    _ => i128::from(self.next()) * i128::from(self.next()) - i128::from(self.next()),
+                })
+            }
+        })
+    }
 }

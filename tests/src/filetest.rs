@@ -19,13 +19,17 @@
 //! parser or the verifier must report exactly these messages, in these lines.
 
 use crate::choices::Choices;
+use crate::native::{self, Tolerance, cpus, load, optimize, try_run};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use tfc::schedule::schedule;
 use tfc_ir::dim::{Bindings, Range, Symbol};
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::text::{self, Lines};
 use tfc_ir::verify::{Part, VerifyError, verify};
+use tfc_passes::OptLevel;
+use tfc_runtime::abi::Status;
 
 /// What can be done with a file.
 pub struct Command {
@@ -41,6 +45,11 @@ pub struct Command {
 pub const COMMANDS: &[Command] = &[
     Command { name: "parse", summary: "prints the graph in its canonical form", run: command_parse },
     Command { name: "verify", summary: "does no more than the checks that every file undergoes", run: |_, _| Ok("valid\n".into()) },
+    Command {
+        name: "native",
+        summary: "compiles the graph, compares with the interpreter, and prints what is launched",
+        run: command_native,
+    },
     Command { name: "run", summary: "evaluates the graph and prints its outputs", run: command_run },
     Command { name: "pass", summary: "runs passes, checks that outputs stay the same, and prints the graph", run: command_pass },
 ];
@@ -247,6 +256,35 @@ fn show<'a>(what: &str, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) ->
     text.lines().filter_map(|l| l.strip_prefix("const")).map(|l| format!("{what}{l}\n")).collect()
 }
 
+fn command_native(file: &File, _: &str) -> Result<String, String> {
+    let (bindings, inputs) = file.data()?;
+    let wanted = file.graph.evaluate(&inputs, &bindings);
+    let mut out = String::new();
+    for level in [OptLevel::O0, OptLevel::O1, OptLevel::O2] {
+        let graph = optimize(&file.graph, level);
+        let verified = verify(&graph).map_err(|errors| format!("after {level:?}: {}", errors[0]))?;
+        let program = schedule(&verified).map_err(|e| format!("{level:?}: {e}"))?;
+        for cpu in cpus() {
+            let found = try_run(&mut load(&program, Some(cpu)), &graph, &inputs);
+            let same = match (&wanted, &found) {
+                (Ok(wanted), Ok(found)) => native::compare(wanted, found, |elem| Tolerance::roundings(elem, 64.0, 1.0)),
+                (Err(_), Err(e)) if e.status() == Some(Status::IndexRange) => Ok(()),
+                (Err(e), Ok(_)) => Err(format!("only the interpreter says: {e}")),
+                (_, Err(e)) => Err(format!("native code says: {e}")),
+            };
+            same.map_err(|e| format!("{level:?} on {cpu}: {e}\n{graph}"))?;
+        }
+        writeln!(out, "{level:?}").expect("a string");
+        for step in &program.steps {
+            writeln!(out, "  {}: {}", program.kernels[step.kernel].body.kind(), step.label).expect("a string");
+        }
+    }
+    if let Err(e) = wanted {
+        writeln!(out, "run-time error: {e}").expect("a string");
+    }
+    Ok(out)
+}
+
 fn command_pass(file: &File, names: &str) -> Result<String, String> {
     let passes = tfc_passes::parse_passes(names).map_err(|e| e.to_string())?;
     let (bindings, inputs) = file.data()?;
@@ -312,7 +350,7 @@ mod tests {
     fn commands_and_expectations_are_checked() {
         let fault = |text: &str| super::test(text).expect_err("a fault");
         assert!(fault("tfc.ir 1\n").contains("starts with no command"));
-        assert!(fault("// test: tickle\ntfc.ir 1\n").contains("the commands are: parse, verify, run, pass"));
+        assert!(fault("// test: tickle\ntfc.ir 1\n").contains("the commands are: parse, verify, native, run, pass"));
         assert!(fault("// test: parse\ntfc.ir 1\ninput %x: f33[]\n").contains("line 3: expected a type"));
         assert!(fault("// test: parse\ntfc.ir 1 //~ ERROR: anything\n").contains("line 2: anything"));
         assert!(fault("// test: run\n// input %y: f32[1] = [1.0]\ntfc.ir 1\n").contains("y, which is not an input"));

@@ -1,10 +1,13 @@
 //! Running graphs natively, in memory, to compare them with the interpreter.
 
 use std::sync::Arc;
+use target_lexicon::Triple;
+use tfc::emit::clif::target::Cpu;
 use tfc::emit::jit;
-use tfc::schedule::schedule;
+use tfc::kernel::Program;
+use tfc::schedule::{ScheduleError, schedule};
 use tfc_ir::graph::Graph;
-use tfc_ir::tensor::Tensor;
+use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_ir::verify::verify;
 use tfc_passes::{Context, OptLevel, PassError, pipeline, run_pipeline};
@@ -29,10 +32,36 @@ pub fn optimize(graph: &Graph, level: OptLevel) -> Graph {
 /// # Panics
 /// When scheduling or code generation fails.
 pub fn compile(graph: &Graph, cpu: Option<&str>) -> Session {
+    try_compile(graph, cpu).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// [`compile`] for graphs that the scheduler may have no kernels for.
+///
+/// # Errors
+/// When it has none.
+///
+/// # Panics
+/// When code generation fails.
+pub fn try_compile(graph: &Graph, cpu: Option<&str>) -> Result<Session, ScheduleError> {
     let verified = verify(graph).unwrap_or_else(|e| panic!("{}\n{graph}", e[0]));
-    let program = schedule(&verified).unwrap_or_else(|e| panic!("{e}"));
-    let model = jit::load(&program, "m", cpu).unwrap_or_else(|e| panic!("{e}"));
+    Ok(load(&schedule(&verified)?, cpu))
+}
+
+/// Makes code of a program in memory.
+///
+/// # Panics
+/// When code generation fails.
+pub fn load(program: &Program, cpu: Option<&str>) -> Session {
+    let model = jit::load(program, "m", cpu).unwrap_or_else(|e| panic!("{e}"));
     Session::new(Arc::new(model), 1).expect("one thread is the caller's")
+}
+
+/// The CPU variants that run on this machine.
+pub fn cpus() -> Vec<&'static str> {
+    let empty = Graph::new("empty");
+    let program = schedule(&verify(&empty).expect("it is valid")).expect("it has no operators");
+    let runs = |name: &&str| jit::load(&program, "m", Some(name)).is_ok();
+    Cpu::variants(&Triple::host()).iter().map(|c| c.name).filter(runs).collect()
 }
 
 /// Runs a session on tensors in the order of the graph's inputs.
@@ -40,17 +69,82 @@ pub fn compile(graph: &Graph, cpu: Option<&str>) -> Session {
 /// # Panics
 /// When the runtime refuses.
 pub fn run(session: &mut Session, graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
+    try_run(session, graph, inputs).unwrap_or_else(|e| panic!("{e}\n{graph}"))
+}
+
+/// [`run`] for inputs that may be refused, such as indices out of range.
+///
+/// # Errors
+/// What the runtime says.
+pub fn try_run(session: &mut Session, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>, tfc_runtime::Error> {
     let names: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_deref().unwrap_or_default()).collect();
     let elems: Vec<tfc_runtime::Elem> =
         inputs.iter().map(|t| tfc_runtime::Elem::from_name(t.elem().name()).expect("an ABI type")).collect();
     let views: Vec<(&str, View)> =
         inputs.iter().zip(&elems).zip(names).map(|((t, &elem), name)| (name, View { elem, shape: t.sizes(), data: t.bytes() })).collect();
-    let outputs = session.run(&views).unwrap_or_else(|e| panic!("{e}\n{graph}"));
-    outputs
+    let outputs = session.run(&views)?;
+    Ok(outputs
         .into_iter()
         .map(|o| {
             let elem = Elem::from_name(o.elem.name()).expect("an IR type");
             Tensor::new(elem, o.shape.clone(), bytes::Bytes::copy_from_slice(&o.data)).expect("the runtime gives whole tensors")
         })
-        .collect()
+        .collect())
+}
+
+/// How far results may be apart: `|a - b| <= relative * max(|a|, |b|) + absolute`.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// In units of the larger one.
+    pub relative: f64,
+    /// In units of 1.
+    pub absolute: f64,
+}
+
+impl Tolerance {
+    /// No difference at all.
+    pub const NONE: Tolerance = Tolerance { relative: 0.0, absolute: 0.0 };
+
+    /// `n` times the relative precision of an element type, near 0 that of numbers around `unit`.
+    pub fn roundings(elem: Elem, n: f64, unit: f64) -> Tolerance {
+        let epsilon = match elem {
+            Elem::F64 => f64::EPSILON,
+            Elem::F32 => f32::EPSILON.into(),
+            Elem::F16 => half::f16::EPSILON.to_f64(),
+            Elem::Bf16 => half::bf16::EPSILON.to_f64(),
+            _ => return Tolerance::NONE,
+        };
+        Tolerance { relative: n * epsilon, absolute: n * epsilon * unit }
+    }
+
+    fn holds(self, a: f64, b: f64) -> bool {
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= self.relative * a.abs().max(b.abs()) + self.absolute
+    }
+}
+
+/// Compares tensors: element types and sizes, then elements, those that are not floats exactly.
+///
+/// # Errors
+/// The first difference.
+pub fn compare(wanted: &[Tensor], found: &[Tensor], tolerance: impl Fn(Elem) -> Tolerance) -> Result<(), String> {
+    if wanted.len() != found.len() {
+        return Err(format!("{} outputs, not {}", found.len(), wanted.len()));
+    }
+    for (i, (w, f)) in wanted.iter().zip(found).enumerate() {
+        if (w.elem(), w.sizes()) != (f.elem(), f.sizes()) {
+            return Err(format!("output {i} is {}, not {}", f.ty(), w.ty()));
+        }
+        if w == f {
+            continue;
+        }
+        let t = if w.elem().is_float() { tolerance(w.elem()) } else { Tolerance::NONE };
+        let same = |at: usize| match (w.get(at), f.get(at)) {
+            (Scalar::Float(a), Scalar::Float(b)) => t.holds(a, b),
+            (a, b) => a == b,
+        };
+        if let Some(at) = (0..w.len()).find(|&at| !same(at)) {
+            return Err(format!("output {i}, {}, differs at {at}: {:?}, not {:?}", w.ty(), f.get(at), w.get(at)));
+        }
+    }
+    Ok(())
 }

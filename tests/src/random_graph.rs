@@ -5,7 +5,9 @@
 //! some assume equalities of dimensions, and [`bindings`] gives values for which they hold.
 
 use crate::choices::Choices;
+use cranelift_entity::SecondaryMap;
 use proptest::prelude::*;
+use std::fmt::{self, Display};
 use std::sync::Arc;
 use tfc_ir::attr::{Body, Float};
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
@@ -29,16 +31,86 @@ pub fn graphs(nodes: usize) -> impl Strategy<Value = Graph> {
     prop::collection::vec(any::<u32>(), 1..nodes * 24).prop_map(move |list| random_graph(&mut Choices::list(list), nodes))
 }
 
+/// A graph that proptest shows in its text form.
+#[derive(Clone)]
+pub struct Model(pub Graph);
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(&self.0, f)
+    }
+}
+
+/// Graphs for proptest that are made to run: see [`random_model`].
+pub fn models(nodes: usize) -> impl Strategy<Value = Model> {
+    prop::collection::vec(any::<u32>(), 1..nodes * 24).prop_map(move |list| Model(random_model(&mut Choices::list(list), nodes)))
+}
+
 /// A graph of up to `nodes` nodes.
 pub fn random_graph(choices: &mut Choices, nodes: usize) -> Graph {
-    let mut graph = Graph::new("random");
-    for (name, range) in SYMBOLS {
-        graph.symbols.insert(Symbol::new(name), range);
-    }
-    let mut builder = Builder { graph, choices, pool: vec![], depth: 0, values: 0 };
+    let mut builder = Builder::new(choices, Style::default());
     builder.nodes(nodes);
     builder.outputs();
     builder.graph
+}
+
+/// A graph of up to `nodes` nodes that is made to run by different means and to give the same results
+/// up to rounding: an input [`SIZES`] has every symbol as a size, operands may be views, indices may be
+/// computed, and nothing jumps or blows up when its operand is off by rounding.
+pub fn random_model(choices: &mut Choices, nodes: usize) -> Graph {
+    let mut builder = Builder::new(choices, Style { runs: true, views: true, stable: true, elem: None });
+    builder.nodes(nodes);
+    builder.outputs();
+    builder.graph
+}
+
+/// A graph with `count` applications of one operator to operands of one element type, where it takes
+/// that type; each to operands of its own, which may be views, with a result that may be looked at
+/// through a view. As in a model, an input has every symbol as a size.
+pub fn operator_graph(choices: &mut Choices, mnemonic: &str, elem: Elem, count: usize) -> Graph {
+    let mut builder = Builder::new(choices, Style { runs: true, views: true, stable: false, elem: Some(elem) });
+    for _ in 0..4 * count {
+        if builder.graph.nodes().filter(|(_, n)| n.op.mnemonic() == mnemonic).count() >= count {
+            break;
+        }
+        builder.pool.clear();
+        let before = builder.graph.clone();
+        builder.node(mnemonic);
+        let of_elem = |v: &Value| builder.graph.ty(*v).elem == elem;
+        let made = builder.graph.nodes().skip(before.nodes().len()).find(|(_, n)| n.op.mnemonic() == mnemonic);
+        if made.is_none_or(|(_, n)| mnemonic != "fused" && !n.inputs.iter().chain(&n.outputs).any(of_elem)) {
+            builder.graph = before;
+            continue;
+        }
+        if let Some(&y) = builder.pool.last()
+            && builder.choices.one_in(3)
+        {
+            let view = if builder.choices.one_in(2) { "transpose" } else { "slice" };
+            builder.pool = vec![y];
+            builder.style.elem = Some(builder.graph.ty(y).elem);
+            builder.node(view);
+            builder.style.elem = Some(elem);
+        }
+    }
+    builder.pool = builder.graph.nodes().flat_map(|(_, n)| n.outputs.clone()).collect();
+    builder.outputs();
+    builder.graph
+}
+
+/// Name of the input that has every symbol as a size.
+pub const SIZES: &str = "sizes";
+
+/// How a graph is made.
+#[derive(Clone, Copy, Default)]
+struct Style {
+    /// There is an input with every symbol as a size, and indices may be computed.
+    runs: bool,
+    /// Fresh operands may be views of other tensors.
+    views: bool,
+    /// Operators that jump or blow up are not applied to values that are rounded.
+    stable: bool,
+    /// The element type of operands, where the operator leaves a choice.
+    elem: Option<Elem>,
 }
 
 /// Values for the symbols of a random graph for which its checks hold: at most `n` of them.
@@ -74,6 +146,25 @@ pub fn inputs(graph: &Graph, bindings: &Bindings, choices: &mut Choices) -> Vec<
     graph.inputs().iter().map(of).collect()
 }
 
+/// Whether a small change of an operand can change the result by much.
+fn jumps(op: &Op) -> bool {
+    use Op::*;
+    match op {
+        Cast(op) => !op.to.is_float(),
+        Acos(_) | ArgReduce(_) | Asin(_) | Ceil(_) | Div(_) | Eq(_) | Floor(_) | Fused(_) | GroupNorm(_) | IsNan(_) | LayerNorm(_) => true,
+        Le(_) | Log(_) | Log1p(_) | Lt(_) | Pow(_) | Quantize(_) | Reciprocal(_) | RemFloor(_) | RemTrunc(_) | RmsNorm(_) => true,
+        Round(_) | Rsqrt(_) | Sqrt(_) | Tan(_) => true,
+        _ => false,
+    }
+}
+
+/// Whether an operator on floats may round.
+fn rounds(op: &Op) -> bool {
+    use Op::*;
+    let exact = matches!(op, Abs(_) | Ceil(_) | Dims(_) | Floor(_) | Iota(_) | Max(_) | Min(_) | Neg(_) | Relu(_) | Round(_) | Select(_));
+    !(exact || op.traits().moved > 0)
+}
+
 struct Builder<'a> {
     graph: Graph,
     choices: &'a mut Choices,
@@ -82,9 +173,24 @@ struct Builder<'a> {
     depth: usize,
     /// Number of inputs so far, for names.
     values: usize,
+    style: Style,
+    /// Values that may be off by rounding.
+    rounded: SecondaryMap<Value, bool>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(choices: &'a mut Choices, style: Style) -> Builder<'a> {
+        let mut graph = Graph::new("random");
+        for (name, range) in SYMBOLS {
+            graph.symbols.insert(Symbol::new(name), range);
+        }
+        if style.runs {
+            let shape = SYMBOLS.map(|(name, _)| Dim::symbol(name)).into_iter().collect();
+            graph.add_input(SIZES, Type::new(Elem::U8, shape));
+        }
+        Builder { graph, choices, pool: vec![], depth: 0, values: 0, style, rounded: SecondaryMap::new() }
+    }
+
     fn nodes(&mut self, n: usize) {
         for i in 0..n {
             if self.choices.ended() && i > 0 {
@@ -103,6 +209,10 @@ impl Builder<'_> {
             1 => Loc::default(),
             _ => Loc::nodes(["/b", "/a \"x\""]),
         };
+        if self.style.stable && jumps(&op) && operands.iter().any(|&v| self.rounded[v]) {
+            return;
+        }
+        let rounded = rounds(&op) || operands.iter().any(|&v| self.rounded[v]);
         let checks = self.graph.checks.clone();
         let mut trial = self.graph.clone();
         let Ok(results) = trial.add_node(op, &operands, &loc) else { return };
@@ -116,6 +226,7 @@ impl Builder<'_> {
         }
         self.graph = trial;
         for v in results {
+            self.rounded[v] = rounded && self.graph.ty(v).elem.is_float();
             if self.choices.one_in(4) {
                 let name = *self.choices.pick(&NAMES);
                 self.graph.set_name(v, Some(name.into()));
@@ -138,10 +249,16 @@ impl Builder<'_> {
     // Sizes, types and values.
 
     fn elem(&mut self) -> Elem {
+        if let Some(elem) = self.style.elem {
+            return elem;
+        }
         if self.choices.below(2) == 0 { Elem::F32 } else { self.choices.pick(&Elem::ALL).0 }
     }
 
     fn float(&mut self) -> Elem {
+        if let Some(elem) = self.style.elem.filter(|e| e.is_float()) {
+            return elem;
+        }
         *self.choices.pick(&[Elem::F32, Elem::F32, Elem::F16, Elem::Bf16, Elem::F64])
     }
 
@@ -165,9 +282,69 @@ impl Builder<'_> {
         (0..rank).map(|_| self.dim()).collect()
     }
 
-    /// An input, or a constant if the sizes are known.
+    /// A new value: an input, a constant if the sizes are known, or a view of one.
     fn fresh(&mut self, ty: Type) -> Value {
-        let v = match ty.shape.as_fixed() {
+        let view = if self.style.views && ty.quant.is_none() && self.choices.below(2) == 1 { self.fresh_view(&ty) } else { None };
+        let v = view.unwrap_or_else(|| self.leaf(ty));
+        self.pool.push(v);
+        v
+    }
+
+    /// A value of this type that is a view of a fresh one.
+    fn fresh_view(&mut self, ty: &Type) -> Option<Value> {
+        let rank = ty.rank();
+        let symbols = self.graph.symbols.clone();
+        let (op, shape): (Op, Shape) = match self.choices.below(5) {
+            0 => {
+                let perm = self.permutation(rank);
+                let mut shape = ty.shape.clone();
+                perm.iter().enumerate().for_each(|(i, &p)| shape.0[p] = ty.shape[i].clone());
+                (ops::Transpose { perm }.into(), shape)
+            }
+            1 => {
+                let (mut starts, mut steps, mut shape) = (vec![], vec![], vec![]);
+                for d in &ty.shape.0 {
+                    let step = *self.choices.pick(&[1, 1, -1, 2, -2]);
+                    let (before, behind) = (self.choices.between(0, 2), self.choices.between(0, 2));
+                    let spread = (d.clone() - Dim::from(1)) * Dim::from(i64::abs(step));
+                    let low = if d.range(&symbols).min >= 1 { Dim::from(before) } else { Dim::from(before + i64::abs(step)) };
+                    starts.push(if step > 0 { low.clone() } else { low.clone() + spread.clone() });
+                    steps.push(step);
+                    shape.push(low + spread + Dim::from(1 + behind));
+                }
+                (ops::Slice { starts, steps, lens: ty.shape.clone() }.into(), Shape(shape))
+            }
+            2 => {
+                let skip = self.choices.below(rank + 1);
+                let keep = |(i, d): (usize, &Dim)| if (i + skip).is_multiple_of(2) { Dim::from(1) } else { d.clone() };
+                (ops::Expand { shape: ty.shape.clone() }.into(), ty.shape.0[skip..].iter().enumerate().map(keep).collect())
+            }
+            3 if rank >= 2 => {
+                let (positions, kernel) = (ty.shape[rank - 2].clone(), ty.shape[rank - 1].as_const().filter(|&k| k >= 1)?);
+                if positions.range(&symbols).min < 1 {
+                    return None;
+                }
+                let (stride, dilation) = (self.choices.between(1, 2), self.choices.between(1, 2));
+                let size = (positions - Dim::from(1)) * Dim::from(stride) + Dim::from((kernel - 1) * dilation + 1);
+                let mut shape = ty.shape.0[..rank - 2].to_vec();
+                shape.push(size);
+                (ops::Window { kernel: vec![kernel], strides: vec![stride], dilations: vec![dilation] }.into(), Shape(shape))
+            }
+            _ => (ops::Reshape { shape: ty.shape.clone() }.into(), Shape(vec![ty.shape.elements()])),
+        };
+        let mut trial = self.graph.clone();
+        let x = trial.add_input("view", Type::new(ty.elem, shape.clone()));
+        let y = trial.add(op.clone(), &[x], &Loc::default()).ok()?;
+        if trial.ty(y) != ty || trial.checks.len() != self.graph.checks.len() {
+            return None;
+        }
+        let x = self.leaf(Type::new(ty.elem, shape));
+        Some(self.graph.add(op, &[x], &Loc::default()).expect("it was tried"))
+    }
+
+    /// An input, or a constant if the sizes are known.
+    fn leaf(&mut self, ty: Type) -> Value {
+        match ty.shape.as_fixed() {
             Some(sizes) if self.choices.below(3) == 0 => {
                 let tensor = if self.choices.below(2) == 0 {
                     let element = self.choices.tensor(ty.elem, &[]).get(0);
@@ -183,9 +360,15 @@ impl Builder<'_> {
                 let name = if self.choices.one_in(8) { format!("in/{}", self.values) } else { format!("x{}", self.values) };
                 self.graph.add_input(&name, ty)
             }
-        };
-        self.pool.push(v);
-        v
+        }
+    }
+
+    fn permutation(&mut self, rank: usize) -> Vec<usize> {
+        let mut perm: Vec<usize> = (0..rank).collect();
+        for i in 1..perm.len() {
+            perm.swap(i, self.choices.below(i + 1));
+        }
+        perm
     }
 
     /// A value with a type that `accept` accepts: an earlier one if there is one, or a fresh one.
@@ -228,8 +411,15 @@ impl Builder<'_> {
         self.graph.ty(v).shape.clone()
     }
 
-    /// Indices below the size `bound` of an axis, as a constant; `None` if there may be none.
+    /// Indices below the size `bound` of an axis, as a constant, or computed if graphs are to run; `None`
+    /// if there may be none.
     fn indices(&mut self, sizes: &[usize], bound: &Dim) -> Option<Value> {
+        if self.style.runs && self.choices.one_in(2) {
+            let shape = sizes.iter().map(|&n| Dim::from(n)).collect();
+            let x = self.fresh(Type::new(Elem::I64, shape));
+            let bound = self.graph.add(ops::Dims { values: vec![bound.clone()], shape: vec![] }, &[], &Loc::default()).ok()?;
+            return self.graph.add(ops::RemFloor {}, &[x, bound], &Loc::default()).ok();
+        }
         let least = bound.range(&self.graph.symbols).min;
         let empty = sizes.contains(&0);
         if least < 1 && !empty {
@@ -303,7 +493,7 @@ impl Builder<'_> {
             }
             "attention" => self.attention(),
             "cast" => {
-                let (from, to) = (self.elem(), self.elem());
+                let (from, to) = (self.elem(), self.choices.pick(&Elem::ALL).0);
                 (ops::Cast { to }.into(), vec![self.plain(from, 0)])
             }
             "concat" => {
@@ -508,10 +698,7 @@ impl Builder<'_> {
             "transpose" => {
                 let elem = self.elem();
                 let x = self.value(|t| t.elem == elem, |b| Type::new(elem, b.shape(0)));
-                let mut perm: Vec<usize> = (0..self.rank(x)).collect();
-                for i in 1..perm.len() {
-                    perm.swap(i, self.choices.below(i + 1));
-                }
+                let perm = self.permutation(self.rank(x));
                 (ops::Transpose { perm }.into(), vec![x])
             }
             "window" => {
@@ -639,8 +826,10 @@ impl Builder<'_> {
         if self.depth == 2 {
             return None;
         }
-        let graph = Graph::with_symbols(self.graph.symbols.clone());
-        let mut body = Builder { graph, choices: self.choices, pool: vec![], depth: self.depth + 1, values: 0 };
+        let style = Style { runs: false, ..self.style };
+        let mut body = Builder::new(self.choices, style);
+        body.graph.symbols = self.graph.symbols.clone();
+        body.depth = self.depth + 1;
         body.nodes(3);
         body.outputs();
         let body = body.graph;

@@ -35,7 +35,8 @@ impl Args {
         dims.into_iter().map(|d| self.extent(d)).collect()
     }
 
-    /// The parameter for a view's memory, which begins at the view's first element.
+    /// The parameter for a view's memory, which begins at the view's first element; that of nibbles,
+    /// which have no addresses, at the first of the buffer.
     pub fn buffer(&mut self, view: &View, usage: Use) -> u32 {
         let param = BufferParam { elem: view.elem, usage };
         let offset = byte_offset(view);
@@ -51,11 +52,11 @@ impl Args {
     /// An access to a view with the given strides per loop.
     pub fn access(&mut self, view: &View, usage: Use, strides: &[Dim]) -> Access {
         let buffer = self.buffer(view, usage);
-        Access { buffer, offset: Extent::Const(0), strides: self.extents(strides), dynamic: vec![] }
+        let offset = if view.elem.bits() < 8 { self.extent(&view.offset) } else { Extent::Const(0) };
+        Access { buffer, offset, strides: self.extents(strides), dynamic: vec![] }
     }
 }
 
 fn byte_offset(view: &View) -> Dim {
-    let bits = Dim::from(i64::from(view.elem.bits()));
-    (view.offset.clone() * bits).floor_div(&Dim::from(8))
+    view.offset.clone() * Dim::from(i64::from(view.elem.bits() / 8))
 }

@@ -18,7 +18,7 @@ mod memory;
 mod movement;
 mod view;
 
-use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Port, Program, Step, Storage, Weight};
+use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Port, Program, Step, Storage, Use, Weight};
 use args::Args;
 use bytes::Bytes;
 use cranelift_entity::SecondaryMap;
@@ -166,6 +166,9 @@ impl Scheduler {
         if tasks.is(0) {
             return;
         }
+        // Two tasks may write to the nibbles of one byte, so they must not run at once.
+        let nibbles = args.params.iter().any(|p| p.usage == Use::Write && p.elem.bits() < 8);
+        let work = if nibbles { Dim::from(0) } else { work };
         let kernel = Kernel { buffers: args.params, ints: args.ints.len() as u32, body };
         let id = match self.kernel_ids.get(&kernel) {
             Some(&id) => id,
@@ -274,7 +277,9 @@ impl Scheduler {
         for (&v, view) in node.outputs.iter().zip(&outputs) {
             env.sources[v] = Some(Source::View(view.clone()));
         }
-        if outputs.iter().all(|o| o.shape.elements().is(0)) {
+        // Indices of updates are checked even if there is nothing to update.
+        let checks = matches!(node.op, Op::ScatterElements(_) | Op::ScatterNd(_) | Op::Fused(_));
+        if outputs.iter().all(|o| o.shape.elements().is(0)) && !checks {
             return Ok(());
         }
         match &node.op {
@@ -314,7 +319,7 @@ impl Scheduler {
             Ok(()) => Ok(()),
             // Composite operators get another chance on their own before they are taken apart.
             Err(Unfit) if body.nodes().len() > 1 => self.graph(body, inputs, outputs, loc),
-            Err(Unfit) if lowered.nodes().len() > 1 => self.graph(&lowered, inputs, outputs, loc),
+            Err(Unfit) if lowered.nodes().len() != 1 => self.graph(&lowered, inputs, outputs, loc),
             Err(Unfit) => {
                 let op = lowered.nodes().next().map_or("", |(_, n)| n.op.mnemonic());
                 let types: Vec<String> = body.inputs().iter().map(|&v| body.ty(v).to_string()).collect();
@@ -412,9 +417,11 @@ fn lower(body: &Graph) -> Result<Graph, InferError> {
     }
 }
 
-/// The decomposition of a node. That of a reduction which drops its axes is one which keeps them.
+/// The decomposition of a node. That of a reduction which drops its axes is one which keeps them; one
+/// over no axes is its operand.
 fn lower_node(g: &mut Graph, node: &NodeData, inputs: &[Value]) -> Option<Result<Vec<Value>, InferError>> {
     match &node.op {
+        Op::Reduce(op) if op.axes.is_empty() => Some(Ok(inputs.to_vec())),
         Op::Reduce(op) if !op.keep => {
             let shape = g.ty(inputs[0]).shape.clone();
             let rest = (0..shape.rank()).filter(|a| !op.axes.contains(a)).map(|a| shape[a].clone()).collect();

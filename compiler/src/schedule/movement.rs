@@ -253,14 +253,20 @@ impl Scheduler {
             steps[rank - 1] = -1;
             v.slice(&starts, &steps, &v.shape)
         };
-        let (x, out) = (turned(&x), turned(out));
+        let (mut x, mut out) = (turned(&x), turned(out));
+        if op.exclusive {
+            // The first sum is 0, the others are one element behind.
+            let n = x.shape[rank - 1].clone();
+            let first = n.minimum(&Dim::from(1));
+            self.fill(&part(&out, rank - 1, &Dim::from(0), &first), 0.0, loc);
+            let rest = (n - first).simplify(&self.program.symbols);
+            x = part(&x, rank - 1, &Dim::from(0), &rest);
+            out = part(&out, rank - 1, &Dim::from(1), &rest);
+        }
         let mut l = Loops::over(&x.shape);
         let value = l.load(&x, Use::Read, &x.strides, vec![]);
         let r = l.nest.reductions.push((ReduceOp::Sum, x.elem));
-        let mut sum = l.exprs.push(Expr::Reduced(r), x.elem);
-        if op.exclusive {
-            sum = l.prim(Prim::Sub, &[sum, value]);
-        }
+        let sum = l.exprs.push(Expr::Reduced(r), x.elem);
         let store = Effect::Store(l.access(&out, Use::Write, &out.strides, vec![]), sum);
         self.launch_loops(l, vec![Effect::Reduce(r, value), store], false, "cum_sum", loc);
     }

@@ -69,7 +69,7 @@ impl View {
 
     /// The same elements in row-major order under another shape, if strides can say it.
     pub fn reshape(&self, shape: &Shape) -> Option<View> {
-        if self.shape.elements().is(0) {
+        if self.is_contiguous() || self.shape.elements().is(0) {
             return Some(View { strides: shape.strides(), shape: shape.clone(), ..self.clone() });
         }
         // Runs of old axes that are one axis in memory: (size, stride of its last element).

@@ -11,7 +11,7 @@ operator! {
     ///
     /// C1. Operands are `x` and `indices` (`i32` or `i64`) with a known last size, at most the rank of `x` minus `batch`.
     /// C2. The first `batch` sizes are equal.
-    /// R1. At run time an index outside of `[-size, size)` is an error.
+    /// R1. At run time an index outside of `[-size, size)` is an error, unless slices are empty.
     pub struct GatherNd("gather_nd", 2..=2) {
         /// How many leading axes belong together.
         batch: usize,
@@ -62,8 +62,8 @@ impl Operator for GatherNd {
         let (x, indices) = (&inputs[0], &inputs[1]);
         let (length, outer) = indices.sizes().split_last().expect("tuples are on an axis");
         let slice = &x.sizes()[self.batch + length..];
-        let slices = slices(indices, x.sizes(), self.batch)?;
         let inner: usize = slice.iter().product();
+        let slices = if inner == 0 { vec![] } else { slices(indices, x.sizes(), self.batch)? };
         Ok(vec![pick(&[x], &[outer, slice].concat(), |i| (0, slices[i / inner] * inner + i % inner))])
     }
 

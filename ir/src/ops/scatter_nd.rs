@@ -13,7 +13,7 @@ operator! {
     /// C1. Operands are `x`, `indices` (`i32` or `i64`) with a known last size, at most the rank of `x`, and `updates` of the type of `x`.
     /// C2. `updates` has the shape of `indices` without its last axis, then that of the slices.
     /// C3. Quantized elements can only be replaced; `add` and `mul` take numbers.
-    /// R1. At run time an index outside of `[-size, size)` is an error.
+    /// R1. At run time an index outside of `[-size, size)` is an error, unless slices are empty.
     pub struct ScatterNd("scatter_nd", 3..=3) {
         /// How an update meets what is there.
         reduction: ScatterReduction,
@@ -39,7 +39,7 @@ impl Operator for ScatterNd {
         let (x, indices, updates) = (&inputs[0], &inputs[1], &inputs[2]);
         let length = *indices.sizes().last().expect("tuples are on an axis");
         let inner: usize = x.sizes()[length..].iter().product();
-        let slices = slices(indices, x.sizes(), 0)?;
+        let slices = if inner == 0 { vec![] } else { slices(indices, x.sizes(), 0)? };
         let places: Vec<usize> = slices.iter().flat_map(|s| s * inner..(s + 1) * inner).collect();
         Ok(vec![self.reduction.apply(x, updates, &places)])
     }

@@ -1,0 +1,118 @@
+//! Every operator natively: random applications to operands of every element type, of any shape
+//! (without elements too), broadcast, behind views, with symbolic sizes; one compilation serves all
+//! values of the symbols. What native code computes is compared with the interpreter.
+//!
+//! `PROPTEST_CASES` multiplies the work: 1 by default. `TFC_OPS_ONLY` names one operator.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tfc_ir::graph::Graph;
+use tfc_ir::ops::Op;
+use tfc_ir::tensor::Tensor;
+use tfc_ir::types::Elem;
+use tfc_passes::OptLevel;
+use tfc_tests::choices::Choices;
+use tfc_tests::native::{Tolerance, compare, cpus, optimize, try_compile, try_run};
+use tfc_tests::random_graph::{bindings, inputs, operator_graph};
+
+/// Applications of an operator per graph.
+const PER_GRAPH: usize = 3;
+
+/// What has no kernels yet: operator, element type, and why. An entry that is not needed is a failure.
+const GAPS: &[(&str, Elem, &str)] = &[];
+
+/// How far results may be from those of the interpreter, which rounds after every primitive.
+fn tolerance(op: &str, elem: Elem) -> Tolerance {
+    match op {
+        "pow" => Tolerance::roundings(elem, 1024.0, 1.0),
+        _ => Tolerance::roundings(elem, 64.0, 1.0),
+    }
+}
+
+struct Failures {
+    list: Vec<String>,
+    /// What could not be scheduled.
+    gaps: BTreeSet<(&'static str, Elem)>,
+}
+
+/// Compiles a graph and runs it at all values of its symbols.
+fn check(graph: &Graph, op: &'static str, level: OptLevel, cpu: &str, seed: u64) -> Result<bool, String> {
+    let optimized = optimize(graph, level);
+    let mut session = match try_compile(&optimized, Some(cpu)) {
+        Ok(session) => session,
+        Err(e) if e.message.starts_with("there is no kernel") => {
+            eprintln!("{op}: {e}");
+            return Ok(false);
+        }
+        Err(e) => return Err(e.to_string()),
+    };
+    for (i, bindings) in bindings(graph, 6).into_iter().enumerate() {
+        let mut choices = Choices::seeded(seed + i as u64);
+        let hard = i % 2 == 1 && !matches!(op, "sin" | "cos" | "tan") && elementwise_or_movement(graph, op);
+        let data: Vec<Tensor> = if hard {
+            let of = |t: Tensor| choices.hard_tensor(t.elem(), t.sizes());
+            inputs(graph, &bindings, &mut Choices::seeded(0)).into_iter().map(of).collect()
+        } else {
+            inputs(graph, &bindings, &mut choices)
+        };
+        let found = try_run(&mut session, &optimized, &data);
+        let result = match (graph.evaluate(&data, &bindings), found) {
+            (Ok(wanted), Ok(found)) => compare(&wanted, &found, |elem| tolerance(op, elem)),
+            (Err(_), Err(e)) if e.status() == Some(tfc_runtime::abi::Status::IndexRange) => Ok(()),
+            (Err(e), Ok(_)) => Err(format!("only the interpreter says: {e}")),
+            (_, Err(e)) => Err(format!("native code says: {e}")),
+        };
+        result.map_err(|e| format!("at {bindings:?}: {e}\n{data:?}"))?;
+    }
+    Ok(true)
+}
+
+/// Operators whose results do not depend on the order of roundings.
+fn elementwise_or_movement(graph: &Graph, op: &str) -> bool {
+    graph.nodes().any(|(_, n)| n.op.mnemonic() == op && (n.op.traits().elementwise || n.op.traits().moved > 0))
+}
+
+#[test]
+fn every_operator_gives_the_same_natively() {
+    let rounds = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1u64);
+    let only = std::env::var("TFC_OPS_ONLY").ok();
+    let cpus = cpus();
+    let mut failures = Failures { list: vec![], gaps: BTreeSet::new() };
+    for (index, &op) in Op::MNEMONICS.iter().enumerate() {
+        if only.as_ref().is_some_and(|o| o != op) {
+            continue;
+        }
+        let mut applied = 0;
+        for round in 0..rounds {
+            for (nth, (elem, ..)) in Elem::ALL.into_iter().enumerate() {
+                let seed = (index as u64) << 32 | round << 8 | nth as u64;
+                let graph = operator_graph(&mut Choices::seeded(seed), op, elem, PER_GRAPH);
+                applied += graph.nodes().filter(|(_, n)| n.op.mnemonic() == op).count();
+                if graph.outputs().is_empty() {
+                    continue;
+                }
+                for (level, cpu) in [OptLevel::O0, OptLevel::O3].into_iter().flat_map(|l| cpus.iter().map(move |c| (l, *c))) {
+                    let result = catch_unwind(AssertUnwindSafe(|| check(&graph, op, level, cpu, seed)));
+                    let case = || format!("{op} of {elem}, {level:?}, {cpu}");
+                    match result {
+                        Ok(Ok(true)) => continue,
+                        Ok(Ok(false)) => {
+                            failures.gaps.insert((op, elem));
+                        }
+                        Ok(Err(e)) => failures.list.push(format!("{}: {e}\n{graph}", case())),
+                        Err(_) => failures.list.push(format!("{}: a panic\n{graph}", case())),
+                    }
+                    break;
+                }
+            }
+        }
+        if applied == 0 {
+            failures.list.push(format!("{op} was never applied"));
+        }
+    }
+    let known: BTreeSet<(&str, Elem)> = GAPS.iter().map(|g| (g.0, g.1)).collect();
+    if only.is_none() && known != failures.gaps {
+        failures.list.push(format!("without kernels are {:?}; known is {known:?}", failures.gaps));
+    }
+    assert!(failures.list.is_empty(), "{} failures\n{}", failures.list.len(), failures.list.join("\n\n"));
+}
