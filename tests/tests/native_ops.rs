@@ -116,3 +116,62 @@ fn every_operator_gives_the_same_natively() {
     }
     assert!(failures.list.is_empty(), "{} failures\n{}", failures.list.len(), failures.list.join("\n\n"));
 }
+
+/// Operators that take indices `at` into axis 1 of `x`, which has `n` elements, or `c` constant ones.
+const INDEXED: [&str; 6] = [
+    "%y = gather %x, %at {axis = 1} : f32[2, 2, 3]",
+    "%y = gather_elements %x, %wide {axis = 1} : f32[2, 2, 3]",
+    "%y = gather_nd %turned, %column {batch = 0} : f32[2, 2, 3]",
+    "%y = scatter_elements %x, %wide, %wide_updates {axis = 1, reduction = add} : f32[2, n, 3]",
+    "%y = scatter_nd %turned, %column, %updates {reduction = replace} : f32[n, 2, 3]",
+    "%loaded = gather %x, %at {axis = 1} : f32[2, 2, 3] %y = exp %loaded : f32[2, 2, 3]",
+];
+
+#[test]
+fn indices_out_of_range_are_reported() {
+    let cpus = cpus();
+    for (op, elem) in INDEXED.into_iter().flat_map(|op| ["i32", "i64"].map(|e| (op, e))) {
+        let text = format!(
+            "tfc.ir 1 symbol n 0..9
+            input %x: f32[2, n, 3] input %at: {elem}[2] input %updates: f32[2, 2, 3]
+            %turned = transpose %x {{perm = [1, 0, 2]}} : f32[n, 2, 3]
+            %column = reshape %at {{shape = [2, 1]}} : {elem}[2, 1]
+            %wide = expand %column {{shape = [2, 2, 3]}} : {elem}[2, 2, 3]
+            %wide_updates = transpose %updates {{perm = [1, 0, 2]}} : f32[2, 2, 3]
+            {op} output y = %y"
+        );
+        let graph = tfc_ir::text::parse(&text, None).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        for (level, cpu) in [OptLevel::O0, OptLevel::O3].into_iter().flat_map(|l| cpus.iter().map(move |c| (l, *c))) {
+            let optimized = optimize(&graph, level);
+            let mut session = try_compile(&optimized, Some(cpu)).unwrap_or_else(|e| panic!("{e}"));
+            for (n, at, fits) in [
+                (4usize, [0i64, 3], true),
+                (4, [-4, -1], true),
+                (4, [0, 4], false),
+                (4, [-5, 0], false),
+                (4, [1, i64::from(i32::MIN)], false),
+                (4, [i64::from(i32::MAX), 1], false),
+                (1, [0, -1], true),
+                (0, [0, 0], false),
+            ] {
+                let mut choices = Choices::seeded(n as u64);
+                let at = if elem == "i32" { Tensor::of(&[2], at.map(|i| i as i32).to_vec()) } else { Tensor::of(&[2], at.to_vec()) };
+                let data = [choices.tensor(Elem::F32, &[2, n, 3]), at, choices.tensor(Elem::F32, &[2, 2, 3])];
+                let bindings = tfc_ir::dim::Bindings::from([(tfc_ir::dim::Symbol::new("n"), n as i64)]);
+                let wanted = graph.evaluate(&data, &bindings);
+                let found = try_run(&mut session, &optimized, &data);
+                let case = format!("{op} of {data:?}, {level:?}, {cpu}");
+                assert_eq!(wanted.is_ok(), fits, "{case}");
+                match found {
+                    Ok(found) => {
+                        compare(&wanted.expect(&case), &found, |elem| tolerance("", elem)).unwrap_or_else(|e| panic!("{case}: {e}"))
+                    }
+                    Err(e) => {
+                        assert!(!fits, "{case}: {e}");
+                        assert_eq!(e.status(), Some(tfc_runtime::abi::Status::IndexRange), "{case}: {e}");
+                    }
+                }
+            }
+        }
+    }
+}
