@@ -291,6 +291,7 @@ impl Scheduler {
                 let body = contraction::unfused_attention(op, env.graph, &node.inputs, loc).map_err(|e| internal(node, loc, &e))?;
                 self.graph(&body, inputs, &outputs, loc)
             }
+            Op::Fused(op) if op.body.0.nodes().len() < 2 => self.graph(&op.body.0, inputs, &outputs, loc),
             Op::Fused(op) => self.group(&op.body.0, inputs, &outputs, loc),
             _ if self.movement(node, &inputs, &outputs, loc) => Ok(()),
             op => {
@@ -319,7 +320,9 @@ impl Scheduler {
             Ok(()) => Ok(()),
             // Composite operators get another chance on their own before they are taken apart.
             Err(Unfit) if body.nodes().len() > 1 => self.graph(body, inputs, outputs, loc),
-            Err(Unfit) if lowered.nodes().len() != 1 => self.graph(&lowered, inputs, outputs, loc),
+            Err(Unfit) if !lowered.nodes().map(|(_, n)| &n.op).eq(body.nodes().map(|(_, n)| &n.op)) => {
+                self.graph(&lowered, inputs, outputs, loc)
+            }
             Err(Unfit) => {
                 let op = lowered.nodes().next().map_or("", |(_, n)| n.op.mnemonic());
                 let types: Vec<String> = body.inputs().iter().map(|&v| body.ty(v).to_string()).collect();

@@ -27,6 +27,12 @@ impl View {
         View { buffer, elem, offset: Dim::from(0), shape, strides }
     }
 
+    /// Whether the elements lie in row-major order without gaps. Axes of size 1 do not matter.
+    pub fn is_contiguous(&self) -> bool {
+        let expected = self.shape.strides();
+        (0..self.shape.rank()).all(|i| self.shape[i].is(1) || self.strides[i] == expected[i])
+    }
+
     /// Axis `i` of the result is axis `perm[i]`.
     pub fn transpose(&self, perm: &[usize]) -> View {
         View {
