@@ -153,7 +153,7 @@ pub struct WeightsInfo {
     /// Name of the weights file beside the object, without a folder; empty if embedded.
     #[prost(string, tag = "4")]
     pub file: String,
-    /// Bytes that the constants of the model file have in their own types, to compare with.
+    /// Bytes that the constants of the model have in their own types, to compare with.
     #[prost(uint64, tag = "5")]
     pub source_bytes: u64,
 }

@@ -64,9 +64,13 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
             hash: weights.hash.to_le_bytes().to_vec(),
             embedded: info.embedded,
             file: if info.embedded { String::new() } else { format!("{}.weights.bin", info.name) },
-            source_bytes: 0,
+            source_bytes: program.constant_bytes,
         }),
-        cpu_variants: info.cpus.iter().map(|c| CpuVariant { name: c.name.into(), features: vec![], code_bytes: 0 }).collect(),
+        cpu_variants: info
+            .cpus
+            .iter()
+            .map(|c| CpuVariant { name: c.name.into(), features: c.features().into_iter().map(Into::into).collect(), code_bytes: 0 })
+            .collect(),
         arena_align: abi::ALIGN as u32,
         kernels: program
             .steps

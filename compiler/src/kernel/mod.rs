@@ -204,6 +204,8 @@ pub struct Program {
     pub steps: Vec<Step>,
     /// The prepacked weights in order of their offsets; the gaps are zeros.
     pub weights: Vec<Weight>,
+    /// Bytes that the constants of the graph have in their own types.
+    pub constant_bytes: u64,
 }
 
 /// A prepacked constant.

@@ -63,6 +63,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         sources.push(Source::View(s.buffer(Storage::Input(i as u32), ty)));
     }
     s.program.dims = dim_order(graph);
+    s.program.constant_bytes = graph.values().filter_map(|(v, _)| graph.as_const(v)).map(|t| t.bytes().len() as u64).sum();
     let mut targets = vec![];
     for (i, o) in graph.outputs().iter().enumerate() {
         let ty = graph.ty(o.value);

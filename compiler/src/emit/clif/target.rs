@@ -11,6 +11,8 @@ pub struct Cpu {
     pub name: &'static str,
     /// Cranelift's description of it.
     pub isa: OwnedTargetIsa,
+    /// The extensions that it needs, by Cranelift's names of their flags.
+    extensions: &'static [&'static str],
 }
 
 /// Extensions of the `avx2` variant: what every x86-64 CPU with AVX2 and FMA has.
@@ -45,7 +47,7 @@ impl Cpu {
         Cpu::baseline(triple).into_iter().chain(Cpu::avx2(triple)).collect()
     }
 
-    fn build(name: &'static str, triple: &Triple, extensions: &[&str]) -> Option<Cpu> {
+    fn build(name: &'static str, triple: &Triple, extensions: &'static [&'static str]) -> Option<Cpu> {
         let mut shared = settings::builder();
         let verify = if cfg!(debug_assertions) { "true" } else { "false" };
         for (setting, value) in [
@@ -63,7 +65,14 @@ impl Cpu {
             isa.enable(e).expect("an extension of this version of Cranelift");
         }
         let isa = isa.finish(settings::Flags::new(shared)).ok()?;
-        Some(Cpu { name, isa })
+        Some(Cpu { name, isa, extensions })
+    }
+
+    /// The extensions that it needs beyond the target's baseline, in name order: `avx2`, `fma`, ….
+    pub fn features(&self) -> Vec<&'static str> {
+        let mut names: Vec<_> = self.extensions.iter().map(|e| e.trim_start_matches("has_")).collect();
+        names.sort_unstable();
+        names
     }
 
     fn is_x86(&self) -> bool {
@@ -102,6 +111,8 @@ mod tests {
             v.iter().map(|c| (c.name, c.has_fma(), c.has_round())).collect::<Vec<_>>(),
             [("baseline", false, false), ("avx2", true, true)]
         );
+        assert!(v[0].features().is_empty());
+        assert_eq!(v[1].features()[..3], ["avx", "avx2", "bmi1"]);
         let arm: Triple = "aarch64-unknown-linux-gnu".parse().unwrap();
         let v = Cpu::variants(&arm);
         assert_eq!(v.iter().map(|c| (c.name, c.has_fma())).collect::<Vec<_>>(), [("baseline", true)]);
