@@ -247,6 +247,28 @@ fn slices_of_symbolic_sizes_are_clamped() {
 }
 
 #[test]
+fn a_slice_that_starts_behind_the_front_of_a_table_bounds_the_size() {
+    // The last `n` rows of a table of eight: `table[8 - n:]`.
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["n"])
+        .constant("table", count(&[8]))
+        .list("eight", &[8])
+        .list("axes", &[0])
+        .list("end", &[i64::MAX])
+        .node("Shape", "x", "n", &[])
+        .node("Sub", "eight n", "start", &[])
+        .node("Slice", "table start end axes", "rows", &[])
+        .node("Add", "x rows", "y", &[])
+        .output("y");
+    let g = m.import().unwrap();
+    assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[n]");
+    let (_, range) = g.symbols.iter().next().unwrap();
+    assert_eq!(range.max, 8);
+    assert!(g.checks.is_empty(), "the range says it");
+    close(&m.run(&[count(&[3])])[0], &[3], &[5.0, 7.0, 9.0]);
+}
+
+#[test]
 fn a_shape_that_data_decides_is_refused_with_the_operand() {
     let m = Model::new(17).input("x", Elem::F32, &["4"]).input("shape", Elem::I64, &["2"]).node("Reshape", "x shape", "y", &[]).output("y");
     let e = m.import().unwrap_err();

@@ -347,10 +347,14 @@ impl Scheduler {
                 if let Some(view) = x.reshape(&result.shape) {
                     return Some(view);
                 }
-                let target = env.targets[node.outputs[0]].as_ref().and_then(|t| t.reshape(&x.shape));
-                let compact = target.unwrap_or_else(|| self.temporary(&Type::new(x.elem, x.shape.clone())));
-                self.copy(&x, &compact, loc);
-                compact.reshape(&result.shape)
+                let target = env.targets[node.outputs[0]].as_ref();
+                if let Some((place, target)) = target.and_then(|t| Some((t.reshape(&x.shape)?, t.clone()))) {
+                    self.copy(&x, &place, loc);
+                    return Some(target);
+                }
+                let place = self.temporary(&Type::new(x.elem, x.shape.clone()));
+                self.copy(&x, &place, loc);
+                place.reshape(&result.shape)
             }
             _ => None,
         }

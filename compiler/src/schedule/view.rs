@@ -73,7 +73,8 @@ impl View {
         View { shape: shape.clone(), strides: all, ..self.clone() }
     }
 
-    /// The same elements in row-major order under another shape, if strides can say it.
+    /// The same elements in row-major order under another shape, if strides can say it. That both shapes
+    /// have as many elements may be known only by a check at run time.
     pub fn reshape(&self, shape: &Shape) -> Option<View> {
         if self.is_contiguous() || self.shape.elements().is(0) {
             return Some(View { strides: shape.strides(), shape: shape.clone(), ..self.clone() });
@@ -131,6 +132,14 @@ mod tests {
         let back = split.transpose(&[0, 2, 1, 3]).reshape(&x.shape).unwrap();
         assert_eq!(back.strides, x.strides);
         assert!(split.reshape(&x.shape).is_none());
+    }
+
+    #[test]
+    fn sizes_that_only_a_check_makes_equal_do_not_hinder_dense_views() {
+        let x = view(&["b", "s", "64"]);
+        let fixed = Shape(vec![Dim::from(20), Dim::from(4), Dim::from(16)]);
+        assert_eq!(x.reshape(&fixed).unwrap().strides, fixed.strides());
+        assert!(x.transpose(&[1, 0, 2]).reshape(&fixed).is_none());
     }
 
     #[test]

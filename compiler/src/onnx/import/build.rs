@@ -6,7 +6,7 @@
 use super::{Importer, Res, demand};
 use crate::onnx::import::unsupported;
 use std::sync::Arc;
-use tfc_ir::dim::{Atom, Bindings, Dim, Range, SymbolTable};
+use tfc_ir::dim::{Atom, Bindings, Dim, Range, Symbol, SymbolTable};
 use tfc_ir::graph::{DimCheck, Value};
 use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::ops::{
@@ -317,22 +317,15 @@ impl Importer<'_> {
     fn settle_checks(&mut self) {
         let symbols = &mut self.graph.symbols;
         self.graph.checks.retain(|c| {
-            for (size, other) in [(&c.left, &c.right), (&c.right, &c.left)] {
-                let (Some(symbol), mut terms) = (size.as_symbol(), other.terms()) else { continue };
-                let (Some((1, [atom])), None) = (terms.next(), terms.next()) else { continue };
-                let (Atom::Min(a, b) | Atom::Max(a, b)) = atom else { continue };
-                let bound = if **a == *size { b.as_const() } else { a.as_const().filter(|_| **b == *size) };
-                let (Some(bound), Some(range)) = (bound, symbols.get_mut(symbol)) else { continue };
-                let tighter = match atom {
-                    Atom::Min(..) => Range { max: range.max.min(bound), ..*range },
-                    _ => Range { min: range.min.max(bound), ..*range },
-                };
-                if tighter.min <= tighter.max {
-                    *range = tighter;
-                    return false;
-                }
+            let slack = surplus(&c.left, &c.right).or_else(|| surplus(&c.right, &c.left));
+            let Some((symbol, bound)) = slack.as_ref().and_then(not_negative) else { return true };
+            let Some(range) = symbols.get_mut(symbol) else { return true };
+            let tighter = Range { min: range.min.max(bound.min), max: range.max.min(bound.max) };
+            if tighter.min > tighter.max {
+                return true;
             }
-            true
+            *range = tighter;
+            false
         });
     }
 
@@ -527,4 +520,33 @@ impl Importer<'_> {
             }
         }
     }
+}
+
+/// If `extremum` is a minimum or maximum of `d` and something, what must not be negative for it to be `d`.
+fn surplus(d: &Dim, extremum: &Dim) -> Option<Dim> {
+    let mut terms = extremum.terms();
+    let (Some((1, [atom])), None) = (terms.next(), terms.next()) else { return None };
+    let (Atom::Min(a, b) | Atom::Max(a, b)) = atom else { return None };
+    let other = if **a == *d { b } else { Some(a).filter(|_| **b == *d)? };
+    let over = d.clone() - (**other).clone();
+    Some(if matches!(atom, Atom::Min(..)) { -over } else { over })
+}
+
+/// The symbol and its values for which `constant + coefficient * symbol` is not negative.
+fn not_negative(d: &Dim) -> Option<(&Symbol, Range)> {
+    let (mut constant, mut linear) = (0i64, None);
+    for (coefficient, factors) in d.terms() {
+        match factors {
+            [] => constant = coefficient,
+            [Atom::Symbol(s)] if linear.is_none() => linear = Some((coefficient, s)),
+            _ => return None,
+        }
+    }
+    let (coefficient, symbol) = linear?;
+    let zero = constant.checked_neg()?;
+    Some(match coefficient {
+        // The quotient is rounded inwards.
+        k if k > 0 => (symbol, Range { min: zero.div_euclid(k).checked_add((zero.rem_euclid(k) > 0).into())?, max: i64::MAX }),
+        k => (symbol, Range { min: i64::MIN, max: constant.div_euclid(k.checked_neg()?) }),
+    })
 }

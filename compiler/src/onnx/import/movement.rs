@@ -181,28 +181,33 @@ pub(super) fn split(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     Ok(out)
 }
 
-/// A bound counted from the start; negative ones count from the end of `size`.
-fn from_start(cx: &Importer, bound: &Dim, size: &Dim, what: &str) -> Res<Dim> {
+/// A bound counted from the start; negative ones count from the end of `size`. A bound that is negative
+/// for some sizes and not for others is meant to be a position: it is checked at run time.
+fn from_start(cx: &mut Importer, bound: &Dim, size: &Dim, what: &str) -> Res<Dim> {
     let range = bound.range(cx.symbols());
     if range.min >= 0 {
         Ok(bound.clone())
     } else if range.max < 0 {
         Ok(bound.clone() + size.clone())
     } else {
-        unsupported!("{what} {bound} may be negative or not; bound its symbols with --dim")
+        cx.require_equal(bound, &bound.maximum(&Dim::from(0)), &format!("{what} is negative"))?;
+        Ok(bound.clone())
     }
 }
 
 /// First index and number of elements of a slice from `start` to `end` by `step`, as NumPy has it.
-fn slice_range(cx: &Importer, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Res<(Dim, Dim)> {
+fn slice_range(cx: &mut Importer, size: &Dim, start: &Dim, end: &Dim, step: i64) -> Res<(Dim, Dim)> {
     let zero = Dim::from(0);
-    let clamp = |d: Dim, low: &Dim, high: &Dim| d.maximum(low).minimum(high).simplify(cx.symbols());
+    let clamp = |cx: &Importer, d: Dim, low: &Dim, high: &Dim| d.maximum(low).minimum(high).simplify(cx.symbols());
     let (first, len) = if step > 0 {
-        let bound = |d: &Dim, what| -> Res<Dim> {
+        let mut bound = |d: &Dim, what| -> Res<Dim> {
             match d.as_const() {
                 Some(n) if n >= END => Ok(size.clone()),
                 Some(n) if n <= -END => Ok(zero.clone()),
-                _ => Ok(clamp(from_start(cx, d, size, what)?, &zero, size)),
+                _ => {
+                    let d = from_start(cx, d, size, what)?;
+                    Ok(clamp(cx, d, &zero, size))
+                }
             }
         };
         let (a, b) = (bound(start, "the start")?, bound(end, "the end")?);
@@ -210,11 +215,14 @@ fn slice_range(cx: &Importer, size: &Dim, start: &Dim, end: &Dim, step: i64) -> 
         (a, len)
     } else {
         let (low, high) = (Dim::from(-1), size.clone() - Dim::from(1));
-        let bound = |d: &Dim, what| -> Res<Dim> {
+        let mut bound = |d: &Dim, what| -> Res<Dim> {
             match d.as_const() {
                 Some(n) if n >= END => Ok(high.clone()),
                 Some(n) if n <= -END => Ok(low.clone()),
-                _ => Ok(clamp(from_start(cx, d, size, what)?, &low, &high)),
+                _ => {
+                    let d = from_start(cx, d, size, what)?;
+                    Ok(clamp(cx, d, &low, &high))
+                }
             }
         };
         let (a, b) = (bound(start, "the start")?, bound(end, "the end")?);
