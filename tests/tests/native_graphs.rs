@@ -102,7 +102,7 @@ proptest! {
 
     #[test]
     fn native_code_gives_what_the_interpreter_gives(model in models(10), seed in any::<u32>()) {
-        native_is_the_same(&model.0, seed.into()).map_err(|e| TestCaseError::fail(e))?;
+        native_is_the_same(&model.0, seed.into()).map_err(TestCaseError::fail)?;
     }
 }
 
@@ -112,7 +112,7 @@ proptest! {
     #[test]
     fn every_pass_alone_keeps_outputs(model in models(10), seed in any::<u32>()) {
         for &pass in PASSES {
-            passes_keep_outputs(&model.0, &[pass], seed.into()).map_err(|e| TestCaseError::fail(e))?;
+            passes_keep_outputs(&model.0, &[pass], seed.into()).map_err(TestCaseError::fail)?;
         }
     }
 
@@ -120,7 +120,7 @@ proptest! {
     fn pipelines_keep_outputs(model in models(10), list in prop::collection::vec(0..PASSES.len(), 0..8), seed in any::<u32>()) {
         let any: Vec<&'static Pass> = list.into_iter().map(|i| PASSES[i]).collect();
         for passes in [any, pipeline(OptLevel::O1), pipeline(OptLevel::O3)] {
-            passes_keep_outputs(&model.0, &passes, seed.into()).map_err(|e| TestCaseError::fail(e))?;
+            passes_keep_outputs(&model.0, &passes, seed.into()).map_err(TestCaseError::fail)?;
         }
     }
 }
