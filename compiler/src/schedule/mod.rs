@@ -18,7 +18,8 @@ mod memory;
 mod movement;
 mod view;
 
-use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Port, Program, Step, Storage, Use, Weight};
+use crate::kernel::nest::Expr;
+use crate::kernel::{Body, Buffer, BufferData, Extent, Kernel, KernelId, Port, Program, Step, Storage, Use, Weight};
 use args::Args;
 use bytes::Bytes;
 use cranelift_entity::SecondaryMap;
@@ -167,6 +168,19 @@ impl Scheduler {
         if tasks.is(0) {
             return;
         }
+        // An index is checked outside of the loops that it does not depend on, so tasks with empty loops
+        // must not run. Those that reduce store what a sum over nothing is.
+        let tasks = match &body {
+            Body::Nest(n) if n.reductions.is_empty() && n.exprs.values().any(|(e, _)| matches!(e, Expr::CheckedIndex(..))) => {
+                let size = |e: &Extent| match *e {
+                    Extent::Const(n) => Dim::from(n),
+                    Extent::Param(p) => args.ints[p as usize].clone(),
+                };
+                let inside: Dim = n.columns.iter().chain(&n.inner).map(size).product();
+                tasks * inside.minimum(&Dim::from(1)).simplify(&self.program.symbols)
+            }
+            _ => tasks,
+        };
         // Two tasks may write to the nibbles of one byte, so they must not run at once.
         let nibbles = args.params.iter().any(|p| p.usage == Use::Write && p.elem.bits() < 8);
         let work = if nibbles { Dim::from(0) } else { work };
