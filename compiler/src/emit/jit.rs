@@ -73,7 +73,7 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
     if let Some(wanted) = cpu.filter(|w| cpus.iter().any(|c| c.name == *w)) {
         cpus.retain(|c| c.name == wanted);
     }
-    let builder = JITBuilder::with_isa(module_isa(&triple).ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
+    let builder = JITBuilder::with_isa(module_isa().ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
     let mut jit = JITModule::new(builder);
     let header = module::weights_header(program);
     let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, embedded: false, cpus: &cpus };
@@ -98,10 +98,10 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
 }
 
 /// The instruction set for what is not a kernel: the JIT wants absolute addresses.
-fn module_isa(triple: &Triple) -> Option<OwnedTargetIsa> {
+fn module_isa() -> Option<OwnedTargetIsa> {
     let mut flags = settings::builder();
     for (setting, value) in [("opt_level", "speed"), ("is_pic", "false"), ("use_colocated_libcalls", "false"), ("unwind_info", "false")] {
         flags.set(setting, value).ok()?;
     }
-    cranelift_codegen::isa::lookup(triple.clone()).ok()?.finish(settings::Flags::new(flags)).ok()
+    cranelift_native::builder().ok()?.finish(settings::Flags::new(flags)).ok()
 }
