@@ -9,7 +9,9 @@
 //! ```
 //!
 //! `div` rounds towards minus infinity and `rem` is what it leaves, with the sign of the divisor. A
-//! symbol is any run of characters without blanks and `+-*(),` that does not begin with a digit.
+//! symbol is any run of characters without blanks and `+-*(),` that does not begin with a digit, or any
+//! characters in double quotes, with the escapes `\"`, `\\`, `\n`, `\r`, `\t` and `\u{HEX}`: so are names
+//! written that would read as something else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -229,11 +231,46 @@ impl Parser<'_> {
         Ok(product)
     }
 
+    /// The rest of a name in quotes; the opening one is behind.
+    fn quoted(&mut self) -> Result<String, ExprError> {
+        let mut name = String::new();
+        loop {
+            let rest = &self.text[self.at..];
+            let Some(c) = rest.chars().next() else { return Err(self.expected("`\"` at the end of a name")) };
+            let escape = if c == '\\' { rest.chars().nth(1) } else { None };
+            let (meant, taken) = match (c, escape) {
+                ('"', _) => {
+                    self.at += 1;
+                    return Ok(name);
+                }
+                ('\\', Some('n')) => ('\n', 2),
+                ('\\', Some('r')) => ('\r', 2),
+                ('\\', Some('t')) => ('\t', 2),
+                ('\\', Some('u')) => {
+                    let digits = rest[2..].strip_prefix('{').and_then(|r| r.split_once('}')).map(|(d, _)| d);
+                    let code = digits.and_then(|d| u32::from_str_radix(d, 16).ok()).and_then(char::from_u32);
+                    match (digits, code) {
+                        (Some(d), Some(code)) => (code, d.len() + 4),
+                        _ => return Err(self.expected("an escape such as `\\u{7f}`")),
+                    }
+                }
+                ('\\', Some(c @ ('"' | '\\'))) => (c, 2),
+                ('\\', _) => return Err(self.expected("an escape")),
+                (c, _) => (c, c.len_utf8()),
+            };
+            name.push(meant);
+            self.at += taken;
+        }
+    }
+
     fn factor(&mut self) -> Result<Expr, ExprError> {
         if self.eat('(') {
             let e = self.sum()?;
             self.want(')', "`)`")?;
             return Ok(e);
+        }
+        if self.eat('"') {
+            return self.quoted().map(Expr::Symbol);
         }
         let rest = &self.text[self.at..];
         let word = &rest[..rest.find(|c: char| c.is_whitespace() || "+-*(),".contains(c)).unwrap_or(rest.len())];
@@ -295,6 +332,7 @@ mod tests {
             ("3*div(n+1, 2)*n", 84),
             ("max(n, seq)+min(n, div(seq, 64))", 130),
             ("min + min(min, 2)", 5),
+            ("\"min\"+min(\"min\", \"n\")", 6),
             (" ( n + 1 ) * 2 ", 16),
             ("n-(seq-1)", -120),
             ("-9223372036854775808", i64::MIN),
@@ -314,7 +352,20 @@ mod tests {
 
     #[test]
     fn other_texts_are_errors_with_a_place() {
-        for (text, at) in [("", 0), ("2x", 0), ("n+", 2), ("n n", 2), ("div(n)", 5), ("(n", 2), ("n)", 1), ("div(n, 2", 8), ("1e9", 0)] {
+        for (text, at) in [
+            ("", 0),
+            ("2x", 0),
+            ("n+", 2),
+            ("n n", 2),
+            ("div(n)", 5),
+            ("(n", 2),
+            ("n)", 1),
+            ("div(n, 2", 8),
+            ("1e9", 0),
+            ("\"n", 2),
+            ("\"\\q\"", 1),
+            ("\"\\u{110000}\"", 1),
+        ] {
             assert_eq!(Expr::parse(text).map_err(|e| e.at), Err(at), "{text}");
         }
         assert!(Expr::parse(&"(".repeat(100_000)).is_err());

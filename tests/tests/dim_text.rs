@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tfc_ir::dim::{Bindings, Dim, Symbol};
 use tfc_runtime::expr::Expr;
 
-const SYMBOLS: [&str; 4] = ["batch", "seq", "min", "x.0/shape"];
+const SYMBOLS: [&str; 4] = ["batch", "min", "x.0/shape", "a \"b\\c\"\n\u{1}é"];
 
 fn dim() -> impl Strategy<Value = Dim> {
     let leaf = prop_oneof![(-9i64..10).prop_map(Dim::from), prop::sample::select(&SYMBOLS[..]).prop_map(Dim::symbol)];
