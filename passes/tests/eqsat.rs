@@ -694,6 +694,30 @@ fn rotary_embedding_of_pairs() {
 }
 
 #[test]
+fn rotary_embedding_of_pairs_in_a_part_of_the_channels() {
+    // Slices of the rotated part are slices of the whole; `start` moves the odd ones.
+    let build = |b: &mut Build, start: i64| {
+        let (whole, cos, sin) = (b.input("2, 3, seq, 16"), b.input("seq, 4"), b.input("seq, 4"));
+        let twice = |b: &mut Build, f| {
+            let f = reshape(b, f, "seq, 4, 1, 1");
+            let f = b.op(Expand { shape: shape("seq, 4, 2, 1") }, &[f]);
+            reshape(b, f, "seq, 8")
+        };
+        let (cos, sin) = (twice(b, cos), twice(b, sin));
+        let x = last(b, whole, 4, 1, 8);
+        let (even, odd) = (last(b, whole, 4, 2, 4), last(b, whole, start, 2, 4));
+        let odd = b.op(Neg {}, &[odd]);
+        let (odd, even) = (reshape(b, odd, "2, 3, seq, 4, 1"), reshape(b, even, "2, 3, seq, 4, 1"));
+        let rotated = b.op(Concat { axis: 4 }, &[odd, even]);
+        let rotated = reshape(b, rotated, "2, 3, seq, 8");
+        let (u, v) = (b.op(Mul {}, &[x, cos]), b.op(Mul {}, &[rotated, sin]));
+        b.op(Add {}, &[u, v])
+    };
+    becomes(&["rotary"], |b| build(b, 5));
+    never("rotary", |b| build(b, 3));
+}
+
+#[test]
 fn rotary_embedding_written_by_halves() {
     becomes(&["rotary"], |b| {
         let (x, cos, sin) = (b.input("2, 3, seq, 8"), b.input("seq, 4"), b.input("seq, 4"));

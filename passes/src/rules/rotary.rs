@@ -41,16 +41,32 @@ fn half_size(t: &dyn Terms, x: Term) -> Option<Dim> {
     t.shape(x).0.last()?.div_exact(&Dim::from(2))
 }
 
+/// Whether `y` takes `len` elements of the last axis of `x` from `start` in steps of `step`, with
+/// everything of the other axes. Where `x` is a slice itself, both may be slices of one thing.
+fn takes(t: &dyn Terms, y: Term, x: Term, start: &Dim, step: i64, len: &Dim) -> bool {
+    if last_slice(t, y).is_some_and(|s| t.same(s.x, x) && s.step == step && s.len == *len && s.start == *start) {
+        return true;
+    }
+    let last = t.ty(x).rank() - 1;
+    let within = |outer: &Slice, inner: &Slice| {
+        (0..=last).all(|i| {
+            let (from, by, lens) = if i == last { (start.clone(), step, len) } else { (Dim::from(0), 1, &outer.lens[i]) };
+            let first = outer.starts[i].clone() + Dim::from(outer.steps[i]) * from;
+            inner.starts[i] == first && outer.steps[i].checked_mul(by) == Some(inner.steps[i]) && inner.lens[i] == *lens
+        })
+    };
+    let outers = t.all::<Slice>(x);
+    t.all::<Slice>(y).iter().any(|(inner, y)| outers.iter().any(|(outer, x)| t.same(x[0], y[0]) && within(outer, inner)))
+}
+
 /// Whether `y` is the first (0) or second (1) half of the last axis of `x`.
 fn is_half(t: &dyn Terms, y: Term, x: Term, which: i64) -> bool {
-    let Some(half) = half_size(t, x) else { return false };
-    last_slice(t, y).is_some_and(|s| t.same(s.x, x) && s.step == 1 && s.len == half && s.start == half.clone() * Dim::from(which))
+    half_size(t, x).is_some_and(|half| takes(t, y, x, &(half.clone() * Dim::from(which)), 1, &half))
 }
 
 /// Whether `y` is every second element along the last axis of `x`, from the first (0) or second (1) on.
 fn is_every_second(t: &dyn Terms, y: Term, x: Term, which: i64) -> bool {
-    let Some(half) = half_size(t, x) else { return false };
-    last_slice(t, y).is_some_and(|s| t.same(s.x, x) && s.step == 2 && s.len == half && s.start.is(which))
+    half_size(t, x).is_some_and(|half| takes(t, y, x, &which.into(), 2, &half))
 }
 
 fn negated(t: &dyn Terms, y: Term) -> Option<Term> {
@@ -156,15 +172,19 @@ fn reshaped(t: &mut dyn Terms, r: &Reshape, x: Term, how: Repetition, depth: usi
         let f = repeated(t, x, how, depth)?;
         return t.reshape(f, target);
     }
-    if how == Repetition::Halves || inner.rank() < 2 || !inner[inner.rank() - 1].is(2) || inner[inner.rank() - 2] != half {
+    // Axes of size 1 behind the repetition change nothing.
+    let ones = inner.0.iter().rev().take_while(|d| d.is(1)).count();
+    let (Some(twice), Some(own)) = (inner.rank().checked_sub(ones + 1), inner.rank().checked_sub(ones + 2)) else { return None };
+    if how == Repetition::Halves || !inner[twice].is(2) || inner[own] != half {
         return None;
     }
-    let column = t.unary::<Expand>(x).into_iter().map(|(_, c)| c).find(|&c| t.shape(c).0.last().is_some_and(|d| d.is(1)));
-    let twice = |(c, parts): (Concat, Vec<Term>)| match parts[..] {
-        [a, b] if c.axis == inner.rank() - 1 && t.same(a, b) => Some(a),
+    let once = |t: &dyn Terms, c: Term| t.shape(c).0.iter().rev().take(ones + 1).filter(|d| d.is(1)).count() == ones + 1;
+    let column = t.unary::<Expand>(x).into_iter().map(|(_, c)| c).find(|&c| once(t, c) && t.shape(c).elements() == target.elements());
+    let doubled = |(c, parts): (Concat, Vec<Term>)| match parts[..] {
+        [a, b] if c.axis == twice && t.same(a, b) => Some(a),
         _ => None,
     };
-    let column = column.or_else(|| t.all::<Concat>(x).into_iter().find_map(twice))?;
+    let column = column.or_else(|| t.all::<Concat>(x).into_iter().find_map(doubled))?;
     t.reshape(column, target)
 }
 
