@@ -217,6 +217,8 @@ impl Tensor {
     pub fn content_hash(&self) -> u128 {
         let mut h = xxhash_rust::xxh3::Xxh3::new();
         h.update(self.elem.name().as_bytes());
+        // The rank separates the sizes from the contents.
+        h.update(&(self.sizes.len() as u64).to_le_bytes());
         for s in &self.sizes {
             h.update(&(*s as u64).to_le_bytes());
         }
@@ -326,6 +328,12 @@ mod tests {
         assert_eq!(round(Elem::F16, 1.0 + 2f64.powi(-11)), 1.0);
         assert_eq!(round(Elem::F16, 65_519.99), 65_504.0);
         assert_eq!(round(Elem::F16, 1e300), f64::INFINITY);
+    }
+
+    #[test]
+    fn sizes_and_contents_are_told_apart() {
+        let (empty, zeros) = (Tensor::of(&[2, 0], Vec::<i32>::new()), Tensor::of(&[2], vec![0i32, 0]));
+        assert_ne!(empty.content_hash(), zeros.content_hash());
     }
 
     #[test]

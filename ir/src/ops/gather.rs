@@ -11,7 +11,7 @@ operator! {
     ///
     /// C1. Operands are `x` and `indices` (`i32` or `i64`).
     /// C2. The axis is below the rank of `x`.
-    /// R1. At run time an index outside of `[-size, size)` is an error.
+    /// R1. At run time an index outside of `[-size, size)` is an error, unless the other axes are empty.
     pub struct Gather("gather", 2..=2) {
         /// The axis of `x` that is indexed.
         axis: usize,
@@ -31,9 +31,10 @@ impl Operator for Gather {
     fn eval(&self, _: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
         let (x, indices) = (&inputs[0], &inputs[1]);
         let n = x.sizes()[self.axis];
-        let places: Vec<usize> = index_values(indices).into_iter().map(|i| resolve_index(i, n, self.axis)).collect::<Result<_, _>>()?;
         let (before, behind) = (&x.sizes()[..self.axis], &x.sizes()[self.axis + 1..]);
         let inner: usize = behind.iter().product();
+        let used = if before.iter().product::<usize>() * inner == 0 { vec![] } else { index_values(indices) };
+        let places: Vec<usize> = used.into_iter().map(|i| resolve_index(i, n, self.axis)).collect::<Result<_, _>>()?;
         let y = pick(&[x], &[before, indices.sizes(), behind].concat(), |i| {
             let (outer, place, b) = (i / inner / places.len(), places[i / inner % places.len()], i % inner);
             (0, (outer * n + place) * inner + b)
