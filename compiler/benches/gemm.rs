@@ -14,7 +14,6 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::Module;
 use std::time::{Duration, Instant};
-use target_lexicon::Triple;
 use tfc::emit::clif::code::{Code, compile};
 use tfc::emit::clif::target::Cpu;
 use tfc::kernel::attention::{Attention, QUERY_TILE};
@@ -223,8 +222,7 @@ fn params(n: usize, out: usize) -> Vec<BufferParam> {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let host = Triple::host();
-    let cpu = Cpu::variants(&host).pop().expect("a code generator for this machine");
+    let cpu = Cpu::best_here().expect("a code generator for this machine");
     let limit = limit(&cpu);
     println!("limit of 128-bit multiply-adds: {:.1} GFLOP/s", limit / 1e9);
     let cases = [

@@ -156,7 +156,7 @@ fn wrong_usage_has_code_2() {
         ("compile m.onnx --quant w7a7 -o m.o", &["no such scheme", "w4a8"]),
         ("compile m.onnx --name 1st -o m.o", &["not an identifier", "--name _1st"]),
         ("compile m.onnx -o m.pdf", &["extension", ".tir"]),
-        ("compile m.onnx --mcpu i486 -o m.o", &["i486", "`baseline`"]),
+        ("compile m.onnx --mcpu i486 -o m.o", &["i486", "`baseline`", "`native`"]),
         ("compile m.onnx --cpu-variants baseline,sse9 -o m.o", &["sse9", "`baseline`"]),
         ("compile m.onnx --target nonsense -o m.o", &["nonsense"]),
         ("compile m.onnx --dim batch=5..2 -o m.o", &["empty"]),
@@ -396,6 +396,45 @@ fn flags_come_from_the_environment_too() {
     ran(p.command("compile m.onnx -o c.o").env("TFC_FLAGS", "--name 'open").output().unwrap()).expect(2, &["TFC_FLAGS", "not closed"]);
     ran(p.command("run m.onnx --inputs in.npz").env("TFC_CPU", "z80").output().unwrap()).expect(1, &["`z80`", "`baseline`"]);
     ran(p.command("run m.onnx --inputs in.npz -v").env("TFC_CPU", "baseline").output().unwrap()).expect(0, &["variant baseline"]);
+}
+
+/// One object has all variants of the target; which of them runs is the same choice in memory and in an
+/// artifact, and what this machine cannot run is refused with a sentence.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn cpu_variants_are_chosen_refused_and_listed() {
+    let p = Place::new();
+    p.run("compile m.onnx -o all -q").expect(0, &[]);
+    let features = ["avx512vnni", "avxvnni", "f16c", "any CPU"];
+    p.run("inspect all").expect(0, &features);
+    let json: serde_json::Value = serde_json::from_str(&p.run("inspect all --json").expect(0, &[]).out).unwrap();
+    let names: Vec<&str> = json["cpu_variants"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["baseline", "avx2", "avxvnni", "avx512vnni"]);
+    let triple = target_lexicon::Triple::host();
+    let best = tfc::emit::clif::target::Cpu::best_here().unwrap().name;
+    let models: &[&str] = if p.path("all/m.so").exists() { &["m.onnx", "all"] } else { &["m.onnx"] };
+    for model in models {
+        p.run(&format!("run {model} --inputs in.npz -v")).expect(0, &[&format!("variant {best}")]);
+        for cpu in tfc::emit::clif::target::Cpu::variants(&triple) {
+            for command in ["run", "bench --iters 1 --warmup 0", "verify"] {
+                if command == "verify" && *model == "all" {
+                    continue; // An artifact is verified against outputs that are given.
+                }
+                let r = ran(p.command(&format!("{command} {model} --inputs in.npz")).env("TFC_CPU", cpu.name).output().unwrap());
+                if cpu.runs_here() {
+                    r.expect(0, &[]);
+                } else {
+                    r.expect(1, &[&format!("`{}`", cpu.name), "cannot run on this CPU", "`baseline`"]);
+                }
+            }
+        }
+    }
+    for (mcpu, variant) in [("native", best), ("x86-64", "baseline"), ("x86-64-v4", "avx2"), ("znver5", "avx512vnni")] {
+        p.run(&format!("compile m.onnx --mcpu {mcpu} -o one.o -q")).expect(0, &[]);
+        p.run("inspect one.o").expect(0, &[&format!("--cpu-variants={variant}")]);
+    }
+    p.run("compile m.onnx --cpu-variants avxvnni,baseline -o two.o -q").expect(0, &[]);
+    p.run("inspect two.o").expect(0, &["--cpu-variants=baseline,avxvnni"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use tfc::onnx::{ImportOptions, load};
 use tfc_ir::graph::Graph;
 use tfc_passes::OptLevel;
 use tfc_tests::models::{check_answers, folders, zoo};
-use tfc_tests::native::{compile, optimize, run};
+use tfc_tests::native::{compile, cpus, optimize, run};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -27,7 +27,7 @@ fn zoo_models_give_their_answers_natively() {
         if only.as_ref().is_some_and(|o| *o != name) {
             continue;
         }
-        for (level, cpu) in [(OptLevel::O0, "baseline"), (OptLevel::O0, "avx2"), (OptLevel::O3, "baseline"), (OptLevel::O3, "avx2")] {
+        for (level, cpu) in [OptLevel::O0, OptLevel::O3].into_iter().flat_map(|l| cpus().into_iter().map(move |c| (l, c))) {
             let result = std::panic::catch_unwind(|| check(&folder, level, cpu));
             match result {
                 Ok(Ok(error)) => eprintln!("{name} {level:?} {cpu}: {error:.1e}"),

@@ -6,6 +6,7 @@
 
 use super::{ArtifactError, Options};
 use crate::emit::clif;
+use crate::emit::clif::target::Cpu;
 use crate::emit::module::{self, kernel_name};
 use crate::kernel::{KernelId, Program};
 use cranelift_codegen::control::ControlPlane;
@@ -47,9 +48,9 @@ pub fn clif(program: &Program, options: &Options) -> Result<String, ArtifactErro
 }
 
 /// What a kernel computes, a comment line for each step that launches it.
-fn origin(program: &Program, id: KernelId, variant: &str, mark: &str) -> String {
+fn origin(program: &Program, id: KernelId, variants: &str, mark: &str) -> String {
     let kernel = &program.kernels[id];
-    let mut out = format!("{mark} {}, {variant}: {} buffers, {} integers\n", kernel.body.kind(), kernel.buffers.len(), kernel.ints);
+    let mut out = format!("{mark} {}, {variants}: {} buffers, {} integers\n", kernel.body.kind(), kernel.buffers.len(), kernel.ints);
     for step in program.steps.iter().filter(|s| s.kernel == id) {
         let nodes: Vec<&str> = step.loc.names().collect();
         let nodes = if nodes.is_empty() { String::new() } else { format!(" of {}", nodes.join(", ")) };
@@ -59,20 +60,31 @@ fn origin(program: &Program, id: KernelId, variant: &str, mark: &str) -> String 
     out
 }
 
-fn kernel_symbols(program: &Program, options: &Options) -> BTreeMap<String, (KernelId, &'static str)> {
-    let mut out = BTreeMap::new();
-    for cpu in options.cpus {
-        for id in program.kernels.keys() {
-            out.insert(format!("{}_{}_{}", options.name, kernel_name(program, id), cpu.name), (id, cpu.name));
+/// Which kernel a symbol is, and the CPU variants that use it.
+type Kernels = BTreeMap<String, (KernelId, Vec<&'static str>)>;
+
+/// The symbols of the kernels, read from the object's table of them: variants share what is the same.
+fn kernel_symbols(file: &object::File, program: &Program, options: &Options) -> Result<Kernels, object::Error> {
+    let mut out = Kernels::new();
+    let name = format!("{}_kernels", options.name);
+    let Some(table) = file.symbols().find(|s| s.name() == Ok(&name)) else { return Ok(out) };
+    let Some(section) = table.section_index() else { return Ok(out) };
+    let relocations: BTreeMap<u64, object::Relocation> = file.section_by_index(section)?.relocations().collect();
+    let begin = table.address() - file.section_by_index(section)?.address();
+    let rows = options.cpus.iter().flat_map(|cpu| program.kernels.keys().map(move |id| (id, cpu.name)));
+    for (i, (id, cpu)) in rows.enumerate() {
+        if let Some(RelocationTarget::Symbol(s)) = relocations.get(&(begin + 8 * i as u64)).map(object::Relocation::target) {
+            let name = file.symbol_by_index(s)?.name()?.to_string();
+            out.entry(name).or_insert((id, vec![])).1.push(cpu);
         }
     }
-    out
+    Ok(out)
 }
 
 fn disassembly(bytes: &[u8], program: &Program, options: &Options) -> Result<String, ArtifactError> {
     let broken = |e: object::Error| ArtifactError::Internal(format!("the object cannot be read back: {e}"));
     let file = object::File::parse(bytes).map_err(broken)?;
-    let kernels = kernel_symbols(program, options);
+    let kernels = kernel_symbols(&file, program, options).map_err(broken)?;
     let mut out = format!("# {} for {}, disassembled\n    .text\n", options.name, options.target);
     for section in file.sections() {
         let data = section.data().map_err(broken)?;
@@ -97,8 +109,8 @@ fn disassembly(bytes: &[u8], program: &Program, options: &Options) -> Result<Str
             let code = data.get(begin as usize..(begin + size) as usize);
             let code = code.ok_or_else(|| ArtifactError::Internal(format!("`{name}` is not within its section")))?;
             out.push('\n');
-            if let Some(&(id, variant)) = kernels.get(name) {
-                out += &origin(program, id, variant, "#");
+            if let Some((id, variants)) = kernels.get(name) {
+                out += &origin(program, *id, &variants.join(", "), "#");
             }
             if f.is_global() {
                 out += &format!("    .globl {name}\n");
@@ -204,10 +216,11 @@ fn data(out: &mut String, bytes: &[u8]) {
 fn cranelift(program: &Program, options: &Options, form: Form) -> Result<String, ArtifactError> {
     let mark = if form == Form::Clif { ";" } else { "//" };
     let mut out = format!("{mark} {} for {}\n", options.name, options.target);
-    for cpu in options.cpus {
+    for cpus in options.cpus.chunk_by(Cpu::same_cranelift) {
+        let (cpu, variants) = (&cpus[0], cpus.iter().map(|c| c.name).collect::<Vec<_>>().join(", "));
         for (id, kernel) in &program.kernels {
             let name = format!("{}_{}_{}", options.name, kernel_name(program, id), cpu.name);
-            out += &format!("\n{}", origin(program, id, cpu.name, mark));
+            out += &format!("\n{}", origin(program, id, &variants, mark));
             // The helper functions of a kernel follow it; it calls them by these names.
             for (n, function) in clif::kernel_functions(kernel, cpu).into_iter().enumerate() {
                 let text = text(Context::for_function(function), &*cpu.isa, form);

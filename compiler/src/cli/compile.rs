@@ -58,8 +58,8 @@ pub struct Args {
     /// The target, such as aarch64-unknown-linux-gnu [default: this machine].
     #[arg(long, value_name = "TRIPLE", help_heading = "Target")]
     target: Option<String>,
-    /// Make code for one CPU only: native (the best variant that this machine runs), baseline, x86-64,
-    /// x86-64-v3.
+    /// Make code for one kind of CPU only: native (the best variant that this machine runs), a variant
+    /// (baseline, avx2, avxvnni, avx512vnni), a level (x86-64-v3), or a CPU (haswell, icelake-server, znver4).
     #[arg(long, value_name = "CPU", conflicts_with = "cpu_variants", help_heading = "Target")]
     mcpu: Option<String>,
     /// CPU variants in the object, of which the best that can run is chosen at run time
@@ -411,46 +411,32 @@ fn target(triple: Option<&str>) -> Result<Triple> {
 fn cpus(args: &Args, target: &Triple) -> Result<Vec<Cpu>> {
     let all = Cpu::variants(target);
     let names = || list(all.iter().map(|c| c.name));
-    let pick = |option: &str, asked: &str, variant: &str| {
-        let found = all.iter().find(|c| c.name == variant).cloned();
+    let pick = |asked: &String| {
+        let found = all.iter().find(|c| c.name == asked).cloned();
         found.ok_or_else(|| {
-            Diagnostic::usage(format!("{option} {asked}: there is no such CPU variant for {target}")).note(format!("there are {}", names()))
+            Diagnostic::usage(format!("--cpu-variants {asked}: there is no such CPU variant for {target}"))
+                .note(format!("there are {}", names()))
         })
     };
     if let Some(mcpu) = &args.mcpu {
-        let variant = match mcpu.as_str() {
+        let cpu = match mcpu.as_str() {
             "native" if target.architecture != Triple::host().architecture => {
                 return Err(Diagnostic::usage("--mcpu native: the target is not this machine").note(format!("the target is {target}")));
             }
-            "native" => return Ok(all.iter().rev().find(|c| runs_here(c.name)).cloned().into_iter().collect()),
-            "x86-64" if target.architecture == target_lexicon::Architecture::X86_64 => "baseline",
-            "x86-64-v3" => "avx2",
-            other => other,
+            "native" => all.iter().rfind(|c| c.runs_here()).cloned(),
+            name => Cpu::named(target, name),
         };
-        return Ok(vec![pick("--mcpu", mcpu, variant)?]);
+        return cpu.map(|c| vec![c]).ok_or_else(|| {
+            let known = list(["native"].into_iter().chain(Cpu::names(target)));
+            Diagnostic::usage(format!("--mcpu {mcpu}: no such CPU is known for {target}")).note(format!("there are {known}"))
+        });
     }
     if args.cpu_variants.is_empty() {
         return Ok(all);
     }
-    let chosen = args.cpu_variants.iter().map(|v| pick("--cpu-variants", v, v)).collect::<Result<Vec<_>>>()?;
+    let chosen = args.cpu_variants.iter().map(pick).collect::<Result<Vec<_>>>()?;
     // The order is that of the demands, however they were listed.
     Ok(all.iter().filter(|c| chosen.iter().any(|w| w.name == c.name)).cloned().collect())
-}
-
-/// Whether this machine runs code of the variant.
-fn runs_here(variant: &str) -> bool {
-    match variant {
-        "baseline" => true,
-        #[cfg(target_arch = "x86_64")]
-        "avx2" => has_x86_64_v3(),
-        _ => false,
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_x86_64_v3() -> bool {
-    use std::arch::is_x86_feature_detected as has;
-    has!("avx2") && has!("fma") && has!("f16c") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
 }
 
 #[cfg(test)]

@@ -150,8 +150,6 @@ fn text(m: &Value) -> String {
     if m["code_bytes"].as_u64().is_some_and(|n| n > 0) {
         rows.push(["code".into(), format!("{}, tables {}", size(&m["code_bytes"]), size(&m["table_bytes"]))]);
     }
-    let variants = items("cpu_variants").iter().map(|v| word(&v["name"])).collect::<Vec<_>>().join(", ");
-    rows.push(["CPU variants".into(), variants]);
     if !items("undefined_symbols").is_empty() {
         rows.push(["needs".into(), words(&m["undefined_symbols"], ", ")]);
     }
@@ -164,6 +162,12 @@ fn text(m: &Value) -> String {
             }
         }
     };
+    let variant = |v: &Value| {
+        let code = v["code_bytes"].as_u64().filter(|&n| n > 0).map_or(String::new(), |_| size(&v["code_bytes"]));
+        let features = words(&v["features"], " ");
+        [word(&v["name"]), code, if features.is_empty() { "any CPU".into() } else { features }]
+    };
+    section("CPU variants", items("cpu_variants").iter().map(variant).collect());
     section(
         "dimensions",
         items("symbols").iter().map(|s| [word(&s["name"]), format!("{}..{}", word(&s["min"]), word(&s["max"])), c_name(s)]).collect(),

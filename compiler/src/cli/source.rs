@@ -39,7 +39,9 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
         if level.passes.is_some() {
             return Err(Diagnostic::usage("--passes is for models, and this is compiled already").at(format!("`{}`", path.display())));
         }
-        return Ok(Source { model: Model::load(path)?, graph: None, sizes: shapes.fixed()? });
+        let model = Model::load(path)?;
+        console.detail(&format!("CPU variant {}", model.cpu_variant()));
+        return Ok(Source { model, graph: None, sizes: shapes.fixed()? });
     }
     let mut options = driver_options(level, shapes)?;
     let sizes = if driver::is_tir(path) {

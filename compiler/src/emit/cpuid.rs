@@ -1,13 +1,15 @@
 //! What the CPU can do, asked by code in the object: `fn() -> u64` with one bit per [`Feature`]. Bits
-//! that need wide registers are set only if the operating system saves them (`xgetbv`).
+//! that need wide registers are set only if the operating system saves them (`xgetbv`). Every bit
+//! stands for the features before it as well: the ones of AVX-VNNI and AVX-512 are only set with AVX2's.
 
-use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, r8d, r9d, r10d, r11d, rbx};
+use super::clif::target::{Cpu, Wide};
+use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, esi, r8d, r9d, r10d, r11d, rbx};
 use iced_x86::{BlockEncoderOptions, IcedError};
 
 /// An instruction set extension, numbered by its bit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Feature {
-    /// AVX2, FMA, F16C, BMI1, BMI2, LZCNT, POPCNT and what they build on: x86-64-v3.
+    /// AVX2, FMA, F16C, BMI1, BMI2, LZCNT, MOVBE, POPCNT and what they build on: x86-64-v3.
     Avx2 = 0,
     /// AVX-VNNI (VEX-coded `vpdpbusd`).
     AvxVnni = 1,
@@ -16,13 +18,29 @@ pub enum Feature {
 }
 
 /// The features that a CPU variant needs, as bits.
-pub fn required(variant: &str) -> u64 {
-    match variant {
-        "avx2" => 1 << Feature::Avx2 as u32,
-        "avxvnni" => 1 << Feature::Avx2 as u32 | 1 << Feature::AvxVnni as u32,
-        "avx512vnni" => 1 << Feature::Avx2 as u32 | 1 << Feature::Avx512Vnni as u32,
-        _ => 0,
+pub fn required(cpu: &Cpu) -> u64 {
+    let bit = |f: Feature| 1u64 << f as u32;
+    match cpu.wide {
+        None => 0,
+        Some(Wide::Avx2) => bit(Feature::Avx2),
+        Some(Wide::AvxVnni) => bit(Feature::Avx2) | bit(Feature::AvxVnni),
+        Some(Wide::Avx512Vnni) => bit(Feature::Avx2) | bit(Feature::Avx512Vnni),
     }
+}
+
+/// The features of the machine that the compiler runs on, as bits.
+pub fn of_this_machine() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        let v3 = has!("avx2") && has!("fma") && has!("f16c") && has!("movbe") && has!("popcnt");
+        let v3 = v3 && has!("bmi1") && has!("bmi2") && has!("lzcnt");
+        let wide = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
+        let bit = |f: Feature, yes: bool| u64::from(v3 && yes) << f as u32;
+        bit(Feature::Avx2, true) | bit(Feature::AvxVnni, has!("avxvnni")) | bit(Feature::Avx512Vnni, wide && has!("avx512vnni"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    0
 }
 
 /// Machine code of the function for x86-64, System V: clobbers only caller-saved registers.
@@ -66,15 +84,18 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     a.mov(eax, 7)?;
     a.xor(ecx, ecx)?;
     a.cpuid()?;
-    a.mov(r8d, ebx)?;
+    a.mov(r8d, eax)?;
     a.mov(r9d, ecx)?;
+    a.mov(esi, ebx)?;
     // Leaf 7: BMI1 3, AVX2 5, BMI2 8.
     let leaf7 = (1 << 3) | (1 << 5) | (1 << 8);
-    a.mov(eax, r8d)?;
+    a.mov(eax, esi)?;
     a.and(eax, leaf7)?;
     a.cmp(eax, leaf7)?;
     a.jne(no_v3)?;
     a.or(r11d, 1 << Feature::Avx2 as i32)?;
+    a.cmp(r8d, 1)?; // highest subleaf
+    a.jb(no_vnni)?;
     a.mov(eax, 7)?;
     a.mov(ecx, 1)?;
     a.cpuid()?;
@@ -88,7 +109,7 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     a.cmp(eax, 0xe6)?;
     a.jne(no_512)?;
     let avx512 = (1u32 << 16) | (1 << 17) | (1 << 28) | (1 << 30) | (1 << 31);
-    a.mov(eax, r8d)?;
+    a.mov(eax, esi)?;
     a.and(eax, avx512 as i32)?;
     a.cmp(eax, avx512 as i32)?;
     a.jne(no_512)?;
@@ -109,4 +130,33 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     a.ret()?;
     let encoded = a.assemble_options(0, BlockEncoderOptions::NONE)?;
     Ok(encoded.inner.code_buffer)
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use cranelift_codegen::ir::{AbiParam, types};
+    use cranelift_module::{Linkage, Module};
+
+    #[test]
+    fn the_code_finds_what_the_standard_library_finds() {
+        let builder = cranelift_jit::JITBuilder::new(cranelift_module::default_libcall_names()).unwrap();
+        let mut module = cranelift_jit::JITModule::new(builder);
+        let mut signature = module.make_signature();
+        signature.returns.push(AbiParam::new(types::I64));
+        let id = module.declare_function("features", Linkage::Local, &signature).unwrap();
+        module.define_function_bytes(id, 16, &x86_features().unwrap(), &[]).unwrap();
+        module.finalize_definitions().unwrap();
+        let address = module.get_finalized_function(id);
+        // SAFETY: the code takes nothing, returns a word, and keeps to the C convention; the module is
+        // alive.
+        #[allow(unsafe_code, reason = "calling assembled code in this process")]
+        let found = unsafe { std::mem::transmute::<*const u8, extern "C" fn() -> u64>(address)() };
+        assert_eq!(found, of_this_machine());
+        // SAFETY: nothing runs the code any more.
+        #[allow(unsafe_code, reason = "freeing assembled code")]
+        unsafe {
+            module.free_memory();
+        }
+    }
 }

@@ -432,7 +432,7 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<()
             let (next, same) = (f.b.create_block(), f.b.create_block());
             compare_text(f, name, cpu.name.as_bytes(), same, next);
             f.b.switch_to_block(same);
-            let lacks = lacking(f, supported, cpuid::required(cpu.name));
+            let lacks = lacking(f, supported, cpuid::required(cpu));
             f.bail_if(lacks, Status::CpuNotRunnable);
             let i = f.int(i as i64);
             f.b.ins().jump(found, &[i.into()]);
@@ -443,7 +443,7 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<()
         f.b.switch_to_block(best);
         for (i, cpu) in e.cpus.iter().enumerate().rev() {
             let next = f.b.create_block();
-            let lacks = lacking(f, supported, cpuid::required(cpu.name));
+            let lacks = lacking(f, supported, cpuid::required(cpu));
             let i = f.int(i as i64);
             f.b.ins().brif(lacks, next, &[], found, &[i.into()]);
             f.b.switch_to_block(next);

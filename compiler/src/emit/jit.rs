@@ -10,7 +10,7 @@ use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::default_libcall_names;
 use std::ops::Deref;
 use target_lexicon::Triple;
-use tfc_runtime::abi::Entry;
+use tfc_runtime::abi::{Entry, Status};
 use tfc_runtime::weights::{PAGE, write_header};
 use tfc_runtime::{Buffer, Model, Weights};
 
@@ -58,7 +58,7 @@ impl Deref for WeightFile {
     }
 }
 
-/// Compiles a program for this machine. `cpu` names the CPU variant; `None` takes the best.
+/// Compiles a program for this machine, for one CPU variant: the one called `cpu`, or the best for `None`.
 ///
 /// # Errors
 /// When there is no code generator for this machine, or it refuses something (our bug), or the variant
@@ -66,13 +66,7 @@ impl Deref for WeightFile {
 #[allow(unsafe_code, reason = "the entry of compiled code is a raw pointer")]
 pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, JitError> {
     let triple = Triple::host();
-    let mut cpus = Cpu::variants(&triple);
-    if cpus.is_empty() {
-        return Err(JitError::Unsupported(triple));
-    }
-    if let Some(wanted) = cpu.filter(|w| cpus.iter().any(|c| c.name == *w)) {
-        cpus.retain(|c| c.name == wanted);
-    }
+    let cpus = [variant(&triple, cpu)?];
     let builder = JITBuilder::with_isa(module_isa().ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
     let mut jit = JITModule::new(builder);
     let header = module::weights_header(program);
@@ -95,6 +89,19 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
     };
     // SAFETY: `emit` laid the entry out as the runtime defines it; the code lives as long as its owner.
     Ok(unsafe { Model::from_entry(entry.cast::<Entry>(), Box::new(Code(Some(jit))), weights, cpu) }?)
+}
+
+/// The CPU variant with a name, or the best one, if it runs here.
+fn variant(triple: &Triple, name: Option<&str>) -> Result<Cpu, JitError> {
+    let Some(name) = name else { return Cpu::best_here().ok_or_else(|| JitError::Unsupported(triple.clone())) };
+    let all = Cpu::variants(triple);
+    let status = match all.iter().find(|c| c.name == name) {
+        Some(c) if c.runs_here() => return Ok(c.clone()),
+        Some(_) => Status::CpuNotRunnable,
+        None => Status::CpuUnknown,
+    };
+    let available = all.iter().map(|c| format!("`{}`", c.name)).collect::<Vec<_>>().join(", ");
+    Err(tfc_runtime::Error::CpuVariant { wanted: name.into(), status, available }.into())
 }
 
 /// The instruction set for what is not a kernel: the JIT wants absolute addresses.

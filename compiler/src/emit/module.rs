@@ -1,10 +1,11 @@
 //! A program as the functions and data of a module: the same code for objects and for the JIT.
 //!
 //! Kernels are compiled once per CPU variant, each with the variant's own instruction set, and placed
-//! into the one module as bytes. All symbols begin with the model's name; only the functions of the C
+//! into the one module as bytes; variants share the code that is the same. All symbols begin with the model's name; only the functions of the C
 //! ABI and the entry are exported.
 
 use super::clif;
+use super::clif::code::Code;
 use super::clif::target::Cpu;
 use super::cpuid;
 use super::entry;
@@ -47,7 +48,7 @@ pub struct EmitError {
 /// Code sizes, for the manifest and reports.
 #[derive(Clone, Debug, Default)]
 pub struct Sizes {
-    /// Bytes of each kernel per CPU variant.
+    /// Bytes of each kernel per CPU variant; 0 where it shares the code of an earlier variant.
     pub kernels: Vec<Vec<u64>>,
     /// Bytes of the other functions.
     pub glue: u64,
@@ -192,28 +193,49 @@ fn declare(e: &mut Emitter, embed: bool) -> Result<Symbols, ModuleError> {
     })
 }
 
+/// The code of a kernel on some of the variants.
+struct Shared {
+    code: Code,
+    func: FuncId,
+    /// The first of the variants.
+    cpu: usize,
+}
+
+/// Compiles every kernel for every variant. Where the code is the same, byte by byte, it exists once,
+/// under the name of the first variant that has it.
 fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
     let sig = entry::signature(e, &[types::I64; 3], None);
     let mut table = DataDescription::new();
     table.define(vec![0; e.cpus.len() * e.program.kernels.len() * 8].into_boxed_slice());
     table.set_align(8);
-    let mut at = 0;
-    for cpu in e.cpus {
-        let mut row = vec![];
-        for (id, kernel) in e.program.kernels.iter() {
+    e.sizes.kernels = vec![vec![]; e.cpus.len()];
+    for (id, kernel) in e.program.kernels.iter() {
+        let mut shared: Vec<Shared> = vec![];
+        for (i, cpu) in e.cpus.iter().enumerate() {
             let name = format!("{}_{}_{}", e.name, kernel_name(e.program, id), cpu.name);
             let wrap = |source: ModuleError| EmitError { what: name.clone(), source: Box::new(source) };
-            let func = e.module.declare_function(&name, Linkage::Local, &sig).map_err(wrap)?;
-            let code = clif::code::compile(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
-            e.module.define_function_bytes(func, code.align, &code.bytes, &[]).map_err(wrap)?;
-            row.push(code.bytes.len() as u64);
+            let known = shared.iter().find(|s| cpu.same_cranelift(&e.cpus[s.cpu]));
+            let (func, bytes) = if let Some(s) = known {
+                (s.func, 0)
+            } else {
+                let code = clif::code::compile(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
+                match shared.iter().find(|s| s.code == code) {
+                    Some(s) => (s.func, 0),
+                    None => {
+                        let func = e.module.declare_function(&name, Linkage::Local, &sig).map_err(wrap)?;
+                        e.module.define_function_bytes(func, code.align, &code.bytes, &[]).map_err(wrap)?;
+                        let bytes = code.bytes.len() as u64;
+                        shared.push(Shared { code, func, cpu: i });
+                        (func, bytes)
+                    }
+                }
+            };
+            e.sizes.kernels[i].push(bytes);
             let func = e.module.declare_func_in_data(func, &mut table);
-            table.write_function_addr(at, func);
-            at += 8;
+            table.write_function_addr(((i * e.program.kernels.len() + id.index()) * 8) as u32, func);
         }
-        e.sizes.kernels.push(row);
     }
-    e.sizes.data += u64::from(at);
+    e.sizes.data += (e.cpus.len() * e.program.kernels.len() * 8) as u64;
     e.module
         .define_data(symbols.kernel_table, &table)
         .map_err(|source| EmitError { what: "the kernel table".into(), source: Box::new(source) })
@@ -221,7 +243,7 @@ fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
 
 /// The function that asks the CPU, where a variant depends on the answer.
 pub(super) fn features(e: &mut Emitter) -> Result<Option<FuncId>, ModuleError> {
-    if e.cpus.iter().all(|c| cpuid::required(c.name) == 0) {
+    if e.cpus.iter().all(|c| cpuid::required(c) == 0) {
         return Ok(None);
     }
     let sig = entry::signature(e, &[], Some(types::I64));

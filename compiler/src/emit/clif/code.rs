@@ -10,7 +10,7 @@ use cranelift_codegen::ir::ExternalName;
 use cranelift_codegen::{CodegenError, Context, FinalizedRelocTarget};
 
 /// The machine code of one kernel, which begins with its entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Code {
     /// Instructions and constants.
     pub bytes: Vec<u8>,

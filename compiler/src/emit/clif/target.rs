@@ -1,21 +1,36 @@
 //! The CPUs that code is made for.
 
+use crate::emit::cpuid;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use target_lexicon::{Architecture, Triple};
 
+/// The widest instruction set of a variant: what the emitter of wide kernels may use beyond Cranelift's
+/// 128 bits. Each includes the ones before it, but [`Wide::Avx512Vnni`] not [`Wide::AvxVnni`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wide {
+    /// AVX2, FMA and F16C: 16 registers of 256 bits.
+    Avx2,
+    /// The same with the VEX-coded dot products of AVX-VNNI.
+    AvxVnni,
+    /// AVX-512 F, BW, CD, DQ, VL and VNNI: 32 registers of 512 bits, masks.
+    Avx512Vnni,
+}
+
 /// A CPU variant of a target: an instruction set with the extensions that may be used.
 #[derive(Clone)]
 pub struct Cpu {
-    /// Name of the variant: `baseline`, `avx2`.
+    /// Name of the variant: `baseline`, `avx2`, `avxvnni`, `avx512vnni`.
     pub name: &'static str,
     /// Cranelift's description of it.
     pub isa: OwnedTargetIsa,
-    /// The extensions that it needs, by Cranelift's names of their flags.
+    /// What wide kernels may use; `None` where all kernels are Cranelift's.
+    pub wide: Option<Wide>,
+    /// The extensions that Cranelift may use, by its names of their flags.
     extensions: &'static [&'static str],
 }
 
-/// Extensions of the `avx2` variant: what every x86-64 CPU with AVX2 and FMA has.
+/// Extensions that Cranelift may use on an x86-64 CPU with AVX2 and FMA.
 const AVX2: [&str; 11] = [
     "has_sse3",
     "has_ssse3",
@@ -30,24 +45,87 @@ const AVX2: [&str; 11] = [
     "has_fma",
 ];
 
+/// What `--mcpu` accepts for x86-64 besides the names of variants: instruction set levels and families
+/// of CPUs, each with the best variant that all of its members run. Level 4 has no VNNI.
+const MCPU: [(&str, &str); 24] = [
+    ("x86-64", "baseline"),
+    ("x86-64-v2", "baseline"),
+    ("x86-64-v3", "avx2"),
+    ("x86-64-v4", "avx2"),
+    ("haswell", "avx2"),
+    ("broadwell", "avx2"),
+    ("skylake", "avx2"),
+    ("skylake-avx512", "avx2"),
+    ("cascadelake", "avx512vnni"),
+    ("icelake-client", "avx512vnni"),
+    ("icelake-server", "avx512vnni"),
+    ("tigerlake", "avx512vnni"),
+    ("rocketlake", "avx512vnni"),
+    ("sapphirerapids", "avx512vnni"),
+    ("emeraldrapids", "avx512vnni"),
+    ("graniterapids", "avx512vnni"),
+    ("alderlake", "avxvnni"),
+    ("raptorlake", "avxvnni"),
+    ("sierraforest", "avxvnni"),
+    ("znver1", "avx2"),
+    ("znver2", "avx2"),
+    ("znver3", "avx2"),
+    ("znver4", "avx512vnni"),
+    ("znver5", "avx512vnni"),
+];
+
 impl Cpu {
     /// Any CPU of the architecture of `triple`: on x86-64 SSE2, on aarch64 NEON. `None` for an
     /// architecture that this build has no code generator for.
     pub fn baseline(triple: &Triple) -> Option<Cpu> {
-        Cpu::build("baseline", triple, &[])
+        Cpu::build("baseline", triple, &[], None)
     }
 
     /// An x86-64 CPU with AVX2 and FMA. `None` for other architectures.
     pub fn avx2(triple: &Triple) -> Option<Cpu> {
-        if triple.architecture == Architecture::X86_64 { Cpu::build("avx2", triple, &AVX2) } else { None }
+        Cpu::wide("avx2", triple, Wide::Avx2)
     }
 
-    /// All variants for `triple`, the least demanding first.
+    /// All variants for `triple`, the least demanding first. Where several can run, the last is the best.
     pub fn variants(triple: &Triple) -> Vec<Cpu> {
-        Cpu::baseline(triple).into_iter().chain(Cpu::avx2(triple)).collect()
+        let wide = [("avx2", Wide::Avx2), ("avxvnni", Wide::AvxVnni), ("avx512vnni", Wide::Avx512Vnni)];
+        Cpu::baseline(triple).into_iter().chain(wide.into_iter().filter_map(|(name, w)| Cpu::wide(name, triple, w))).collect()
     }
 
-    fn build(name: &'static str, triple: &Triple, extensions: &'static [&'static str]) -> Option<Cpu> {
+    /// The variant for a CPU, a level of the architecture, or a variant by its own name.
+    pub fn named(triple: &Triple, name: &str) -> Option<Cpu> {
+        let x86 = triple.architecture == Architecture::X86_64;
+        let variant = MCPU.iter().find(|(cpu, _)| x86 && *cpu == name).map_or(name, |(_, variant)| variant);
+        Cpu::variants(triple).into_iter().find(|c| c.name == variant)
+    }
+
+    /// The names that [`Cpu::named`] knows.
+    pub fn names(triple: &Triple) -> Vec<&'static str> {
+        let levels = MCPU.iter().filter(|_| triple.architecture == Architecture::X86_64).map(|(cpu, _)| *cpu);
+        Cpu::variants(triple).iter().map(|c| c.name).chain(levels).collect()
+    }
+
+    /// The best variant that this machine runs, if its architecture has a code generator.
+    pub fn best_here() -> Option<Cpu> {
+        Cpu::variants(&Triple::host()).into_iter().rfind(Cpu::runs_here)
+    }
+
+    /// Whether this machine runs code of the variant: its CPU has the instructions, and its operating
+    /// system keeps their registers.
+    pub fn runs_here(&self) -> bool {
+        self.isa.triple().architecture == Triple::host().architecture && cpuid::required(self) & !cpuid::of_this_machine() == 0
+    }
+
+    /// Whether Cranelift makes the same code for both.
+    pub fn same_cranelift(&self, other: &Cpu) -> bool {
+        self.isa.triple() == other.isa.triple() && self.extensions == other.extensions
+    }
+
+    fn wide(name: &'static str, triple: &Triple, wide: Wide) -> Option<Cpu> {
+        if triple.architecture == Architecture::X86_64 { Cpu::build(name, triple, &AVX2, Some(wide)) } else { None }
+    }
+
+    fn build(name: &'static str, triple: &Triple, extensions: &'static [&'static str], wide: Option<Wide>) -> Option<Cpu> {
         let mut shared = settings::builder();
         let verify = if cfg!(debug_assertions) { "true" } else { "false" };
         for (setting, value) in [
@@ -65,12 +143,19 @@ impl Cpu {
             isa.enable(e).expect("an extension of this version of Cranelift");
         }
         let isa = isa.finish(settings::Flags::new(shared)).ok()?;
-        Some(Cpu { name, isa, extensions })
+        Some(Cpu { name, isa, wide, extensions })
     }
 
-    /// The extensions that it needs beyond the target's baseline, in name order: `avx2`, `fma`, ….
+    /// The extensions that it needs beyond the target's baseline, in name order: `avx2`, `fma`, …. These are
+    /// what `NAME_init` asks the CPU for.
     pub fn features(&self) -> Vec<&'static str> {
         let mut names: Vec<_> = self.extensions.iter().map(|e| e.trim_start_matches("has_")).collect();
+        names.extend(self.wide.iter().flat_map(|_| ["f16c", "movbe"]));
+        names.extend(match self.wide {
+            None | Some(Wide::Avx2) => &[][..],
+            Some(Wide::AvxVnni) => &["avxvnni"],
+            Some(Wide::Avx512Vnni) => &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"],
+        });
         names.sort_unstable();
         names
     }
@@ -93,7 +178,7 @@ impl Cpu {
         !self.is_x86() || self.flag("has_sse41")
     }
 
-    /// Number of vector registers.
+    /// Number of 128-bit vector registers.
     pub fn vector_registers(&self) -> usize {
         if self.is_x86() { 16 } else { 32 }
     }
@@ -103,18 +188,46 @@ impl Cpu {
 mod tests {
     use super::*;
 
+    fn x86() -> Triple {
+        "x86_64-unknown-linux-gnu".parse().unwrap()
+    }
+
+    fn arm() -> Triple {
+        "aarch64-unknown-linux-gnu".parse().unwrap()
+    }
+
     #[test]
     fn variants_have_their_extensions() {
-        let x86: Triple = "x86_64-unknown-linux-gnu".parse().unwrap();
-        let v = Cpu::variants(&x86);
+        let v = Cpu::variants(&x86());
         assert_eq!(
-            v.iter().map(|c| (c.name, c.has_fma(), c.has_round())).collect::<Vec<_>>(),
-            [("baseline", false, false), ("avx2", true, true)]
+            v.iter().map(|c| (c.name, c.wide, c.has_fma(), c.has_round())).collect::<Vec<_>>(),
+            [
+                ("baseline", None, false, false),
+                ("avx2", Some(Wide::Avx2), true, true),
+                ("avxvnni", Some(Wide::AvxVnni), true, true),
+                ("avx512vnni", Some(Wide::Avx512Vnni), true, true)
+            ]
         );
         assert!(v[0].features().is_empty());
-        assert_eq!(v[1].features()[..3], ["avx", "avx2", "bmi1"]);
-        let arm: Triple = "aarch64-unknown-linux-gnu".parse().unwrap();
-        let v = Cpu::variants(&arm);
-        assert_eq!(v.iter().map(|c| (c.name, c.has_fma())).collect::<Vec<_>>(), [("baseline", true)]);
+        assert_eq!(v[1].features()[..4], ["avx", "avx2", "bmi1", "bmi2"]);
+        let more = |i: usize| v[i].features().into_iter().filter(|f| !v[1].features().contains(f)).collect::<Vec<_>>();
+        assert_eq!(more(2), ["avxvnni"]);
+        assert_eq!(more(3), ["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"]);
+        assert!(v[1].same_cranelift(&v[3]) && !v[0].same_cranelift(&v[1]));
+        let v = Cpu::variants(&arm());
+        assert_eq!(v.iter().map(|c| (c.name, c.wide, c.has_fma())).collect::<Vec<_>>(), [("baseline", None, true)]);
+    }
+
+    #[test]
+    fn cpus_have_variants() {
+        let named = |triple: &Triple, name: &str| Cpu::named(triple, name).map(|c| c.name);
+        for name in Cpu::names(&x86()) {
+            assert!(named(&x86(), name).is_some(), "{name}");
+        }
+        assert_eq!(named(&x86(), "x86-64-v4"), Some("avx2"));
+        assert_eq!(named(&x86(), "znver4"), Some("avx512vnni"));
+        assert_eq!(named(&x86(), "i486"), None);
+        assert_eq!((named(&arm(), "baseline"), named(&arm(), "znver4"), named(&arm(), "avx2")), (Some("baseline"), None, None));
+        assert_eq!(Cpu::names(&arm()), ["baseline"]);
     }
 }
