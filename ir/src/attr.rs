@@ -94,6 +94,18 @@ impl<T: Attr> Attr for Vec<T> {
     }
 }
 
+impl<T: Attr> Attr for Option<T> {
+    fn to_value(&self) -> AttrValue {
+        self.as_ref().map_or_else(|| AttrValue::Word("none".into()), Attr::to_value)
+    }
+    fn from_value(v: &AttrValue) -> Result<Self, String> {
+        match v {
+            AttrValue::Word(w) if w == "none" => Ok(None),
+            v => T::from_value(v).map(Some).map_err(|expected| format!("none, or {expected}")),
+        }
+    }
+}
+
 impl Attr for Shape {
     fn to_value(&self) -> AttrValue {
         self.0.to_value()

@@ -1,7 +1,8 @@
 //! Quantization schemes, and the one place where values are rounded, clamped and signed.
 //!
 //! Everything that quantizes or dequantizes, in the interpreter and in every backend, is defined by
-//! [`quantize`] and [`dequantize`] and tested against them.
+//! [`quantize`] and [`dequantize`], or [`RowRange`] where the scale is found at run time, and tested
+//! against them.
 
 use crate::attr::Attr;
 use crate::types::Elem;
@@ -61,6 +62,71 @@ pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
     scale * (q - zero_point) as f32
 }
 
+/// The smallest range of a row that is divided by; the values of rows with less of it become 0. Above
+/// it reciprocals do not overflow.
+pub const MIN_RANGE: f32 = 1e-30;
+
+/// How the values of one row are quantized, all of them alike: see [`RowRange::symmetric`] and
+/// [`RowRange::asymmetric`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RowRange {
+    /// What a stored step is worth.
+    pub scale: f32,
+    /// What values are multiplied by before they are rounded: the reciprocal of the scale, rounded on
+    /// its own; 0 for rows without a range.
+    pub inverse: f32,
+    /// The stored value of 0.
+    pub zero_point: i32,
+}
+
+impl RowRange {
+    /// For a row whose largest magnitude is `a` (NaN if the row has one), stored in -127..=127:
+    ///
+    /// ```text
+    /// scale   = a / 127
+    /// inverse = 127 / a    if MIN_RANGE <= a < ∞, otherwise 0
+    /// ```
+    ///
+    /// Both are single roundings of f32. A row of zeros has scale 0; a row with an infinity or a NaN
+    /// has that as its scale and zeros stored, so that what is computed from it is NaN.
+    pub fn symmetric(a: f32) -> RowRange {
+        RowRange { scale: a / 127.0, inverse: inverse(a, 127.0), zero_point: 0 }
+    }
+
+    /// For a row whose smallest value is `low` and whose largest is `high` (NaN if the row has one),
+    /// stored in -128..=127 so that 0 is exact:
+    ///
+    /// ```text
+    /// l = min(low, 0)    h = max(high, 0)    r = h - l
+    /// scale      = r / 255
+    /// inverse    = 255 / r    if MIN_RANGE <= r < ∞, otherwise 0
+    /// zero_point = round_half_even(-128 - l * inverse), NaN becoming 0
+    /// ```
+    ///
+    /// Every operation is rounded to f32 on its own; nothing is fused. The sign of a scale of 0 is not defined.
+    pub fn asymmetric(low: f32, high: f32) -> RowRange {
+        let propagate = |x: f32, y: f32| if x.is_nan() { x } else { y };
+        let (l, h) = (propagate(low, low.min(0.0)), propagate(high, high.max(0.0)));
+        let r = h - l;
+        let inverse = inverse(r, 255.0);
+        // -l * inverse is at most 255 and a rounding, so this is within -128..=127 without a clamp.
+        RowRange { scale: r / 255.0, inverse, zero_point: (-128.0 - l * inverse).round_ties_even() as i32 }
+    }
+
+    /// `clamp(round_half_even(x * inverse) + zero_point, min, max)`; NaN becomes the zero point. In a
+    /// symmetric row the clamp changes nothing.
+    pub fn quantize(&self, x: f32, min: i32, max: i32) -> i32 {
+        // The conversion saturates, and makes NaN 0.
+        let q = (x * self.inverse).round_ties_even() as i32;
+        q.saturating_add(self.zero_point).clamp(min, max)
+    }
+}
+
+/// `steps / range`, or 0 where that is not of use.
+fn inverse(range: f32, steps: f32) -> f32 {
+    if (MIN_RANGE..f32::INFINITY).contains(&range) { steps / range } else { 0.0 }
+}
+
 impl fmt::Display for Scheme {
     /// As the attribute is written: `[i8, [-128, 127], [axis, 0], symmetric, f32]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,6 +150,39 @@ mod tests {
         for z in [0, 3, 128] {
             for c in 0..=255 {
                 assert_eq!(quantize(dequantize(c, 0.37, z), 0.37, z, 0, 255), c);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_without_a_range_are_zeros() {
+        for a in [0.0, 1e-38, f32::INFINITY, f32::NAN] {
+            let r = RowRange::symmetric(a);
+            assert_eq!((r.inverse, r.quantize(a, -127, 127), r.quantize(1.0, -127, 127)), (0.0, 0, 0), "{a}");
+            assert_eq!(r.scale.to_bits(), (a / 127.0).to_bits());
+        }
+        for (low, high) in [(0.0, 0.0), (-1e-38, 0.0), (-3e38, 3e38), (f32::NAN, f32::NAN), (f32::NEG_INFINITY, 1.0)] {
+            let r = RowRange::asymmetric(low, high);
+            assert_eq!(r.inverse, 0.0, "{low} {high}");
+            assert_eq!(r.quantize(f32::NAN, -128, 127), r.zero_point);
+        }
+    }
+
+    proptest::proptest! {
+        /// The ends of a row reach the ends of the stored range without a clamp, and 0 is exact.
+        #[test]
+        fn rows_use_their_range(low: f32, high: f32) {
+            let a = low.abs().max(high.abs());
+            let r = RowRange::symmetric(a);
+            if r.inverse != 0.0 {
+                assert_eq!([a, -a, 0.0].map(|x| r.quantize(x, -1000, 1000)), [127, -127, 0]);
+            }
+            let r = RowRange::asymmetric(low.min(high), low.max(high));
+            assert!((-128..=127).contains(&r.zero_point));
+            assert_eq!(r.quantize(0.0, -128, 127), r.zero_point);
+            if r.inverse != 0.0 {
+                let ends = [low.min(high).min(0.0), low.max(high).max(0.0)].map(|x| r.quantize(x, -1000, 1000));
+                assert!((-129..=-127).contains(&ends[0]) && (126..=128).contains(&ends[1]), "{ends:?}");
             }
         }
     }

@@ -29,7 +29,7 @@ pub fn work(op: &Op, operands: &[&Type], results: &[&Type], cx: &Context) -> f64
     let of = |i: usize| elements(&operands[i].shape, cx);
     let last = |i: usize| elements(&Shape(operands[i].shape.0.iter().rev().take(1).cloned().collect()), cx);
     match op {
-        Op::Matmul(_) => out * last(0),
+        Op::Matmul(_) | Op::QuantizedMatmul(_) => out * last(0),
         Op::Conv(_) => out * elements(&Shape(operands[1].shape.0[1..].to_vec()), cx),
         Op::Attention(_) => {
             let keys = elements(&Shape(vec![operands[1].shape[2].clone()]), cx);
@@ -49,7 +49,7 @@ fn weight(op: &Op) -> f64 {
         Op::Div(_) | Op::Sqrt(_) | Op::Rsqrt(_) | Op::Reciprocal(_) | Op::RemFloor(_) | Op::RemTrunc(_) => 4.0,
         Op::LayerNorm(_) | Op::RmsNorm(_) | Op::GroupNorm(_) => 4.0,
         // Vector units and reuse of registers make the operations of products the cheapest.
-        Op::Matmul(_) | Op::Conv(_) | Op::Attention(_) => 0.25,
+        Op::Matmul(_) | Op::QuantizedMatmul(_) | Op::Conv(_) | Op::Attention(_) => 0.25,
         _ => 1.0,
     }
 }

@@ -306,7 +306,9 @@ fn classify(graph: &Graph, node: &NodeData) -> (Kind, Shape) {
     let y = &graph.ty(node.outputs[0]).shape;
     let other = (Kind::Other, y.clone());
     match &node.op {
-        Op::Matmul(_) => (Kind::Contraction, y.clone()),
+        Op::Matmul(_) | Op::QuantizedMatmul(_) => (Kind::Contraction, y.clone()),
+        // Its stored values are packed for the product that takes them.
+        Op::QuantizeRows(_) => other,
         Op::Iota(_) => (Kind::Elementwise, y.clone()),
         Op::Dims(op) if op.values.len() == 1 => (Kind::Elementwise, y.clone()),
         Op::Gather(_) if node.inputs.iter().all(|&v| graph.ty(v).quant.is_none()) => (Kind::Elementwise, y.clone()),

@@ -2,7 +2,7 @@
 //! scheduling see what really runs.
 //!
 //! An operator whose decomposition only computes per element and reduces (softmax, the norms) stays:
-//! it becomes one kernel. Everything else that has a decomposition (convolution, pooling, rotary
+//! it becomes one kernel. So does a product with a quantized matrix, for which the scheduler decides. Everything else that has a decomposition (convolution, pooling, rotary
 //! embedding, …) is replaced by it. Reductions keep their axes; a reshape drops them.
 
 use crate::table::{Context, Pass, PassError, Stats};
@@ -41,7 +41,8 @@ fn replacement(g: &mut Graph, node: &NodeData, inputs: &[Value]) -> Result<Optio
     if let Op::Reduce(op) = &node.op {
         return if op.keep { Ok(None) } else { drop_axes(g, op, inputs[0], &node.loc).map(|v| Some(vec![v])) };
     }
-    if is_row_operator(g, node, inputs) {
+    // The scheduler chooses kernels for quantized products, or takes them apart.
+    if matches!(node.op, Op::QuantizedMatmul(_)) || is_row_operator(g, node, inputs) {
         return Ok(None);
     }
     node.op.lower(g, inputs, &node.loc).transpose()

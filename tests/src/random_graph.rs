@@ -152,7 +152,8 @@ fn jumps(op: &Op) -> bool {
     match op {
         Cast(op) => !op.to.is_float(),
         Acos(_) | ArgReduce(_) | Asin(_) | Ceil(_) | Div(_) | Eq(_) | Floor(_) | Fused(_) | GroupNorm(_) | IsNan(_) | LayerNorm(_) => true,
-        Le(_) | Log(_) | Log1p(_) | Lt(_) | Pow(_) | Quantize(_) | Reciprocal(_) | RemFloor(_) | RemTrunc(_) | RmsNorm(_) => true,
+        Le(_) | Log(_) | Log1p(_) | Lt(_) | Pow(_) | Quantize(_) | QuantizeRows(_) | Reciprocal(_) | RemFloor(_) | RemTrunc(_)
+        | RmsNorm(_) => true,
         Round(_) | Rsqrt(_) | Sqrt(_) | Tan(_) => true,
         _ => false,
     }
@@ -621,6 +622,13 @@ impl<'a> Builder<'a> {
                 let scheme = self.scheme(&self.shape_of(x), storage);
                 (ops::Quantize { scheme }.into(), self.with_scales(x, &scheme))
             }
+            "quantize_rows" => {
+                let elem = self.float();
+                let mut shape = self.shape(1);
+                *shape.0.last_mut().expect("one axis") = Dim::from(self.choices.between(1, 5));
+                (ops::QuantizeRows { symmetric: self.choices.one_in(2) }.into(), vec![self.exactly(elem, shape)])
+            }
+            "quantized_matmul" => self.quantized_matmul(),
             "reduce" => {
                 use ops::reduce::ReduceKind::{Max, Mean, Min, Prod, Sum};
                 let elem = self.elem();
@@ -713,6 +721,44 @@ impl<'a> Builder<'a> {
             _ => return self.elementwise(mnemonic),
         };
         Some(op)
+    }
+
+    fn quantized_matmul(&mut self) -> (Op, Vec<Value>) {
+        let storages = [Elem::I8, Elem::U8, Elem::I4, Elem::U4];
+        let storage = self.style.elem.filter(|e| storages.contains(e)).unwrap_or_else(|| *self.choices.pick(&storages));
+        let (k, n) = (self.choices.between(1, 7), self.dim());
+        let mut shape = self.shape(2);
+        let rank = shape.rank();
+        shape.0[rank - 1] = Dim::from(k);
+        let granularity = match self.choices.below(2) {
+            0 => Granularity::Axis { axis: 1 },
+            _ => Granularity::Blocks { axis: 0, size: self.choices.between(1, 4) as u32 },
+        };
+        let (min, max) = storage.int_range().expect("an integer type");
+        let symmetric = self.choices.one_in(2);
+        let weights = Scheme { storage, min: min as i16, max: max as i16, granularity, symmetric, scale: Elem::F32 };
+        let rows = ops::QuantizeRows { symmetric: self.choices.one_in(2) };
+        let (activations, mut operands) = match self.choices.below(4) {
+            0 => (None, vec![self.exactly(Elem::F32, shape)]),
+            1 => {
+                let scheme = Scheme { granularity: Granularity::Tensor, ..rows.scheme(rank, k as u32) };
+                let x = self.exactly(Elem::I8, shape);
+                (Some(scheme), self.with_scales(x, &scheme))
+            }
+            2 => {
+                let scheme = rows.scheme(rank, k as u32);
+                let x = self.exactly(Elem::I8, shape);
+                (Some(scheme), self.with_scales(x, &scheme))
+            }
+            _ => {
+                let x = self.exactly(Elem::F32, shape);
+                let scheme = rows.scheme(rank, k as u32);
+                (Some(scheme), self.graph.add_node(rows, &[x], &Loc::default()).expect("its rows have a size"))
+            }
+        };
+        let w = self.exactly(storage, Shape(vec![Dim::from(k), n]));
+        operands.extend(self.with_scales(w, &weights));
+        (ops::QuantizedMatmul { activations, weights }.into(), operands)
     }
 
     /// An elementwise operator without attributes, on an element type that it accepts.

@@ -401,6 +401,8 @@ operators! {
     pool::Pool,
     pow::Pow,
     quantize::Quantize,
+    quantize_rows::QuantizeRows,
+    quantized_matmul::QuantizedMatmul,
     reciprocal::Reciprocal,
     reduce::Reduce,
     relu::Relu,
