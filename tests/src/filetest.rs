@@ -116,6 +116,14 @@ pub fn test(source: &str) -> Result<String, String> {
     Ok(snapshot)
 }
 
+/// The graph and the data of a file that is not about errors.
+///
+/// # Errors
+/// When the file is not as it must be.
+pub fn open(source: &str) -> Result<File, String> {
+    read(source, &Header::read(source)?)?
+}
+
 /// What the comments of a file say.
 struct Header {
     commands: Vec<(&'static Command, String)>,

@@ -1,5 +1,6 @@
 //! What the tests of `tfc` share: the harness of the filetests, generators, and ONNX models.
 
+pub mod bare;
 pub mod choices;
 pub mod filetest;
 pub mod models;
