@@ -69,6 +69,7 @@ pub struct Model {
     graph: Graph,
     calls: Vec<Call>,
     tolerance: fn(Elem) -> Tolerance,
+    cpus: Vec<Cpu>,
 }
 
 /// One call and what the interpreter says; an index out of range has no outputs.
@@ -86,8 +87,24 @@ impl Model {
             Call { bindings, inputs, outputs }
         };
         let calls = inputs.into_iter().map(call).collect();
-        Model { name: name.into(), graph, calls, tolerance }
+        Model { name: name.into(), graph, calls, tolerance, cpus: variants() }
     }
+
+    /// The same with only some CPU variants.
+    pub fn only(mut self, keep: impl FnMut(&Cpu) -> bool) -> Model {
+        self.cpus.retain(keep);
+        self
+    }
+}
+
+/// What the models are compiled for.
+fn target() -> Triple {
+    "x86_64-unknown-linux-gnu".parse().expect("a triple")
+}
+
+/// The CPU variants of x86-64.
+pub fn variants() -> Vec<Cpu> {
+    Cpu::variants(&target())
 }
 
 /// A program for a machine without an operating system.
@@ -114,11 +131,12 @@ pub struct Report {
 }
 
 impl Image {
-    /// Compiles the models at an optimization level for the given variants and links them with the program.
+    /// Compiles the models at an optimization level and links them with the program, which runs all calls
+    /// with each of the settings of XCR0.
     ///
     /// # Panics
     /// When something fails, or a buffer is too large.
-    pub fn new(models: &[Model], level: OptLevel, cpus: &[Cpu], settings: &[u32]) -> Image {
+    pub fn new(models: &[Model], level: OptLevel, settings: &[u32]) -> Image {
         let folder = tempfile::tempdir().expect("a folder to write to");
         let (mut objects, mut cases) = (vec![], vec![]);
         let mut source = Source::default();
@@ -127,8 +145,8 @@ impl Image {
             let verified = verify(&graph).unwrap_or_else(|e| panic!("{}: {}", m.name, e[0]));
             let program = schedule(&verified).unwrap_or_else(|e| panic!("{}: {e}", m.name));
             let name = format!("m{i}");
-            let target: Triple = "x86_64-unknown-linux-gnu".parse().expect("a triple");
-            let options = ObjectOptions { name: &name, target: &target, cpus, embed_weights: false, options: &[], model_hash: 0 };
+            let options =
+                ObjectOptions { name: &name, target: &target(), cpus: &m.cpus, embed_weights: false, options: &[], model_hash: 0 };
             let object = emit(&program, &options).unwrap_or_else(|e| panic!("{}: {e}", m.name));
             let file = folder.path().join(format!("{name}.o"));
             fs::write(&file, &object.bytes).expect("a folder to write to");
@@ -180,7 +198,7 @@ impl Image {
         let place = tempfile::tempdir_in(self.folder.path()).map_err(|e| e.to_string())?;
         let file = |name: &str| place.path().join(name);
         let configuration = format!(
-            "cpu: model={cpu}, count=1, ips=200000000, reset_on_triple_fault=0\n\
+            "cpu: model={cpu}, count=1, ips=4000000, reset_on_triple_fault=0\n\
              memory: guest=512, host=512\n\
              romimage: file={BIOS}\n\
              vgaromimage: file={VGA_BIOS}\n\

@@ -5,15 +5,13 @@
 
 use std::path::Path;
 use std::time::Duration;
-use target_lexicon::Triple;
-use tfc::emit::clif::target::Cpu;
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::ops::{Matmul, Op};
 use tfc_ir::types::{Elem, Shape, Type};
 use tfc_passes::OptLevel;
 use tfc_runtime::abi::Status;
-use tfc_tests::bare::{Image, Model, Report, XCR0, available};
+use tfc_tests::bare::{Image, Model, Report, XCR0, available, variants};
 use tfc_tests::choices::Choices;
 use tfc_tests::filetest;
 use tfc_tests::native::Tolerance;
@@ -41,18 +39,9 @@ fn runnable(best: &str) -> &'static [&'static str] {
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-fn cpus() -> Vec<Cpu> {
-    let target: Triple = "x86_64-unknown-linux-gnu".parse().expect("a triple");
-    Cpu::variants(&target)
-}
-
 /// What kernels may differ by from the interpreter, which rounds after every primitive.
 fn tolerance(elem: Elem) -> Tolerance {
     Tolerance::roundings(elem, 64.0, 1.0)
-}
-
-fn status(s: Status) -> (i32, String) {
-    (s.code(), "-".into())
 }
 
 #[test]
@@ -60,33 +49,30 @@ fn the_best_variant_is_chosen_and_the_others_are_refused() {
     if !available() {
         return;
     }
-    let small = products(Elem::F32, 19, 21, &[5]);
-    let image = Image::new(&[small], OptLevel::O3, &cpus(), &XCR0);
-    let wide: Vec<Cpu> = cpus().into_iter().filter(|c| c.wide.is_some()).collect();
-    let demanding = Image::new(&[products(Elem::F32, 19, 21, &[5])], OptLevel::O3, &wide, &XCR0);
+    let whole = || products(Elem::F32, 19, 21, &[5]);
+    let objects = [variants(), variants().into_iter().filter(|c| c.wide.is_some()).collect::<Vec<_>>()];
+    let models = [whole(), whole().only(|c| c.wide.is_some())];
+    let image = Image::new(&models, OptLevel::O3, &XCR0);
     for (cpu, bests) in CPUS {
         let reports = image.run(cpu, LIMIT).unwrap_or_else(|e| panic!("{e}"));
-        let without_baseline = demanding.run(cpu, LIMIT).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(reports.iter().map(|r| r.xcr0).collect::<Vec<_>>(), XCR0, "{cpu}");
-        for (i, best) in bests.into_iter().enumerate() {
-            let at = format!("{cpu} with XCR0 {:#x}", XCR0[i]);
-            check(&reports[i], &at);
-            assert_eq!(reports[i].init, [(0, best.to_string())], "{at}");
-            assert_eq!(reports[i].ran, runnable(best).len(), "{at}");
-            let wanted = |name: &str, has: &[Cpu]| match name {
-                _ if !has.iter().any(|c| c.name == name) => status(Status::CpuUnknown),
-                _ if runnable(best).contains(&name) => (0, name.to_string()),
-                _ => status(Status::CpuNotRunnable),
-            };
-            for (name, found) in &reports[i].init_cpu[0] {
-                assert_eq!(*found, wanted(name, &cpus()), "{name} on {at}");
+        for (report, best) in reports.iter().zip(bests) {
+            let at = format!("{cpu} with XCR0 {:#x}", report.xcr0);
+            check(report, &at);
+            let too_old = if best == "baseline" { (Status::CpuTooOld.code(), "-") } else { (0, best) };
+            assert_eq!(report.init, [(0, best), too_old].map(|(s, name)| (s, name.to_string())), "{at}");
+            for (object, answers) in objects.iter().zip(&report.init_cpu) {
+                for (name, answer) in answers {
+                    let expected = match name.as_str() {
+                        n if !object.iter().any(|c| c.name == n) => (Status::CpuUnknown.code(), "-"),
+                        n if runnable(best).contains(&n) => (0, n),
+                        _ => (Status::CpuNotRunnable.code(), "-"),
+                    };
+                    assert_eq!(*answer, (expected.0, expected.1.to_string()), "{name} of {} variants, {at}", object.len());
+                }
+                assert_eq!(answers.len(), variants().len() + 1, "{at}");
             }
-            assert_eq!(reports[i].init_cpu[0].len(), 5, "{at}");
-            let oldest = if best == "baseline" { status(Status::CpuTooOld) } else { (0, best.to_string()) };
-            assert_eq!(without_baseline[i].init, [oldest], "without baseline, {at}");
-            for (name, found) in &without_baseline[i].init_cpu[0] {
-                assert_eq!(*found, wanted(name, &wide), "{name} without baseline, {at}");
-            }
+            assert_eq!(report.ran, 2 * runnable(best).len() - 1, "{at}");
         }
     }
 }
@@ -96,7 +82,7 @@ fn run_everywhere(models: &[Model], level: OptLevel) {
     if !available() {
         return;
     }
-    let image = Image::new(models, level, &cpus(), &XCR0[..1]);
+    let image = Image::new(models, level, &XCR0[..1]);
     for (cpu, best) in [("tigerlake", "avx512vnni"), ("corei7_haswell_4770", "avx2")] {
         let reports = image.run(cpu, LIMIT).unwrap_or_else(|e| panic!("{e}"));
         let [report] = &reports[..] else { panic!("{} reports", reports.len()) };
