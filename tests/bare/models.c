@@ -115,12 +115,12 @@ static void run(int number, const char *variant) {
     uint8_t *weights = place(piece++, m->weights_bytes, 64);
     memcpy(weights, data + m->weights_at, m->weights_bytes);
     if (e->init_cpu(&ctx, m->weights_bytes ? weights : NULL, m->weights_bytes, variant)) {
-        bad(number, variant, "init_cpu refuses\n");
+        bad(number, variant, "init_cpu refuses"), put("\n");
         return;
     }
     size_t arena_bytes = e->arena_bytes(c->dims);
     if (!arena_bytes || arena_bytes + BEFORE > FENCE_BYTES || e->output_bytes(c->dims, expected_bytes)) {
-        bad(number, variant, "sizes refused or too large\n");
+        bad(number, variant, "sizes refused or too large"), put("\n");
         return;
     }
     uint8_t *arena = place(piece++, arena_bytes, 64);
@@ -137,14 +137,14 @@ static void run(int number, const char *variant) {
     }
     int status = e->run(&ctx, c->dims, inputs, outputs, arena);
     if (status != c->status) {
-        bad(number, variant, "status "), put_number((uint64_t)status), put(", expected "), put_number((uint64_t)c->status), put("\n");
+        bad(number, variant, "status"), put_number((uint64_t)status), put(", expected "), put_number((uint64_t)c->status), put("\n");
         return;
     }
     for (uint32_t i = 0; i < e->inputs; i++)
-        if (memcmp(inputs[i], data + c->inputs[i].at, c->inputs[i].bytes)) bad(number, variant, "input "), put_number(i), put(" was written\n");
+        if (memcmp(inputs[i], data + c->inputs[i].at, c->inputs[i].bytes)) bad(number, variant, "input"), put_number(i), put(" was written\n");
     for (int i = 1; i <= BEFORE; i++)
         if (arena[-i] != FILL) {
-            bad(number, variant, "written before the arena\n");
+            bad(number, variant, "written before the arena"), put("\n");
             break;
         }
     for (uint32_t i = 0; i < e->outputs && !status; i++) {
@@ -152,17 +152,17 @@ static void run(int number, const char *variant) {
         const uint8_t *found = outputs[i];
         for (int j = 1; j <= BEFORE; j++)
             if (found[-j] != FILL) {
-                bad(number, variant, "written before output "), put_number(i), put("\n");
+                bad(number, variant, "written before output"), put_number(i), put("\n");
                 break;
             }
         if (expected_bytes[i] != t->bytes) {
-            bad(number, variant, "output "), put_number(i), put(" has other bytes\n");
+            bad(number, variant, "output"), put_number(i), put(" has other bytes\n");
             continue;
         }
         int64_t at = difference(found, t);
         if (at < 0) continue;
         uint64_t size = element_bytes[t->kind];
-        bad(number, variant, "output "), put_number(i), put(" element "), put_number((uint64_t)at), put(" is ");
+        bad(number, variant, "output"), put_number(i), put(" element "), put_number((uint64_t)at), put(" is ");
         for (uint64_t j = size; j-- > 0;) put_hex(found[(uint64_t)at * size + j], 2);
         put(", expected ");
         for (uint64_t j = size; j-- > 0;) put_hex(data[t->at + (uint64_t)at * size + j], 2);

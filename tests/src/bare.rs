@@ -247,8 +247,8 @@ impl Image {
         self.read(&said).map_err(|e| {
             let how = if ended { "ended" } else { "did not end in time" };
             let log = text("log");
-            let panics: Vec<&str> = log.lines().filter(|l| l.contains("PANIC") || l.contains("triple")).collect();
-            format!("{cpu}: {e}; the machine {how} {}", panics.join(" | "))
+            let panics: Vec<&str> = log.lines().filter(|l| l.contains("PANIC") && !l.contains("shutdown requested")).collect();
+            format!("{cpu}: {e}; the machine {how}{}", panics.iter().map(|p| format!(": {p}")).collect::<String>())
         })
     }
 
