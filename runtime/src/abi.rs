@@ -51,6 +51,11 @@ pub const ENTRY_SUFFIX: &str = "_entry";
 /// Bit of [`Entry::flags`]: the weights are in the object, `init` takes null and 0 and ignores others.
 pub const FLAG_EMBEDDED_WEIGHTS: u32 = 1;
 
+/// Bit of [`Context::flags`]: `run_parallel` hands every step to the callback, once and in the order of
+/// [`crate::manifest::Manifest::kernels`], so that the callback can time it. A step with `n` tasks that
+/// would have run inline comes as `!n`, a negative number: the callback runs `0..n` on its own thread.
+pub const CONTEXT_EVERY_STEP: u32 = 1;
+
 /// `NAME_context`: what `init` found out, owned by the caller. 64 bytes, aligned to 8 (C99 has no way
 /// to ask for more), declared in headers as `uint64_t opaque[8]`. It begins as zeros or anything else;
 /// `init` writes every field on success, and only zeros on failure.
@@ -64,8 +69,8 @@ pub struct Context {
     pub weights: *const u8,
     /// Position of the chosen variant in the manifest's list of CPU variants.
     pub variant: u32,
-    /// Zero.
-    pub reserved0: u32,
+    /// 0 as `init` leaves it, or [`CONTEXT_EVERY_STEP`] in a copy that a profiler made.
+    pub flags: u32,
     /// Zero.
     pub reserved: [u64; 5],
 }
@@ -78,8 +83,10 @@ pub mod context_offset {
     pub const WEIGHTS: usize = 8;
     /// [`super::Context::variant`], 4 bytes.
     pub const VARIANT: usize = 16;
+    /// [`super::Context::flags`], 4 bytes.
+    pub const FLAGS: usize = 20;
     /// Everything from here to the end is zero.
-    pub const RESERVED: usize = 20;
+    pub const RESERVED: usize = 24;
 }
 
 const _: () = {
@@ -87,12 +94,13 @@ const _: () = {
     assert!(offset_of!(Context, magic) == context_offset::MAGIC);
     assert!(offset_of!(Context, weights) == context_offset::WEIGHTS);
     assert!(offset_of!(Context, variant) == context_offset::VARIANT);
-    assert!(offset_of!(Context, reserved0) == context_offset::RESERVED);
+    assert!(offset_of!(Context, flags) == context_offset::FLAGS);
+    assert!(offset_of!(Context, reserved) == context_offset::RESERVED);
 };
 
 impl Context {
     /// A context that `init` has not filled.
-    pub const EMPTY: Context = Context { magic: 0, weights: std::ptr::null(), variant: 0, reserved0: 0, reserved: [0; 5] };
+    pub const EMPTY: Context = Context { magic: 0, weights: std::ptr::null(), variant: 0, flags: 0, reserved: [0; 5] };
 
     /// The first word of a context of the compilation `id`: a number that the compiler derives from the
     /// model, the packed weights and the options. Loaders do not need it.

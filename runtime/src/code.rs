@@ -208,11 +208,12 @@ impl Code {
         }
     }
 
-    /// `NAME_run_parallel`, on this thread alone without a `pool`.
+    /// `NAME_run_parallel`, on this thread alone without a `callback`.
     ///
     /// # Safety
     ///
-    /// `context` is from [`Code::init`] and its weights are there. The slices have one element per
+    /// `context` is from [`Code::init`], perhaps with flags, and its weights are there. The callback
+    /// keeps the contract of [`ParallelForFn`] and lives. The slices have one element per
     /// symbol, input and output; each input and output, and the arena, has at least the bytes and the
     /// alignment that the dimensions require, and none that is written overlaps another.
     pub(crate) unsafe fn run(
@@ -222,13 +223,10 @@ impl Code {
         inputs: &[*const c_void],
         outputs: &[*mut c_void],
         arena: &mut [u8],
-        pool: Option<&crate::pool::Pool>,
+        callback: Option<(ParallelForFn, *mut c_void)>,
     ) -> i32 {
-        let (pf, user): (Option<ParallelForFn>, _) = match pool.map(crate::pool::Pool::callback) {
-            Some((pf, user)) => (Some(pf), user),
-            None => (None, std::ptr::null_mut()),
-        };
-        // SAFETY: as the caller promises; the pool is borrowed for the call.
+        let (pf, user) = callback.map_or((None, std::ptr::null_mut()), |(pf, user)| (Some(pf), user));
+        // SAFETY: as the caller promises.
         unsafe { (self.run_parallel)(context, dims.as_ptr(), inputs.as_ptr(), outputs.as_ptr(), arena.as_mut_ptr().cast(), pf, user) }
     }
 

@@ -13,6 +13,7 @@
 //! | [`model`] | loading: a bundle, a shared object, or code in memory |
 //! | [`session`] | running a loaded model |
 //! | [`pool`] | threads for parallel loops |
+//! | [`profile`] | how long each step of a run took |
 //! | [`buffer`] | aligned memory |
 //! | [`error`] | everything that can go wrong |
 //!
@@ -38,6 +39,7 @@ pub mod expr;
 pub mod manifest;
 pub mod model;
 pub mod pool;
+pub mod profile;
 pub mod session;
 pub mod solve;
 pub mod weights;

@@ -200,6 +200,18 @@ pub struct Kernel {
     /// Bytes of packed weights that it reads.
     #[prost(uint64, tag = "6")]
     pub weight_bytes: u64,
+    /// Operations of a contraction, two per multiply-add: an expression over the symbols. `0` for others.
+    #[prost(string, tag = "7")]
+    pub operations: String,
+    /// The arithmetic that limits a contraction: `f32` or `i8`; empty for others.
+    #[prost(string, tag = "8")]
+    pub arithmetic: String,
+    /// Bytes that it reads and writes, each once: an expression over the symbols.
+    #[prost(string, tag = "9")]
+    pub traffic: String,
+    /// Those of `traffic` that are weights: an expression over the symbols.
+    #[prost(string, tag = "10")]
+    pub weight_traffic: String,
 }
 
 /// What quantization and pruning did to one matrix product. Errors are relative: the root mean square

@@ -2,11 +2,13 @@
 //! get wrong.
 #![allow(unsafe_code, reason = "hands checked buffers to the code of a model")]
 
+use crate::abi::CONTEXT_EVERY_STEP;
 use crate::buffer::Buffer;
 use crate::elem::Elem;
 use crate::error::Error;
 use crate::model::{Dims, Model, Port};
 use crate::pool::Pool;
+use crate::profile::{Profile, Recorder};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -106,6 +108,20 @@ impl Session {
     /// be aligned. Nothing is allocated if all is aligned and the arena of an earlier call is large enough,
     /// but for two short lists of pointers.
     pub fn run_into(&mut self, dims: &Dims, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<(), Error> {
+        self.call(dims, inputs, outputs, None)
+    }
+
+    /// [`Session::run_into`] with a clock: how long each step took, and which thread did which part of it.
+    ///
+    /// # Errors
+    /// As [`Session::run_into`], and when the code was compiled before there were profiles.
+    pub fn run_profiled(&mut self, dims: &Dims, inputs: &[&[u8]], outputs: &mut [&mut [u8]]) -> Result<Profile, Error> {
+        let recorder = Recorder::new(self.pool.clone());
+        self.call(dims, inputs, outputs, Some(&recorder))?;
+        recorder.finish(&self.model)
+    }
+
+    fn call(&mut self, dims: &Dims, inputs: &[&[u8]], outputs: &mut [&mut [u8]], recorder: Option<&Recorder>) -> Result<(), Error> {
         let model = &*self.model;
         let arena_bytes = model.arena_bytes(dims)?;
         check_count("inputs", model.inputs(), inputs.len())?;
@@ -147,10 +163,19 @@ impl Session {
                 slot.insert(memory(|| "the arena".into(), arena_bytes)?)
             }
         };
+        let mut context = model.context;
+        let callback = match recorder {
+            Some(recorder) => {
+                context.flags |= CONTEXT_EVERY_STEP;
+                Some(recorder.callback())
+            }
+            None => self.pool.as_deref().map(Pool::callback),
+        };
         // SAFETY: the context belongs to the code, and both and the weights live in the model. The pointers
         // are of slices, in number, size and alignment as checked above; exclusive references keep
-        // outputs and arena apart from everything else; `copies` lives until the end of this function.
-        let code = unsafe { model.code.run(&model.context, &dims.values, &input_pointers, &output_pointers, arena, self.pool.as_deref()) };
+        // outputs and arena apart from everything else; `copies` lives until the end of this function,
+        // and pool and recorder are borrowed for longer.
+        let code = unsafe { model.code.run(&context, &dims.values, &input_pointers, &output_pointers, arena, callback) };
         match code {
             0 => Ok(()),
             code => Err(model.code.status_error(format!("{}_run", model.manifest().name), code)),

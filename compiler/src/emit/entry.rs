@@ -225,14 +225,15 @@ fn arena_bytes(e: &mut Emitter, s: &Symbols, check: FuncId) -> Result<(), Module
     })
 }
 
-/// `fn(kernel, n, work, args, pf, user)`: inline for little work or without threads, else by `pf`.
+/// `fn(kernel, n, work, args, pf, user, every)`: inline for little work or without threads, else by `pf`.
+/// With `every` not 0, what would run inline goes to `pf` too, with `!n` instead of `n`.
 fn launch(e: &mut Emitter) -> Result<FuncId, ModuleError> {
-    let sig = signature(e, &[PTR, types::I64, types::I64, PTR, PTR, PTR], None);
+    let sig = signature(e, &[PTR, types::I64, types::I64, PTR, PTR, PTR, types::I32], None);
     let id = e.local("launch", &sig)?;
     let kernel_sig = signature(e, &[PTR, types::I64, types::I64], None);
     let pf_sig = signature(e, &[PTR, types::I64, PTR, PTR], None);
     define_function(e, id, |_, f| {
-        let [kernel, n, work, args, pf, user] = f.params[..] else { unreachable!("six parameters") };
+        let [kernel, n, work, args, pf, user, every] = f.params[..] else { unreachable!("seven parameters") };
         let kernel_sig: SigRef = f.b.import_signature(kernel_sig);
         let pf_sig = f.b.import_signature(pf_sig);
         let (threads, alone, done) = (f.b.create_block(), f.b.create_block(), f.b.create_block());
@@ -246,6 +247,13 @@ fn launch(e: &mut Emitter) -> Result<FuncId, ModuleError> {
         f.b.ins().call_indirect(pf_sig, pf, &[user, n, kernel, args]);
         f.b.ins().jump(done, &[]);
         f.b.switch_to_block(alone);
+        let every = f.b.ins().icmp_imm_s(IntCC::NotEqual, every, 0);
+        let seen = f.b.ins().band(every, has);
+        f.branch_out(seen, |f| {
+            let inline = f.b.ins().bnot(n);
+            f.b.ins().call_indirect(pf_sig, pf, &[user, inline, kernel, args]);
+            f.b.ins().return_(&[]);
+        });
         let zero = f.int(0);
         f.b.ins().call_indirect(kernel_sig, kernel, &[args, zero, n]);
         f.b.ins().jump(done, &[]);
@@ -315,6 +323,7 @@ fn run_parallel(e: &mut Emitter, s: &Symbols, check: FuncId, launch: FuncId) -> 
 
         let zero = f.b.ins().iconst(types::I32, 0);
         f.b.ins().store(flags(), zero, arena, 0);
+        let every = f.load(types::I32, ctx, context_offset::FLAGS);
         let variant = f.b.ins().uload32(flags(), ctx, context_offset::VARIANT as i32);
         let row = f.b.ins().imul_imm_s(variant, e.program.kernels.len() as i64 * 8);
         let kernels = e.data_address(f.b, table);
@@ -335,7 +344,7 @@ fn run_parallel(e: &mut Emitter, s: &Symbols, check: FuncId, launch: FuncId) -> 
         f.b.ins().store(flags(), arena, args, 0);
         let launch = e.module.declare_func_in_func(launch, f.b.func);
         for step in &e.program.steps {
-            emit_step(e, f, &mut d, &bases, step, Launch { launch, kernels, args, pf, user });
+            emit_step(e, f, &mut d, &bases, step, Launch { launch, kernels, args, pf, user, every });
         }
         let status = f.b.ins().load(types::I32, flags(), bases.arena, 0);
         f.b.ins().return_(&[status]);
@@ -350,6 +359,7 @@ struct Launch {
     args: Value,
     pf: Value,
     user: Value,
+    every: Value,
 }
 
 fn emit_step(e: &Emitter, f: &mut Function, d: &mut DimEmitter, bases: &Bases, step: &Step, l: Launch) {
@@ -371,7 +381,7 @@ fn emit_step(e: &Emitter, f: &mut Function, d: &mut DimEmitter, bases: &Bases, s
     let kernel = f.load(PTR, l.kernels, step.kernel.index() * 8);
     let n = d.int(f.b, &step.tasks);
     let work = d.int(f.b, &step.work);
-    f.b.ins().call(l.launch, &[kernel, n, work, l.args, l.pf, l.user]);
+    f.b.ins().call(l.launch, &[kernel, n, work, l.args, l.pf, l.user, l.every]);
 }
 
 fn run(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {

@@ -2,7 +2,7 @@
 
 use super::clif::target::Cpu;
 use super::module::{Sizes, kernel_name};
-use crate::kernel::{Port, Program, Storage};
+use crate::kernel::{Port, Program, Storage, work};
 use target_lexicon::Triple;
 use tfc_runtime::abi;
 use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, Symbol, TensorInfo, VERSION, WeightsInfo};
@@ -75,18 +75,25 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         kernels: program
             .steps
             .iter()
-            .map(|s| Kernel {
-                name: kernel_name(program, s.kernel),
-                kind: program.kernels[s.kernel].body.kind().into(),
-                nodes: s.loc.names().map(Into::into).collect(),
-                summary: s.label.clone(),
-                code_bytes: 0,
-                weight_bytes: s
-                    .buffers
-                    .iter()
-                    .filter(|b| matches!(program.buffers[b.buffer].storage, Storage::Weights(_)))
-                    .map(|b| program.buffers[b.buffer].bytes.as_const().unwrap_or(0) as u64)
-                    .sum(),
+            .map(|s| {
+                let work = work::of(program, s);
+                Kernel {
+                    name: kernel_name(program, s.kernel),
+                    kind: program.kernels[s.kernel].body.kind().into(),
+                    nodes: s.loc.names().map(Into::into).collect(),
+                    summary: s.label.clone(),
+                    code_bytes: 0,
+                    weight_bytes: s
+                        .buffers
+                        .iter()
+                        .filter(|b| matches!(program.buffers[b.buffer].storage, Storage::Weights(_)))
+                        .map(|b| program.buffers[b.buffer].bytes.as_const().unwrap_or(0) as u64)
+                        .sum(),
+                    operations: work.operations.to_string(),
+                    arithmetic: work.arithmetic.map_or("", |a| a.name()).into(),
+                    traffic: work.bytes.to_string(),
+                    weight_traffic: work.weight_bytes.to_string(),
+                }
             })
             .collect(),
         code_bytes: 0,

@@ -16,6 +16,7 @@
 pub mod attention;
 pub mod gemm;
 pub mod nest;
+pub mod work;
 
 use attention::Attention;
 use cranelift_entity::{PrimaryMap, entity_impl};
