@@ -233,8 +233,15 @@ fn cranelift(program: &Program, options: &Options, form: Form) -> Result<String,
     let Some(cpu) = options.cpus.first() else { return Ok(out) };
     let mut recorder = Recorder { isa: cpu.isa.clone(), declarations: ModuleDeclarations::default(), form, functions: vec![] };
     let weights = Header { data_bytes: program.weight_bytes(), hash: 0 };
-    let module_options =
-        module::Options { name: options.name, cpus: options.cpus, embed_weights: false, build_info: "", manifest: &[], id: 0 };
+    let module_options = module::Options {
+        name: options.name,
+        cpus: options.cpus,
+        embed_weights: false,
+        build_info: "",
+        manifest: &[],
+        id: 0,
+        candidate: 0,
+    };
     module::emit(&mut recorder, program, weights, &module_options)?;
     for (name, text) in recorder.functions {
         out += &format!("\n{}", titled(&name, &text, form));

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod compile;
 mod console;
+mod hwbench;
 mod inspect;
 mod options;
 mod run;
@@ -32,11 +33,12 @@ Examples:
   tfc bench bert --shape input_ids=1x128,attention_mask=1x128 --threads 1
   tfc verify bert.onnx --inputs in.npz       compiled code against the interpreter
   tfc check bert.onnx                        what is not supported, everything at once
+  tfc hwbench                                what this machine can do
 
 Environment:
   TFC_FLAGS   options put before those of the command line, such as `-O2 --color=never`; those
               that the sub-command does not have are ignored
-  TFC_CPU     the CPU variant that run, bench and verify use, such as `baseline`
+  TFC_CPU     the CPU variant that run, bench, verify and hwbench use, such as `baseline`
   NO_COLOR    no colours
 
 Exit codes:
@@ -71,6 +73,7 @@ enum Command {
     Verify(verify::Args),
     Check(check::Args),
     Inspect(inspect::Args),
+    Hwbench(hwbench::Args),
 }
 
 /// Parses the command line, runs the sub-command and says what went wrong. `start` is when the process
@@ -96,6 +99,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Verify(args) => verify::run(&args, &console),
         Command::Check(args) => check::run(&args, &console),
         Command::Inspect(args) => inspect::run(&args, &console),
+        Command::Hwbench(args) => hwbench::run(&args, &console),
     };
     std::panic::set_hook(Box::new(|info| {
         // The first one is the cause.

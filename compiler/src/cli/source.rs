@@ -4,9 +4,11 @@ use super::console::Console;
 use super::options::{Fixed, Level, Shapes, driver_options};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::Path;
 use tfc::diag::{Diagnostic, Result};
 use tfc::driver;
+use tfc::kernel::Program;
 use tfc::onnx::ImportOptions;
 use tfc_ir::graph::Graph;
 use tfc_runtime::Model;
@@ -43,6 +45,25 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
         console.detail(&format!("CPU variant {}", model.cpu_variant()));
         return Ok(Source { model, graph: None, sizes: shapes.fixed()? });
     }
+    let (graph, options, sizes) = load(path, level, shapes, console)?;
+    let kept = keep.then(|| graph.clone());
+    let model = driver::jit(graph, &options)?;
+    console.detail(&format!("CPU variant {}", model.cpu_variant()));
+    Ok(Source { model, graph: kept, sizes })
+}
+
+/// Compiles a model up to the program.
+///
+/// # Errors
+/// As [`open`].
+pub fn program(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -> Result<(Program, Fixed)> {
+    let (graph, options, sizes) = load(path, level, shapes, console)?;
+    let graph = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?;
+    Ok((driver::lower(&graph)?, sizes))
+}
+
+/// Imports a model. The sizes are what the import leaves open.
+fn load(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -> Result<(Graph, driver::Options, Fixed)> {
     let mut options = driver_options(level, shapes)?;
     let sizes = if driver::is_tir(path) {
         // Symbols of a graph in text form stay; sizes are for the inputs only.
@@ -54,8 +75,5 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
     };
     console.detail(&format!("compiling {} in memory", path.display()));
     let graph = driver::load(path, &options.import)?.graph;
-    let kept = keep.then(|| graph.clone());
-    let model = driver::jit(graph, &options)?;
-    console.detail(&format!("CPU variant {}", model.cpu_variant()));
-    Ok(Source { model, graph: kept, sizes })
+    Ok((graph, options, sizes))
 }

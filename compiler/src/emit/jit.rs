@@ -1,5 +1,6 @@
 //! Code in memory: compiles a program for this machine and hands it to the runtime.
 
+use super::clif;
 use super::clif::target::Cpu;
 use super::module::{self, EmitError, Options};
 use crate::emit::manifest;
@@ -7,8 +8,9 @@ use crate::kernel::Program;
 use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_jit::{JITBuilder, JITModule};
-use cranelift_module::default_libcall_names;
+use cranelift_module::{Module, ModuleError, default_libcall_names};
 use std::ops::Deref;
+use std::sync::Arc;
 use target_lexicon::Triple;
 use tfc_runtime::abi::{Entry, Status};
 use tfc_runtime::weights::{PAGE, write_header};
@@ -48,13 +50,85 @@ impl Drop for Code {
     }
 }
 
-/// Packed weights with their header, aligned.
-struct WeightFile(Buffer);
+/// Packed weights with their header, aligned, which several models may share; `None` for no weights.
+#[derive(Clone)]
+pub struct WeightFile(Option<Arc<Buffer>>);
+
+impl WeightFile {
+    /// Packs the weights of a program.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(program: &Program) -> Result<WeightFile, JitError> {
+        let header = module::weights_header(program);
+        if header.data_bytes == 0 {
+            return Ok(WeightFile(None));
+        }
+        let mut file = Buffer::new(PAGE + header.data_bytes as usize).map_err(|e| JitError::Memory(e.to_string()))?;
+        file[..PAGE].copy_from_slice(&write_header(&header));
+        for w in &program.weights {
+            file[PAGE + w.offset as usize..][..w.data.len()].copy_from_slice(&w.data);
+        }
+        Ok(WeightFile(Some(Arc::new(file))))
+    }
+}
 
 impl Deref for WeightFile {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.0.as_deref().map_or(&[], |b| b)
+    }
+}
+
+/// How a program is compiled in memory.
+#[derive(Clone, Copy, Default)]
+pub struct JitOptions<'a> {
+    /// The CPU variant; the best one that runs here if absent.
+    pub cpu: Option<&'a str>,
+    /// Which of its [candidates](super::candidates) each kernel is compiled by, 0 being the compiler's choice;
+    /// the last one of kernels that have fewer.
+    pub candidate: usize,
+}
+
+/// One kernel, or any code with its ABI, in executable memory.
+pub struct Loose {
+    entry: *const u8,
+    _code: Code,
+}
+
+#[allow(unsafe_code, reason = "the pointer is to code, which nobody writes")]
+// SAFETY: the code is read-only and lives as long as this value.
+unsafe impl Send for Loose {}
+#[allow(unsafe_code, reason = "the pointer is to code, which nobody writes")]
+// SAFETY: as above.
+unsafe impl Sync for Loose {}
+
+impl Loose {
+    /// Places code, whose entry is its begin.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(code: &clif::code::Code) -> Result<Loose, JitError> {
+        let memory = |e: ModuleError| JitError::Memory(e.to_string());
+        let isa = module_isa().ok_or_else(|| JitError::Unsupported(Triple::host()))?;
+        let mut jit = JITModule::new(JITBuilder::with_isa(isa, default_libcall_names()));
+        let id = jit.declare_anonymous_function(&jit.make_signature()).map_err(memory)?;
+        jit.define_function_bytes(id, code.align, &code.bytes, &[]).map_err(memory)?;
+        jit.finalize_definitions().map_err(memory)?;
+        Ok(Loose { entry: jit.get_finalized_function(id), _code: Code(Some(jit)) })
+    }
+
+    /// Runs the tasks `begin..end`.
+    ///
+    /// # Safety
+    ///
+    /// The code has the ABI of kernels, the CPU has its instructions, and `args` are what it expects.
+    #[allow(unsafe_code, reason = "only the caller knows what the code does")]
+    pub unsafe fn call(&self, args: *const u64, begin: i64, end: i64) {
+        // SAFETY: as the caller promises.
+        let f = unsafe { std::mem::transmute::<*const u8, unsafe extern "C" fn(*const u64, i64, i64)>(self.entry) };
+        // SAFETY: as the caller promises.
+        unsafe { f(args, begin, end) }
     }
 }
 
@@ -63,8 +137,17 @@ impl Deref for WeightFile {
 /// # Errors
 /// When there is no code generator for this machine, or it refuses something (our bug), or the variant
 /// cannot run here.
-#[allow(unsafe_code, reason = "the entry of compiled code is a raw pointer")]
 pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, JitError> {
+    load_with(program, name, &WeightFile::new(program)?, &JitOptions { cpu, candidate: 0 })
+}
+
+/// [`load`] with weights that were packed before, and options.
+///
+/// # Errors
+/// As [`load`].
+#[allow(unsafe_code, reason = "the entry of compiled code is a raw pointer")]
+pub fn load_with(program: &Program, name: &str, weights: &WeightFile, options: &JitOptions) -> Result<Model, JitError> {
+    let cpu = options.cpu;
     let triple = Triple::host();
     let cpus = [variant(&triple, cpu)?];
     let builder = JITBuilder::with_isa(module_isa().ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
@@ -72,20 +155,21 @@ pub fn load(program: &Program, name: &str, cpu: Option<&str>) -> Result<Model, J
     let header = module::weights_header(program);
     let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, embedded: false, cpus: &cpus };
     let encoded = manifest::of(program, &header, &info).encode_bytes();
-    let options =
-        Options { name, cpus: &cpus, embed_weights: false, build_info: "tfc, in memory", manifest: &encoded, id: header.hash as u64 };
+    let options = Options {
+        name,
+        cpus: &cpus,
+        embed_weights: false,
+        build_info: "tfc, in memory",
+        manifest: &encoded,
+        id: header.hash as u64,
+        candidate: options.candidate,
+    };
     let (symbols, _) = module::emit(&mut jit, program, header, &options)?;
     jit.finalize_definitions().map_err(|e| JitError::Memory(e.to_string()))?;
     let (entry, _) = jit.get_finalized_data(symbols.entry);
-    let weights = if header.data_bytes == 0 {
-        Weights::Embedded
-    } else {
-        let mut file = Buffer::new(PAGE + header.data_bytes as usize).map_err(|e| JitError::Memory(e.to_string()))?;
-        file[..PAGE].copy_from_slice(&write_header(&header));
-        for w in &program.weights {
-            file[PAGE + w.offset as usize..][..w.data.len()].copy_from_slice(&w.data);
-        }
-        Weights::File(Box::new(WeightFile(file)))
+    let weights = match weights.0 {
+        None => Weights::Embedded,
+        Some(_) => Weights::File(Box::new(weights.clone())),
     };
     // SAFETY: `emit` laid the entry out as the runtime defines it; the code lives as long as its owner.
     Ok(unsafe { Model::from_entry(entry.cast::<Entry>(), Box::new(Code(Some(jit))), weights, cpu) }?)

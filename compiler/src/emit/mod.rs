@@ -1,5 +1,6 @@
 //! Code generation: kernels to machine code, programs to modules, modules to objects or into memory.
 
+pub mod candidates;
 pub mod clif;
 pub mod cpuid;
 mod dims;

@@ -4,7 +4,7 @@
 //! into the one module as bytes; variants share the code that is the same. All symbols begin with the model's name; only the functions of the C
 //! ABI and the entry are exported.
 
-use super::clif;
+use super::candidates::{Candidate, candidates};
 use super::clif::code::Code;
 use super::clif::target::Cpu;
 use super::cpuid;
@@ -33,6 +33,9 @@ pub struct Options<'a> {
     pub manifest: &'a [u8],
     /// A number that tells this compilation from others: contexts carry it.
     pub id: u64,
+    /// Which of its [candidates] each kernel is compiled by, 0 being the compiler's choice; the last one of
+    /// kernels that have fewer.
+    pub candidate: usize,
 }
 
 /// The module refused something: a bug of ours.
@@ -154,7 +157,7 @@ pub fn emit(module: &mut dyn Module, program: &Program, weights: Header, options
         move |source: ModuleError| EmitError { what, source: Box::new(source) }
     };
     let symbols = declare(&mut e, options.embed_weights).map_err(failed("declarations"))?;
-    kernels(&mut e, &symbols)?;
+    kernels(&mut e, &symbols, options.candidate)?;
     entry::define(&mut e, &symbols).map_err(failed("the exported functions"))?;
     if let Some(id) = symbols.weights {
         let mut data = DataDescription::new();
@@ -197,13 +200,15 @@ fn declare(e: &mut Emitter, embed: bool) -> Result<Symbols, ModuleError> {
 struct Shared {
     code: Code,
     func: FuncId,
+    /// How it was compiled.
+    way: Candidate,
     /// The first of the variants.
     cpu: usize,
 }
 
 /// Compiles every kernel for every variant. Where the code is the same, byte by byte, it exists once,
 /// under the name of the first variant that has it.
-fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
+fn kernels(e: &mut Emitter, symbols: &Symbols, candidate: usize) -> Result<(), EmitError> {
     let sig = entry::signature(e, &[types::I64; 3], None);
     let mut table = DataDescription::new();
     table.define(vec![0; e.cpus.len() * e.program.kernels.len() * 8].into_boxed_slice());
@@ -214,18 +219,20 @@ fn kernels(e: &mut Emitter, symbols: &Symbols) -> Result<(), EmitError> {
         for (i, cpu) in e.cpus.iter().enumerate() {
             let name = format!("{}_{}_{}", e.name, kernel_name(e.program, id), cpu.name);
             let wrap = |source: ModuleError| EmitError { what: name.clone(), source: Box::new(source) };
-            let known = shared.iter().find(|s| cpu.same_cranelift(&e.cpus[s.cpu]));
+            let ways = candidates(kernel, cpu);
+            let way = ways[candidate.min(ways.len() - 1)];
+            let known = shared.iter().find(|s| way.same_code(cpu, &s.way, &e.cpus[s.cpu]));
             let (func, bytes) = if let Some(s) = known {
                 (s.func, 0)
             } else {
-                let code = clif::code::compile(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
+                let code = way.compile(kernel, cpu).map_err(|err| wrap(ModuleError::Compilation(err)))?;
                 match shared.iter().find(|s| s.code == code) {
                     Some(s) => (s.func, 0),
                     None => {
                         let func = e.module.declare_function(&name, Linkage::Local, &sig).map_err(wrap)?;
                         e.module.define_function_bytes(func, code.align, &code.bytes, &[]).map_err(wrap)?;
                         let bytes = code.bytes.len() as u64;
-                        shared.push(Shared { code, func, cpu: i });
+                        shared.push(Shared { code, func, way, cpu: i });
                         (func, bytes)
                     }
                 }

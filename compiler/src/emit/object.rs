@@ -72,6 +72,7 @@ pub fn emit(program: &Program, options: &ObjectOptions) -> Result<Object, EmitEr
         build_info: &build_info,
         manifest: &encoded,
         id,
+        candidate: 0,
     };
     let (_, sizes) = module::emit(&mut object, program, weights, &module_options)?;
     let product = object.finish();

@@ -135,12 +135,7 @@ impl Touched {
         self.0.insert(buffer, None);
     }
 
-    fn exprs<'a>(
-        &mut self,
-        exprs: &PrimaryMap<ExprId, (Expr, Elem)>,
-        effects: impl IntoIterator<Item = &'a Effect>,
-        loops: &[Dim],
-    ) {
+    fn exprs<'a>(&mut self, exprs: &PrimaryMap<ExprId, (Expr, Elem)>, effects: impl IntoIterator<Item = &'a Effect>, loops: &[Dim]) {
         for (e, _) in exprs.values() {
             if let Expr::Load(access) = e {
                 self.access(access, exprs, loops);
@@ -212,17 +207,14 @@ mod tests {
 
     #[test]
     fn gathers_count_what_they_read_and_not_the_table() {
-        let steps = works(
-            "tfc.ir 1\n\ninput %t: f32[1000, 8]\ninput %i: i64[3]\n\n%y = gather %t, %i {axis = 0} : f32[3, 8]\n\noutput y = %y\n",
-        );
+        let steps =
+            works("tfc.ir 1\n\ninput %t: f32[1000, 8]\ninput %i: i64[3]\n\n%y = gather %t, %i {axis = 0} : f32[3, 8]\n\noutput y = %y\n");
         assert_eq!(steps, ["0 None 0 of 216"]);
     }
 
     #[test]
     fn a_sum_of_products_is_a_contraction_in_a_nest_too() {
-        let steps = works(
-            "tfc.ir 1\n\ninput %x: f64[4, 32]\ninput %w: f64[32, 16]\n\n%p = matmul %x, %w : f64[4, 16]\n\noutput y = %p\n",
-        );
+        let steps = works("tfc.ir 1\n\ninput %x: f64[4, 32]\ninput %w: f64[32, 16]\n\n%p = matmul %x, %w : f64[4, 16]\n\noutput y = %p\n");
         assert_eq!(steps, [format!("{} None 0 of {}", 2 * 4 * 32 * 16, 8 * (4 * 32 + 32 * 16 + 4 * 16))]);
     }
 }

@@ -1,0 +1,38 @@
+//! The ways to compile a kernel for a CPU: the one place that chooses between emitters and their
+//! parameters. `tfc hwbench MODEL` measures every way against the one that is chosen.
+
+use super::clif::code::{self, Code};
+use super::clif::target::Cpu;
+use crate::kernel::Kernel;
+use cranelift_codegen::CodegenError;
+
+/// A way to compile a kernel.
+#[derive(Clone, Copy)]
+pub struct Candidate {
+    /// Its name among those of the same kernel and CPU.
+    pub name: &'static str,
+    /// Whether all of its code is Cranelift's.
+    cranelift: bool,
+    compile: fn(&Kernel, &Cpu) -> Result<Code, CodegenError>,
+}
+
+impl Candidate {
+    /// Compiles the kernel that it is a candidate for.
+    ///
+    /// # Errors
+    /// What the code generator refuses: a bug of ours.
+    pub fn compile(&self, kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
+        (self.compile)(kernel, cpu)
+    }
+
+    /// Whether this way for `cpu` is known to make the same code as another one for another CPU. Code may
+    /// turn out to be the same nevertheless.
+    pub fn same_code(&self, cpu: &Cpu, other: &Candidate, other_cpu: &Cpu) -> bool {
+        self.cranelift && other.cranelift && cpu.same_cranelift(other_cpu)
+    }
+}
+
+/// All ways to compile a kernel for a CPU variant, at least one; the compiler takes the first.
+pub fn candidates(_: &Kernel, _: &Cpu) -> Vec<Candidate> {
+    vec![Candidate { name: "clif", cranelift: true, compile: code::compile }]
+}
