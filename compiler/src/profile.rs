@@ -95,6 +95,8 @@ pub struct Summary {
     pub rows: Vec<Timed>,
     /// Seconds of a whole run with the clock; the median.
     pub whole: f64,
+    /// Seconds of a run outside of its kernels; the median.
+    pub between: f64,
     /// The run whose whole time is nearest to the median.
     pub typical: Profile,
 }
@@ -116,15 +118,23 @@ impl Summary {
         let mut rows: Vec<Timed> = rows(model, dims).into_iter().map(timed).collect();
         rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         let whole = median(profiles.iter().map(|p| p.whole.as_secs_f64()).collect());
+        let outside = |p: &Profile| p.whole.as_secs_f64() - p.steps.iter().map(|s| s.time().as_secs_f64()).sum::<f64>();
+        let between = median(profiles.iter().map(outside).collect());
         let distance = |p: &Profile| (p.whole.as_secs_f64() - whole).abs();
         let nearest = (0..profiles.len()).min_by(|&a, &b| distance(&profiles[a]).total_cmp(&distance(&profiles[b]))).expect("a profile");
         let typical = profiles.swap_remove(nearest);
-        Summary { rows, whole, typical }
+        Summary { rows, whole, between, typical }
     }
 
     /// Seconds of all kernels together.
     pub fn kernels(&self) -> f64 {
         self.rows.iter().map(|r| r.seconds).sum()
+    }
+
+    /// What is left of the whole: kernels that were slow in some runs make runs slow, but not medians of
+    /// kernels. Small on a quiet machine; it may be negative.
+    pub fn unsteady(&self) -> f64 {
+        self.whole - self.kernels() - self.between
     }
 
     /// The summary for tools. `unprofiled` is the median of runs without the clock, in seconds.
@@ -152,7 +162,8 @@ impl Summary {
         json!({
             "kernels": self.rows.iter().map(row).collect::<Vec<_>>(),
             "kernels_ms": ms(self.kernels()),
-            "between_ms": ms(self.whole - self.kernels()),
+            "between_ms": ms(self.between),
+            "unsteady_ms": ms(self.unsteady()),
             "whole_ms": ms(self.whole),
             "unprofiled_ms": ms(unprofiled),
         })
@@ -185,7 +196,8 @@ impl Summary {
             cells.push(row);
         };
         line(self.kernels(), "all kernels".into());
-        line(self.whole - self.kernels(), "between them: sizes, launches, the clock".into());
+        line(self.between, "between them: sizes, launches, the clock".into());
+        line(self.unsteady(), "what whole runs take beyond these medians".into());
         line(self.whole, format!("the whole run; {} ms without the clock", ms(unprofiled)));
         aligned(&cells)
     }

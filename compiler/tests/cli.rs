@@ -131,9 +131,9 @@ fn model(activation: &str) -> Vec<u8> {
 #[test]
 fn help_and_versions_are_printed() {
     let p = Place::new();
-    p.run("--help").expect(0, &["compile", "run", "bench", "verify", "check", "inspect", "TFC_FLAGS", "Exit codes"]);
+    p.run("--help").expect(0, &["compile", "run", "bench", "verify", "check", "inspect", "hwbench", "TFC_FLAGS", "Exit codes"]);
     p.run("--version").expect(0, &["tfc 0."]);
-    for command in ["compile", "run", "bench", "verify", "check", "inspect"] {
+    for command in ["compile", "run", "bench", "verify", "check", "inspect", "hwbench"] {
         let r = p.run(&format!("{command} --help")).expect(0, &["Usage:", "Examples:", "--color"]);
         assert!(r.err.is_empty());
     }
@@ -166,6 +166,8 @@ fn wrong_usage_has_code_2() {
         ("run m.onnx --inputs in.npz --threads many", &["many"]),
         ("run m.onnx --inputs in.npz --threads 70000", &["70000"]),
         ("bench m.onnx --iters 0", &["--iters"]),
+        ("hwbench --assert", &["MODEL"]),
+        ("hwbench m.onnx --iters 0", &["--iters"]),
     ] {
         p.run(line).expect(2, pieces);
     }
@@ -311,6 +313,126 @@ fn a_benchmark_prints_what_tools_read() {
     assert_eq!((json["iters"].as_u64(), json["threads"].as_u64()), (Some(4), Some(1)));
     assert!(json["min_ms"].as_f64() <= json["median_ms"].as_f64() && json["median_ms"].as_f64() <= json["p90_ms"].as_f64());
     p.run("bench m.onnx --inputs in.npz --iters 1").expect(0, &["median", "first result"]);
+}
+
+#[test]
+fn a_profile_accounts_for_the_whole_run() {
+    let p = Place::new();
+    p.run("compile m.onnx -o bundle -q").expect(0, &[]);
+    let mut sources = vec!["m.onnx"];
+    sources.extend(p.path("bundle/m.so").exists().then_some("bundle"));
+    for source in sources {
+        for threads in 1..3 {
+            let line = format!("bench {source} --inputs in.npz --iters 3 --threads {threads} --profile");
+            p.run(&line).expect(0, &["all kernels", "between them", "the whole run", "/MatMul", "/Gather"]);
+            let out = p.run(&format!("{line} --json")).expect(0, &[]).out;
+            let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+            let profile = &json["profile"];
+            let number = |v: &serde_json::Value| v.as_f64().unwrap_or_else(|| panic!("{v} in {out}"));
+            let kernels = profile["kernels"].as_array().unwrap();
+            let sum: f64 = kernels.iter().map(|k| number(&k["ms"])).sum();
+            assert!((sum - number(&profile["kernels_ms"])).abs() < 1e-9);
+            let parts: f64 = ["kernels_ms", "between_ms", "unsteady_ms"].iter().map(|k| number(&profile[*k])).sum();
+            assert!((parts - number(&profile["whole_ms"])).abs() < 1e-9);
+            let product = kernels.iter().find(|k| k["arithmetic"] == "f32").unwrap();
+            assert_eq!(number(&product["operations"]), 2.0 * 2.0 * 4.0 * 40.0);
+            assert!(number(&product["gops"]) > 0.0 && number(&product["busy"]) <= 1.0);
+            assert_eq!((&product["calls"], &product["nodes"][0]), (&1.into(), &"/MatMul".into()));
+            // Two picked rows of 12 bytes each, their indices, and the result.
+            let gather = kernels.iter().find(|k| k["nodes"][0] == "/Gather").unwrap();
+            assert_eq!((&gather["gops"], number(&gather["bytes"])), (&serde_json::Value::Null, 24.0 + 16.0 + 24.0));
+        }
+    }
+}
+
+#[test]
+fn a_trace_has_nested_complete_events_on_the_tracks_of_threads() {
+    let p = Place::new();
+    // Large enough for two threads.
+    p.run("bench m.onnx --dim batch=4096,count=1 --iters 3 --threads 2 --trace trace.json").expect(0, &["median"]);
+    let trace: serde_json::Value = serde_json::from_slice(&p.read("trace.json")).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |category: &str| events.iter().filter(|e| e["cat"] == category).collect::<Vec<_>>();
+    let span = |e: &serde_json::Value| {
+        assert_eq!((&e["ph"], &e["pid"]), (&"X".into(), &1.into()));
+        let begin = e["ts"].as_f64().unwrap();
+        (begin, begin + e["dur"].as_f64().unwrap())
+    };
+    let within = |inner: (f64, f64), outer: (f64, f64)| outer.0 <= inner.0 + 1e-6 && inner.1 <= outer.1 + 1e-6;
+    let [run] = of("run")[..] else { panic!("{trace}") };
+    let (kernels, tasks) = (of("kernel"), of("tasks"));
+    assert_eq!(run["tid"], 0);
+    for k in &kernels {
+        assert!(within(span(k), span(run)) && k["tid"] == 0, "{k}");
+    }
+    for pair in kernels.windows(2) {
+        assert!(span(pair[0]).1 <= span(pair[1]).0 + 1e-6);
+    }
+    for t in &tasks {
+        let step = kernels.iter().find(|k| k["args"]["step"] == t["args"]["step"]).unwrap();
+        assert!(within(span(t), span(step)), "{t} in {step}");
+    }
+    let parallel = kernels.iter().find(|k| k["args"]["parallel"] == true).expect("a step for two threads");
+    let done: i64 = tasks
+        .iter()
+        .filter(|t| t["args"]["step"] == parallel["args"]["step"])
+        .map(|t| t["args"]["last_task"].as_i64().unwrap() - t["args"]["first_task"].as_i64().unwrap() + 1)
+        .sum();
+    assert_eq!(parallel["args"]["tasks"], done);
+    let names = events.iter().filter(|e| e["ph"] == "M" && e["name"] == "thread_name").count();
+    let threads: std::collections::BTreeSet<i64> = tasks.iter().map(|t| t["tid"].as_i64().unwrap()).collect();
+    assert!(threads.contains(&0) && threads.len() <= names);
+    p.run("bench m.onnx --inputs in.npz --iters 1 --trace absent/t.json").expect(1, &["absent"]);
+}
+
+#[test]
+fn the_machine_is_measured() {
+    let p = Place::new();
+    p.run("hwbench --threads 1").expect(0, &["1 thread"]);
+    let json: serde_json::Value = serde_json::from_str(&p.run("hwbench --json").expect(0, &[]).out).unwrap();
+    let runs = json["runs"].as_array().unwrap();
+    assert_eq!(runs[0]["threads"], 1);
+    for run in runs {
+        for rate in run["compute"].as_array().unwrap() {
+            assert!(rate["gops"].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{rate}");
+        }
+        for level in run["memory"].as_array().unwrap() {
+            for key in ["read_gbps", "write_gbps", "copy_gbps"] {
+                assert!(level[key].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{level}");
+            }
+        }
+        if cfg!(target_arch = "x86_64") {
+            assert!(!run["compute"].as_array().unwrap().is_empty());
+            assert_eq!(run["memory"].as_array().unwrap().last().unwrap()["level"], "memory");
+        }
+    }
+}
+
+#[test]
+fn candidates_of_kernels_are_compared() {
+    let p = Place::new();
+    let out = p.run("hwbench m.onnx --inputs in.npz --iters 2 --json").expect(0, &[]).out;
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let kernels = json["kernels"].as_array().unwrap();
+    assert!(kernels.iter().any(|k| k["nodes"][0] == "/MatMul") && json["rounds"] == 2, "{out}");
+    for k in kernels {
+        let candidates = k["candidates"].as_array().unwrap();
+        assert_eq!(candidates.iter().filter(|c| c["pick"] == true).count(), 1);
+        assert!(candidates.iter().any(|c| c["variant"] == "baseline"));
+        assert!(candidates.iter().all(|c| c["us"].as_f64().is_some_and(|x| x >= 0.0)));
+        assert!(k["loss"].as_f64().is_some_and(|x| x >= 0.0));
+    }
+    p.run("hwbench m.onnx --dim batch=2,count=1 --iters 1").expect(0, &["the compiler's choice", "baseline", "k0"]);
+    // Kernels as short as these are not asserted.
+    p.run("hwbench m.onnx --dim batch=2,count=1 --iters 1 --assert").expect(0, &[]);
+    let r = ran(p.command("hwbench m.onnx --inputs in.npz --iters 1 --json").env("TFC_CPU", "baseline").output().unwrap());
+    let json: serde_json::Value = serde_json::from_str(&r.expect(0, &[]).out).unwrap();
+    let picks = json["kernels"].as_array().unwrap().iter().flat_map(|k| k["candidates"].as_array().unwrap()).filter(|c| c["pick"] == true);
+    assert!(picks.into_iter().all(|c| c["variant"] == "baseline"));
+    ran(p.command("hwbench m.onnx --inputs in.npz").env("TFC_CPU", "z80").output().unwrap()).expect(1, &["z80"]);
+    p.run("hwbench m.onnx").expect(1, &["free dimensions"]);
+    p.run("compile m.onnx -o a.o -q").expect(0, &[]);
+    p.run("hwbench a.o").expect(2, &["bench --profile"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ const MIN_TIME: Duration = Duration::from_secs(1);
 The object that --json prints has at least: median_ms, min_ms, p90_ms, iters, threads, peak_rss_bytes,
 first_ms (from the start of the process to the first result), load_ms, cpu_variant.
 With --profile it has `profile` too: kernels (name, nodes, calls, ms, share, gops, gbps, limit_share, ...),
-kernels_ms, between_ms, whole_ms.")]
+kernels_ms, between_ms, unsteady_ms, whole_ms.")]
 pub struct Args {
     /// A model (.onnx, .tir) or an artifact (a bundle, a .so).
     #[arg(value_name = "MODEL|ARTIFACT")]

@@ -9,37 +9,45 @@ const RUN: Duration = Duration::from_millis(4);
 /// Runs, of which the best counts.
 const RUNS: usize = 8;
 
-/// The shortest time in seconds that a round takes when `threads` threads do rounds at once.
-/// `work(thread, rounds)` does them.
+/// The time in seconds that a round takes when `threads` threads do rounds at once: the shortest of
+/// several runs for each thread, and of these the longest. `work(thread, rounds)` does them.
 pub fn seconds_per_round(threads: usize, work: &(dyn Fn(usize, i64) + Sync)) -> f64 {
+    // Alone, and the best of a few: an interruption must not pass for a long round.
+    let shortest = |rounds: i64| (0..3).map(|_| run(|| work(0, rounds))).fold(f64::MAX, f64::min);
     let mut rounds = 1;
-    let mut time = once(threads, rounds, work);
+    let mut time = shortest(rounds);
     while time < RUN.as_secs_f64() / 2.0 && rounds < 1 << 40 {
         rounds *= if time < RUN.as_secs_f64() / 64.0 { 16 } else { 2 };
-        time = once(threads, rounds, work);
+        time = shortest(rounds);
     }
-    (0..RUNS).map(|_| once(threads, rounds, work)).fold(time, f64::min) / rounds as f64
+    let mut best = vec![f64::MAX; threads];
+    for _ in 0..RUNS {
+        for (best, time) in best.iter_mut().zip(together(threads, rounds, work)) {
+            *best = best.min(time);
+        }
+    }
+    best.into_iter().fold(0.0, f64::max) / rounds as f64
 }
 
-/// Seconds from when the first thread begins to when the last one ends; all begin together.
-fn once(threads: usize, rounds: i64, work: &(dyn Fn(usize, i64) + Sync)) -> f64 {
+/// Seconds of each thread's rounds; all begin together.
+fn together(threads: usize, rounds: i64, work: &(dyn Fn(usize, i64) + Sync)) -> Vec<f64> {
     let ready = AtomicUsize::new(0);
-    let run = |thread: usize| {
+    let one = &|thread: usize| {
         ready.fetch_add(1, SeqCst);
         while ready.load(SeqCst) < threads {
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
-        let begin = Instant::now();
-        work(thread, rounds);
-        (begin, Instant::now())
+        run(|| work(thread, rounds))
     };
-    let times: Vec<(Instant, Instant)> = std::thread::scope(|s| {
-        let run = &run;
-        let others: Vec<_> = (1..threads).map(|t| s.spawn(move || run(t))).collect();
-        let own = run(0);
-        others.into_iter().map(|t| t.join().expect("measured code does not panic")).chain([own]).collect()
-    });
-    let begin = times.iter().map(|t| t.0).min().expect("at least one thread");
-    let end = times.iter().map(|t| t.1).max().expect("at least one thread");
-    (end - begin).as_secs_f64()
+    std::thread::scope(|s| {
+        let others: Vec<_> = (1..threads).map(|t| s.spawn(move || one(t))).collect();
+        let own = one(0);
+        [own].into_iter().chain(others.into_iter().map(|t| t.join().expect("measured code does not panic"))).collect()
+    })
+}
+
+fn run(work: impl FnOnce()) -> f64 {
+    let begin = Instant::now();
+    work();
+    begin.elapsed().as_secs_f64()
 }
