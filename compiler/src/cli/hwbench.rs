@@ -193,10 +193,10 @@ fn compare(args: &Args, path: &Path, threads: usize, console: &Console) -> Resul
             d = d.note(format!(
                 "{}: {} {} takes {:.1} us, {} {} {:.1} us",
                 c.row.name,
-                pick.variant,
+                pick.variants.join(" "),
                 pick.name,
                 pick.seconds * 1e6,
-                best.variant,
+                best.variants.join(" "),
                 best.name,
                 best.seconds * 1e6
             ));
@@ -207,12 +207,12 @@ fn compare(args: &Args, path: &Path, threads: usize, console: &Console) -> Resul
 }
 
 fn is_wrong(c: &Compared) -> bool {
-    c.loss() > TOLERANCE && c.best().seconds >= SHORTEST
+    c.is_wrong(TOLERANCE, SHORTEST)
 }
 
 fn compared_text(compared: &[Compared], machine: &Machine, rounds: usize, ways: usize) -> String {
     let giga = |x: f64| format!("{:.1}", x / 1e9);
-    let mut rows = vec![["", "us", "of the best", "GOP/s", "GB/s", "of the limit", "variant", "candidate", "kernel"].map(String::from)];
+    let mut rows = vec![["", "us", "of the best", "GOP/s", "GB/s", "of the limit", "variants", "candidate", "kernel"].map(String::from)];
     for c in compared {
         let best = c.best().seconds;
         for (i, m) in c.candidates.iter().enumerate() {
@@ -226,7 +226,7 @@ fn compared_text(compared: &[Compared], machine: &Machine, rounds: usize, ways: 
                 if operations > 0.0 { giga(per_second(operations)) } else { String::new() },
                 giga(per_second(c.row.load.bytes)),
                 m.limit.map_or_else(String::new, |(share, bound)| format!("{:.1}% {}", 100.0 * share, bound.name())),
-                m.variant.clone(),
+                m.variants.join(" "),
                 m.name.into(),
                 if i == 0 { kernel } else { String::new() },
             ]);
@@ -244,7 +244,7 @@ fn compared_json(compared: &[Compared], machine: &Machine, rounds: usize) -> Val
         let candidates = c.candidates.iter().map(|m| {
             let per_second = |n: f64| if m.seconds > 0.0 { n / m.seconds / 1e9 } else { 0.0 };
             json!({
-                "variant": m.variant,
+                "variants": m.variants,
                 "candidate": m.name,
                 "pick": m.pick,
                 "us": m.seconds * 1e6,

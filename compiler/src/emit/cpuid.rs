@@ -28,6 +28,13 @@ pub fn required(cpu: &Cpu) -> u64 {
     }
 }
 
+impl Feature {
+    /// Whether the machine that the compiler runs on has it.
+    pub fn is_here(self) -> bool {
+        of_this_machine() & 1 << self as u32 != 0
+    }
+}
+
 /// The features of the machine that the compiler runs on, as bits.
 pub fn of_this_machine() -> u64 {
     #[cfg(target_arch = "x86_64")]

@@ -2,11 +2,14 @@
 //! here, measured in runs of the whole model, so with the caches and buffers as they are in a run.
 
 use super::machine::{Bound, Load, Machine};
-use crate::emit::candidates::candidates;
+use crate::emit::candidates::{Candidate, candidates};
+use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;
 use crate::emit::jit::{self, JitError, JitOptions, WeightFile};
+use crate::emit::module::EmitError;
 use crate::kernel::Program;
 use crate::profile::{self, Row};
+use cranelift_module::ModuleError;
 use std::sync::Arc;
 use target_lexicon::Triple;
 use tfc_runtime::{Dims, Error, Model, Session};
@@ -17,8 +20,9 @@ pub struct Alternative {
     pub variant: String,
     /// The number of the candidate.
     candidate: usize,
-    /// The name of the candidate of each kernel; `None` for kernels that have fewer.
-    names: Vec<Option<&'static str>>,
+    /// The candidate of each kernel: its name, and the number of its code among the different ones of
+    /// the kernel. `None` for kernels that have fewer candidates.
+    ways: Vec<Option<(&'static str, usize)>>,
     /// The code.
     pub model: Arc<Model>,
     session: Session,
@@ -42,11 +46,11 @@ pub struct Compared {
     pub candidates: Vec<Measured>,
 }
 
-/// The measured time of a candidate.
+/// The measured time of a candidate. Those with the same code, byte by byte, are one.
 pub struct Measured {
-    /// The CPU variant.
-    pub variant: String,
-    /// Its name within the variant.
+    /// The CPU variants that have it.
+    pub variants: Vec<String>,
+    /// Its name within the variants.
     pub name: &'static str,
     /// Whether it is the one that runs.
     pub pick: bool,
@@ -67,6 +71,11 @@ impl Compared {
         self.candidates.iter().min_by(|a, b| a.seconds.total_cmp(&b.seconds)).expect("every kernel has a candidate")
     }
 
+    /// Whether the choice is wrong by more than `tolerance` for a kernel that takes at least `shortest` seconds.
+    pub fn is_wrong(&self, tolerance: f64, shortest: f64) -> bool {
+        self.loss() > tolerance && self.best().seconds >= shortest
+    }
+
     /// How much slower the one that runs is than the fastest: 0.05 for 5%.
     pub fn loss(&self) -> f64 {
         let best = self.best().seconds;
@@ -82,19 +91,29 @@ impl Alternatives {
     pub fn new(program: &Program, cpu: Option<&str>, threads: usize) -> Result<Alternatives, JitError> {
         let weights = WeightFile::new(program)?;
         let mut all = vec![];
-        for target in Cpu::variants(&Triple::host()) {
-            let ways: Vec<_> = program.kernels.values().map(|k| candidates(k, &target)).collect();
-            for candidate in 0..ways.iter().map(Vec::len).max().unwrap_or(1) {
+        let mut codes: Vec<Vec<Code>> = vec![vec![]; program.kernels.len()];
+        for target in Cpu::variants(&Triple::host()).into_iter().filter(Cpu::runs_here) {
+            let candidates: Vec<Vec<Candidate>> = program.kernels.values().map(|k| candidates(k, &target)).collect();
+            for candidate in 0..candidates.iter().map(Vec::len).max().unwrap_or(1) {
+                let mut ways = vec![];
+                for ((kernel, of_kernel), codes) in program.kernels.values().zip(&candidates).zip(&mut codes) {
+                    let Some(way) = of_kernel.get(candidate) else {
+                        ways.push(None);
+                        continue;
+                    };
+                    let failed = |e| EmitError { what: kernel.body.kind().into(), source: Box::new(ModuleError::Compilation(e)) };
+                    let code = way.compile(kernel, &target).map_err(failed)?;
+                    let number = codes.iter().position(|c| *c == code).unwrap_or_else(|| {
+                        codes.push(code);
+                        codes.len() - 1
+                    });
+                    ways.push(Some((way.name, number)));
+                }
                 let options = JitOptions { cpu: Some(target.name), candidate };
-                let model = match jit::load_with(program, "model", &weights, &options) {
-                    Ok(model) => Arc::new(model),
-                    Err(JitError::Runtime(Error::CpuVariant { .. })) => break,
-                    Err(e) => return Err(e),
-                };
+                let model = Arc::new(jit::load_with(program, "model", &weights, &options)?);
                 let session = Session::new(model.clone(), threads).map_err(|e| JitError::Memory(e.to_string()))?;
-                let names = ways.iter().map(|w| w.get(candidate).map(|c| c.name)).collect();
                 let steps = vec![f64::MAX; program.steps.len()];
-                all.push(Alternative { variant: target.name.into(), candidate, names, model, session, steps });
+                all.push(Alternative { variant: target.name.into(), candidate, ways, model, session, steps });
             }
         }
         let best = || all.iter().rposition(|a| a.candidate == 0);
@@ -127,13 +146,26 @@ impl Alternatives {
         let weights = program.weight_bytes();
         let compare = |row: Row| {
             let kernel = cranelift_entity::EntityRef::index(program.steps[row.steps[0]].kernel);
-            let candidates = self.all.iter().enumerate().filter_map(|(i, a)| {
-                let name = a.names[kernel]?;
+            let mut candidates: Vec<(usize, Measured)> = vec![];
+            for (i, a) in self.all.iter().enumerate() {
+                let Some((name, code)) = a.ways[kernel] else { continue };
                 let seconds = row.steps.iter().map(|&s| a.steps[s]).sum::<f64>() / row.steps.len() as f64;
-                let limit = share(machine, &row.load, &a.variant, weights, seconds);
-                Some(Measured { variant: a.variant.clone(), name, pick: i == self.pick, seconds, limit })
-            });
-            let candidates: Vec<Measured> = candidates.collect();
+                let pick = i == self.pick;
+                match candidates.iter_mut().find(|(c, _)| *c == code) {
+                    Some((_, m)) => {
+                        m.variants.push(a.variant.clone());
+                        m.seconds = m.seconds.min(seconds);
+                        m.pick |= pick;
+                    }
+                    None => candidates.push((code, Measured { variants: vec![a.variant.clone()], name, pick, seconds, limit: None })),
+                }
+            }
+            let picked = &self.all[self.pick].variant;
+            let mut candidates: Vec<Measured> = candidates.into_iter().map(|(_, m)| m).collect();
+            for m in &mut candidates {
+                let variant = if m.pick { picked } else { m.variants.last().expect("a variant has it") };
+                m.limit = share(machine, &row.load, variant, weights, m.seconds);
+            }
             Compared { row, candidates }
         };
         let mut compared: Vec<Compared> = profile::rows(&self.all[self.pick].model, dims).into_iter().map(compare).collect();
@@ -146,4 +178,24 @@ impl Alternatives {
 fn share(machine: &Machine, load: &Load, variant: &str, weights: u64, seconds: f64) -> Option<(f64, Bound)> {
     let (shortest, bound) = machine.shortest(load, variant, weights)?;
     (seconds > 0.0).then(|| (shortest / seconds, bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_is_wrong_if_another_one_is_clearly_faster() {
+        let compared = |pick: f64, other: f64| {
+            let load = Load { operations: 0.0, arithmetic: None, bytes: 0.0, weight_bytes: 0.0 };
+            let row = Row { name: "k".into(), kind: "nest".into(), summary: "add".into(), nodes: vec![], steps: vec![0], load };
+            let measured = |seconds, pick| Measured { variants: vec!["v".into()], name: "n", pick, seconds, limit: None };
+            Compared { row, candidates: vec![measured(other, false), measured(pick, true)] }
+        };
+        assert!((compared(1.1e-4, 1e-4).loss() - 0.1).abs() < 1e-9);
+        assert!(compared(1.1e-4, 1e-4).is_wrong(0.05, 2e-5));
+        assert!(!compared(1.04e-4, 1e-4).is_wrong(0.05, 2e-5));
+        assert!(!compared(0.9e-4, 1e-4).is_wrong(0.05, 2e-5));
+        assert!(!compared(1.1e-5, 1e-5).is_wrong(0.05, 2e-5));
+    }
 }

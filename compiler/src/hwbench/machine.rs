@@ -64,7 +64,7 @@ impl Machine {
         let last = levels.iter().rev().map(|l| l.size).find(|&s| s != u64::MAX).unwrap_or(0);
         let mut bandwidths = vec![];
         let mut below = 0;
-        if super::rates::cpu::x86_64() {
+        if cfg!(target_arch = "x86_64") {
             for level in levels {
                 bandwidths.push(memory::measure(level, below, last, threads)?);
                 below = level.size;

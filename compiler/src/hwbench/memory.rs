@@ -2,8 +2,8 @@
 //! with the widest vectors of the CPU.
 
 use super::clock;
-use super::rates::cpu;
 use super::routine::Routine;
+use crate::emit::cpuid::Feature;
 use crate::emit::jit::JitError;
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
@@ -121,9 +121,9 @@ fn rounds(a: &mut CodeAssembler, kind: Kind) -> Result<(), IcedError> {
     a.mov(r8, ptr(rdi + 8))?;
     a.mov(r9, ptr(rdi + 16))?;
     a.set_label(&mut inner)?;
-    let width = if cpu::avx512() {
+    let width = if Feature::Avx512Vnni.is_here() {
         block(a, kind, 64)?
-    } else if cpu::avx2() {
+    } else if Feature::Avx2.is_here() {
         block(a, kind, 32)?
     } else {
         block(a, kind, 16)?
@@ -135,7 +135,7 @@ fn rounds(a: &mut CodeAssembler, kind: Kind) -> Result<(), IcedError> {
     a.dec(rdx)?;
     a.jnz(top)?;
     a.set_label(&mut done)?;
-    if cpu::avx2() {
+    if Feature::Avx2.is_here() {
         a.vzeroupper()?;
     }
     a.ret()
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_copy_copies() {
-        if !cpu::x86_64() {
+        if cfg!(not(target_arch = "x86_64")) {
             return;
         }
         let mut bytes: Vec<u8> = (0..2048).map(|i| (i % 251) as u8).collect();

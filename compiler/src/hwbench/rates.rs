@@ -2,6 +2,7 @@
 
 use super::routine::{Routine, op};
 use super::{clock, routine};
+use crate::emit::cpuid::Feature;
 use crate::emit::jit::JitError;
 use crate::kernel::work::Arithmetic;
 use iced_x86::Code as Opcode;
@@ -78,12 +79,10 @@ impl Unit {
     /// Whether this CPU and the operating system can run it.
     pub fn runs_here(self) -> bool {
         match self {
-            Unit::MulAdd128 | Unit::Maddwd128 => cpu::x86_64(),
-            Unit::Fma128 | Unit::Fma256 => cpu::fma(),
-            Unit::Maddwd256 | Unit::Maddubs256 => cpu::avx2(),
-            Unit::Dpbusd256 => cpu::avx_vnni() || cpu::avx512_vnni(),
-            Unit::Dpbusd512 => cpu::avx512_vnni(),
-            Unit::Fma512 => cpu::avx512(),
+            Unit::MulAdd128 | Unit::Maddwd128 => cfg!(target_arch = "x86_64"),
+            Unit::Fma128 | Unit::Fma256 | Unit::Maddwd256 | Unit::Maddubs256 => Feature::Avx2.is_here(),
+            Unit::Dpbusd256 => Feature::AvxVnni.is_here() || Feature::Avx512Vnni.is_here(),
+            Unit::Fma512 | Unit::Dpbusd512 => Feature::Avx512Vnni.is_here(),
         }
     }
 
@@ -103,7 +102,7 @@ impl Unit {
     fn routine(self) -> Result<(Routine, usize), JitError> {
         let (x, y, z) = (Bank(XMM0), Bank(YMM0), Bank(ZMM0));
         let dpbusd256 =
-            if cpu::avx512_vnni() { Opcode::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32 } else { Opcode::VEX_Vpdpbusd_ymm_ymm_ymmm256 };
+            if Feature::Avx512Vnni.is_here() { Opcode::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32 } else { Opcode::VEX_Vpdpbusd_ymm_ymm_ymmm256 };
         // What a round does, and its operations: lanes times two, times what a lane sums up.
         let (body, operations): (Vec<Op>, usize) = match self {
             Unit::Fma128 => accumulate(x, Opcode::VEX_Vfmadd231ps_xmm_xmm_xmmm128, 12, 4 * 2),
@@ -198,29 +197,6 @@ fn rounds(a: &mut CodeAssembler, body: &[Op], wide: bool) -> Result<(), IcedErro
         a.vzeroupper()?;
     }
     a.ret()
-}
-
-/// What this CPU has, and the operating system saves.
-pub(super) mod cpu {
-    macro_rules! has {
-        ($($name:ident [$($feature:tt)*])*) => {
-            $(pub fn $name() -> bool {
-                #[cfg(target_arch = "x86_64")]
-                return true $(&& std::is_x86_feature_detected!($feature))*;
-                #[cfg(not(target_arch = "x86_64"))]
-                return false;
-            })*
-        };
-    }
-
-    has! {
-        x86_64 []
-        avx2 ["avx2"]
-        fma ["avx2" "fma"]
-        avx_vnni ["avx2" "avxvnni"]
-        avx512 ["avx512f" "avx512vl"]
-        avx512_vnni ["avx512f" "avx512vl" "avx512vnni"]
-    }
 }
 
 #[cfg(test)]
