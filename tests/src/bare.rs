@@ -6,7 +6,7 @@
 //! boots it in Bochs on a named CPU model and reads what it says on the serial port. Weights, arena,
 //! inputs and outputs end at pages that are not mapped, so an access behind an end is a fault.
 
-use crate::native::Tolerance;
+use crate::native::{self, Tolerance};
 use object::{Object, ObjectSymbol, SymbolKind};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -90,6 +90,29 @@ impl Model {
         Model { name: name.into(), graph, calls, tolerance, cpus: variants() }
     }
 
+    /// Runs all calls on this machine with a CPU variant that it has.
+    ///
+    /// # Errors
+    /// The first difference.
+    ///
+    /// # Panics
+    /// When compilation fails.
+    pub fn run_here(&self, level: OptLevel, cpu: &str) -> Result<(), String> {
+        let graph = native::optimize(&self.graph, level);
+        let mut session = native::compile(&graph, Some(cpu));
+        for call in &self.calls {
+            let found = native::try_run(&mut session, &graph, &call.inputs);
+            let same = match (&call.outputs, found) {
+                (Some(wanted), Ok(found)) => native::compare(wanted, &found, self.tolerance),
+                (None, Err(e)) if e.status() == Some(Status::IndexRange) => Ok(()),
+                (None, Ok(_)) => Err("only the interpreter refuses".into()),
+                (_, Err(e)) => Err(e.to_string()),
+            };
+            same.map_err(|e| format!("{} at {:?} on {cpu}: {e}", self.name, call.bindings))?;
+        }
+        Ok(())
+    }
+
     /// The same with only some CPU variants.
     pub fn only(mut self, keep: impl FnMut(&Cpu) -> bool) -> Model {
         self.cpus.retain(keep);
@@ -141,7 +164,7 @@ impl Image {
         let (mut objects, mut cases) = (vec![], vec![]);
         let mut source = Source::default();
         for (i, m) in models.iter().enumerate() {
-            let graph = crate::native::optimize(&m.graph, level);
+            let graph = native::optimize(&m.graph, level);
             let verified = verify(&graph).unwrap_or_else(|e| panic!("{}: {}", m.name, e[0]));
             let program = schedule(&verified).unwrap_or_else(|e| panic!("{}: {e}", m.name));
             let name = format!("m{i}");

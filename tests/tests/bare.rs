@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
 use tfc_ir::graph::{Graph, Loc};
-use tfc_ir::ops::{Matmul, Op};
+use tfc_ir::ops::{Matmul, QuantizeRows, QuantizedMatmul};
+use tfc_ir::quant::{Granularity, Scheme};
+use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
 use tfc_passes::OptLevel;
 use tfc_runtime::abi::Status;
@@ -96,30 +98,223 @@ fn check(report: &Report, at: &str) {
     assert!(report.ran > 0, "nothing ran on {at}");
 }
 
+/// Numbers of rows: every remainder of every tile height.
+fn rows() -> Vec<i64> {
+    (1..=17).collect()
+}
+
+/// An empty graph with a symbol for the number of rows.
+fn graph_of_rows() -> (Graph, Symbol) {
+    let m = Symbol::new("m");
+    (Graph::with_symbols([(m.clone(), Range { min: 1, max: 64 })].into_iter().collect()), m)
+}
+
 /// `m` rows times a constant of `k` x `n`, at every given `m`.
 fn products(elem: Elem, n: usize, k: usize, rows: &[i64]) -> Model {
-    let m = Symbol::new("m");
-    let mut graph = Graph::with_symbols([(m.clone(), Range { min: 1, max: 64 })].into_iter().collect());
+    let (mut graph, m) = graph_of_rows();
     let mut choices = Choices::seeded((n * 1000 + k) as u64);
     let x = graph.add_input("x", Type::new(elem, Shape(vec![Dim::from(m.clone()), Dim::from(k as i64)])));
     let w = graph.add_const(choices.tensor(elem, &[k, n]), None);
-    let y = graph.add(Op::from(Matmul {}), &[x, w], &Loc::node("product")).expect("it has a type");
+    let y = graph.add(Matmul {}, &[x, w], &Loc::node("product")).expect("it has a type");
     graph.add_output("y", y);
     let call = |&rows: &i64| (Bindings::from([(m.clone(), rows)]), vec![choices.tensor(elem, &[rows as usize, k])]);
     let calls = rows.iter().map(call).collect();
     Model::new(&format!("{elem} product {k} x {n}"), graph, calls, tolerance)
 }
 
-#[test]
-fn products_of_odd_sizes() {
-    let rows: Vec<i64> = (1..=17).collect();
-    let mut models = vec![];
-    for elem in [Elem::F32, Elem::I32] {
-        for (n, k) in [(1, 1), (7, 3), (31, 5), (33, 17), (65, 67), (101, 259)] {
-            models.push(products(elem, n, k, &rows));
+/// What is multiplied by a quantized matrix.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Left {
+    /// Stored values with a scale for every row, and a zero point unless symmetric.
+    Rows { symmetric: bool },
+    /// The same with one scale for all.
+    Whole { symmetric: bool },
+    /// f32, quantized by rows.
+    Quantized { symmetric: bool },
+    /// f32.
+    Float,
+}
+
+/// A quantized product: how the weights are stored, a group length (0: a scale for every column), what
+/// is on the left, and whether all stored values are extreme ones.
+#[derive(Clone, Copy, Debug)]
+struct Quantized {
+    storage: Elem,
+    symmetric: bool,
+    group: u32,
+    left: Left,
+    extreme: bool,
+    k: usize,
+    n: usize,
+}
+
+impl Quantized {
+    fn scheme(self) -> Scheme {
+        let (min, max) = self.storage.int_range().expect("an integer type");
+        let granularity = match self.group {
+            0 => Granularity::Axis { axis: 1 },
+            size => Granularity::Blocks { axis: 0, size },
+        };
+        Scheme { storage: self.storage, min: min as i16, max: max as i16, granularity, symmetric: self.symmetric, scale: Elem::F32 }
+    }
+
+    /// Stored values: extreme ones, or any.
+    fn stored(self, elem: Elem, sizes: &[usize], choices: &mut Choices) -> Tensor {
+        let (low, high) = elem.int_range().expect("an integer type");
+        let any = |choices: &mut Choices| choices.between(low as i64, high as i64).into();
+        Tensor::build(elem, sizes, |_| Scalar::Int(if self.extreme { *choices.pick(&[low, low, high]) } else { any(choices) }))
+    }
+
+    /// Scales that are powers of two: every partial sum of a row is a number of f32, so the results do
+    /// not depend on the order of its groups, and a wrong bit shows.
+    fn scales(sizes: &[usize], choices: &mut Choices) -> Tensor {
+        Tensor::build(Elem::F32, sizes, |_| Scalar::Float(*choices.pick(&[0.5, 1.0])))
+    }
+
+    /// Exact but for f32 on the left, whose sums are rounded.
+    fn model(self, rows: &[i64]) -> Model {
+        let (mut graph, m) = graph_of_rows();
+        let mut choices = Choices::seeded((self.n * 100_000 + self.k) as u64);
+        let loc = Loc::node("product");
+        let shape = |k: usize| Shape(vec![Dim::from(m.clone()), Dim::from(k as i64)]);
+        let mut operands = vec![];
+        let mut activations = None;
+        let by_rows = |symmetric| QuantizeRows { symmetric }.scheme(2, self.k as u32);
+        match self.left {
+            Left::Float => operands.push(graph.add_input("x", Type::new(Elem::F32, shape(self.k)))),
+            Left::Quantized { symmetric } => {
+                let x = graph.add_input("x", Type::new(Elem::F32, shape(self.k)));
+                operands = graph.add_node(QuantizeRows { symmetric }, &[x], &loc).expect("rows of a known size");
+                activations = Some(by_rows(symmetric));
+            }
+            Left::Rows { symmetric } | Left::Whole { symmetric } => {
+                let whole = matches!(self.left, Left::Whole { .. });
+                let parameters = if whole { Shape(vec![]) } else { shape(1) };
+                operands.push(graph.add_input("x", Type::new(Elem::I8, shape(self.k))));
+                operands.push(graph.add_input("scale", Type::new(Elem::F32, parameters.clone())));
+                if !symmetric {
+                    operands.push(graph.add_input("zero", Type::new(Elem::I8, parameters)));
+                }
+                let scheme = by_rows(symmetric);
+                activations = Some(if whole { Scheme { granularity: Granularity::Tensor, ..scheme } } else { scheme });
+            }
+        }
+        let weights = self.scheme();
+        let sizes = if self.group == 0 { vec![self.n] } else { vec![self.k.div_ceil(self.group as usize), self.n] };
+        operands.push(graph.add_const(self.stored(self.storage, &[self.k, self.n], &mut choices), None));
+        operands.push(graph.add_const(Quantized::scales(&sizes, &mut choices), None));
+        if !self.symmetric {
+            operands.push(graph.add_const(self.stored(self.storage, &sizes, &mut choices), None));
+        }
+        let y = graph.add(QuantizedMatmul { activations, weights }, &operands, &loc).expect("the operands fit");
+        graph.add_output("y", y);
+        let types: Vec<Type> = graph.inputs().iter().map(|&v| graph.ty(v).clone()).collect();
+        let mut data = |ty: &Type, bindings: &Bindings, nth: usize| {
+            let sizes = ty.shape.eval(bindings).expect("a size");
+            match (ty.elem, nth) {
+                (Elem::I8, _) => self.stored(Elem::I8, &sizes, &mut choices),
+                (_, 0) => choices.tensor(Elem::F32, &sizes),
+                _ => Quantized::scales(&sizes, &mut choices),
+            }
+        };
+        let call = |&rows: &i64| {
+            let bindings = Bindings::from([(m.clone(), rows)]);
+            let inputs = types.iter().enumerate().map(|(i, t)| data(t, &bindings, i)).collect();
+            (bindings, inputs)
+        };
+        let calls = rows.iter().map(call).collect();
+        let tolerance = if self.left == Left::Float { tolerance_of_sums } else { |_| Tolerance::NONE };
+        Model::new(&format!("{self:?}"), graph, calls, tolerance)
+    }
+}
+
+/// Sums in f32 of products around 100.
+fn tolerance_of_sums(elem: Elem) -> Tolerance {
+    Tolerance::roundings(elem, 64.0, 100.0)
+}
+
+/// Every scheme, group lengths that do not divide k, every kind of left operand, and extreme values.
+fn quantized_products() -> Vec<Model> {
+    let (rows, symmetric) = (rows(), true);
+    let base = Quantized { storage: Elem::I8, symmetric, group: 0, left: Left::Rows { symmetric }, extreme: false, k: 67, n: 33 };
+    let mut list = vec![];
+    for storage in [Elem::I8, Elem::I4] {
+        for (group, k, n) in
+            [(0, 67, 33), (0, 1, 1), (0, 130, 65), (32, 33, 7), (32, 131, 31), (64, 150, 17), (128, 131, 3), (128, 128, 32)]
+        {
+            list.push(Quantized { storage, group, k, n, ..base });
         }
     }
-    run_everywhere(&models, OptLevel::O3);
+    for storage in [Elem::I8, Elem::U8, Elem::I4, Elem::U4] {
+        for (group, symmetric) in [(0, false), (32, false), (0, true)] {
+            let left = Left::Rows { symmetric: false };
+            list.push(Quantized { storage, symmetric, group, left, k: 61, n: 19, ..base });
+            list.push(Quantized { storage, symmetric, group, left, k: 61, n: 19, extreme: true });
+        }
+        for left in [Left::Whole { symmetric }, Left::Whole { symmetric: false }, Left::Quantized { symmetric: false }, Left::Float] {
+            list.push(Quantized { storage, left, k: 45, n: 35, ..base });
+        }
+    }
+    let mut models: Vec<Model> = list.into_iter().map(|q| q.model(&rows)).collect();
+    for (storage, left) in [(Elem::I8, Left::Rows { symmetric }), (Elem::I4, Left::Rows { symmetric: false })] {
+        models.push(Quantized { storage, left, extreme: true, k: 65536, n: 3, ..base }.model(&[1, 2]));
+    }
+    models
+}
+
+/// Dynamic quantization of rows of odd lengths, hard values among them: the same bits everywhere.
+fn quantized_rows() -> Vec<Model> {
+    let mut models = vec![];
+    for (k, symmetric) in [(1, true), (1, false), (19, true), (19, false), (67, true), (67, false), (129, true), (129, false)] {
+        let (mut graph, m) = graph_of_rows();
+        let x = graph.add_input("x", Type::new(Elem::F32, Shape(vec![Dim::from(m.clone()), Dim::from(k)])));
+        let outputs = graph.add_node(QuantizeRows { symmetric }, &[x], &Loc::node("rows")).expect("rows of a known size");
+        for (v, name) in outputs.into_iter().zip(["y", "scale", "zero"]) {
+            graph.add_output(name, v);
+        }
+        let mut choices = Choices::seeded(k as u64);
+        let mut tensor = |rows: i64| {
+            let sizes = [rows as usize, k as usize];
+            if rows % 4 == 0 { choices.hard_tensor(Elem::F32, &sizes) } else { choices.tensor(Elem::F32, &sizes) }
+        };
+        let calls = rows().into_iter().map(|r| (Bindings::from([(m.clone(), r)]), vec![tensor(r)])).collect();
+        models.push(Model::new(&format!("quantize_rows of {k}, symmetric: {symmetric}"), graph, calls, |_| Tolerance::NONE));
+    }
+    models
+}
+
+fn odd_products() -> Vec<Model> {
+    let sizes = [(1, 1), (7, 3), (31, 5), (33, 17), (65, 67), (101, 259)];
+    [Elem::F32, Elem::I32].into_iter().flat_map(|elem| sizes.map(|(n, k)| products(elem, n, k, &rows()))).collect()
+}
+
+#[test]
+fn products_of_odd_sizes() {
+    run_everywhere(&odd_products(), OptLevel::O3);
+}
+
+#[test]
+fn quantized_products_of_odd_sizes() {
+    run_everywhere(&quantized_products(), OptLevel::O3);
+}
+
+#[test]
+fn rows_are_quantized_to_the_same_bits() {
+    run_everywhere(&quantized_rows(), OptLevel::O3);
+}
+
+/// The same natively, on every variant that this machine has: the emulator has no AVX-VNNI.
+#[test]
+fn variants_of_this_machine() {
+    let models: Vec<Model> = odd_products().into_iter().chain(quantized_products()).chain(quantized_rows()).collect();
+    for cpu in variants() {
+        if !cpu.runs_here() {
+            eprintln!("SKIPPED: {} is not run natively, this machine lacks it", cpu.name);
+            continue;
+        }
+        let failures: Vec<String> = models.iter().filter_map(|m| m.run_here(OptLevel::O3, cpu.name).err()).collect();
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
 }
 
 #[test]
