@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// How long a run should take: long for the clock, short against interruptions.
-const RUN: Duration = Duration::from_millis(4);
+const RUN: Duration = Duration::from_millis(2);
 
 /// Runs, of which the best counts.
-const RUNS: usize = 8;
+const RUNS: usize = 16;
 
 /// The time in seconds that a round takes when `threads` threads do rounds at once: the shortest of
 /// several runs for each thread, and of these the longest. `work(thread, rounds)` does them.

@@ -4,6 +4,8 @@ use super::memory::{self, Bandwidth};
 use super::rates::Unit;
 use crate::emit::jit::JitError;
 use crate::kernel::work::Arithmetic;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 use tfc_runtime::Pool;
 
@@ -16,7 +18,8 @@ pub struct Machine {
     pub compute: Vec<(Unit, f64)>,
     /// Bandwidths, from the nearest level to memory.
     pub memory: Vec<Bandwidth>,
-    /// Seconds that a loop without work takes on the threads of a pool that is awake; 0 for one thread.
+    /// Seconds that a loop takes in which every thread of a pool that is awake does a task of no work; 0 for
+    /// one thread.
     pub launch: f64,
 }
 
@@ -103,16 +106,21 @@ impl Machine {
     }
 }
 
-/// Seconds of a loop without work, the best of many: the workers are awake.
+/// Seconds of a loop in which every thread of a pool does one task of no work, the best of many: the
+/// workers are awake. A task ends when all have begun, so that no thread does two.
 fn launch(threads: usize) -> std::io::Result<f64> {
     let pool = Pool::new(threads)?;
     let mut best = f64::MAX;
     for _ in 0..2000 {
+        let begun = AtomicUsize::new(0);
         let t = Instant::now();
-        for _ in 0..8 {
-            pool.for_each(threads, |_| {});
-        }
-        best = best.min(t.elapsed().as_secs_f64() / 8.0);
+        pool.for_each(threads, |tasks| {
+            begun.fetch_add(tasks.len(), SeqCst);
+            while begun.load(SeqCst) < threads {
+                std::hint::spin_loop();
+            }
+        });
+        best = best.min(t.elapsed().as_secs_f64());
     }
     Ok(best)
 }
