@@ -37,6 +37,10 @@ pub fn value(m: &Manifest) -> Value {
             "summary": k.summary,
             "code_bytes": k.code_bytes,
             "weight_bytes": k.weight_bytes,
+            "operations": size(&k.operations),
+            "arithmetic": k.arithmetic,
+            "traffic": size(&k.traffic),
+            "weight_traffic": size(&k.weight_traffic),
         })),
         "quantization": each(&m.quantization, |q| json!({
             "node": q.node,
@@ -66,9 +70,13 @@ fn each<T>(items: &[T], f: impl Fn(&T) -> Value) -> Vec<Value> {
     items.iter().map(f).collect()
 }
 
-/// Sizes are numbers where they are fixed, else expressions over the symbols.
+/// A number where it is fixed, else the expression over the symbols.
+fn size(text: &str) -> Value {
+    text.parse::<i64>().map_or_else(|_| json!(text), |n| json!(n))
+}
+
 fn tensor(t: &TensorInfo) -> Value {
-    let shape = each(&t.shape, |d| d.parse::<i64>().map_or_else(|_| json!(d), |n| json!(n)));
+    let shape = each(&t.shape, |d| size(d));
     json!({ "name": t.name, "c_name": t.c_name, "type": t.elem, "shape": shape })
 }
 

@@ -9,6 +9,7 @@
 use super::cpuid;
 use super::dims::DimEmitter;
 use super::module::{Emitter, Symbols};
+use crate::cost;
 use crate::kernel::{Step, Storage};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{AbiParam, Block, FuncRef, InstBuilder, MemFlagsData, SigRef, Signature, Value, types};
@@ -28,9 +29,6 @@ const ARGS_OFFSET: i64 = 64;
 
 /// Most words of an argument block.
 pub const MAX_ARG_WORDS: usize = ((ARENA_HEADER - ARGS_OFFSET) / 8) as usize;
-
-/// Steps with less work than this run inline: waking threads costs more.
-const PARALLEL_WORK: i64 = 1 << 16;
 
 /// The largest arena or tensor, in bytes, that dimensions may ask for.
 const MAX_BYTES: f64 = (1u64 << 47) as f64;
@@ -225,22 +223,21 @@ fn arena_bytes(e: &mut Emitter, s: &Symbols, check: FuncId) -> Result<(), Module
     })
 }
 
-/// `fn(kernel, n, work, args, pf, user, every)`: inline for little work or without threads, else by `pf`.
-/// With `every` not 0, what would run inline goes to `pf` too, with `!n` instead of `n`.
+/// `fn(kernel, n, worth, args, pf, user, every)`: by `pf` if there is one and the work is worth it, else
+/// inline. With `every` not 0, what would run inline goes to `pf` too, with `!n` instead of `n`.
 fn launch(e: &mut Emitter) -> Result<FuncId, ModuleError> {
-    let sig = signature(e, &[PTR, types::I64, types::I64, PTR, PTR, PTR, types::I32], None);
+    let sig = signature(e, &[PTR, types::I64, types::I8, PTR, PTR, PTR, types::I32], None);
     let id = e.local("launch", &sig)?;
     let kernel_sig = signature(e, &[PTR, types::I64, types::I64], None);
     let pf_sig = signature(e, &[PTR, types::I64, PTR, PTR], None);
     define_function(e, id, |_, f| {
-        let [kernel, n, work, args, pf, user, every] = f.params[..] else { unreachable!("seven parameters") };
+        let [kernel, n, worth, args, pf, user, every] = f.params[..] else { unreachable!("seven parameters") };
         let kernel_sig: SigRef = f.b.import_signature(kernel_sig);
         let pf_sig = f.b.import_signature(pf_sig);
         let (threads, alone, done) = (f.b.create_block(), f.b.create_block(), f.b.create_block());
         let has = f.b.ins().icmp_imm_s(IntCC::NotEqual, pf, 0);
-        let much = f.b.ins().icmp_imm_s(IntCC::SignedGreaterThanOrEqual, work, PARALLEL_WORK);
         let several = f.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, n, 1);
-        let both = f.b.ins().band(has, much);
+        let both = f.b.ins().band(has, worth);
         let all = f.b.ins().band(both, several);
         f.b.ins().brif(all, threads, &[], alone, &[]);
         f.b.switch_to_block(threads);
@@ -380,8 +377,15 @@ fn emit_step(e: &Emitter, f: &mut Function, d: &mut DimEmitter, bases: &Bases, s
     }
     let kernel = f.load(PTR, l.kernels, step.kernel.index() * 8);
     let n = d.int(f.b, &step.tasks);
-    let work = d.int(f.b, &step.work);
-    f.b.ins().call(l.launch, &[kernel, n, work, l.args, l.pf, l.user, l.every]);
+    let least = cost::parallel_work(&e.program.kernels[step.kernel].body);
+    let worth = match step.work.as_const() {
+        Some(work) => f.b.ins().iconst(types::I8, i64::from(work >= least)),
+        None => {
+            let work = d.int(f.b, &step.work);
+            f.b.ins().icmp_imm_s(IntCC::SignedGreaterThanOrEqual, work, least)
+        }
+    };
+    f.b.ins().call(l.launch, &[kernel, n, worth, l.args, l.pf, l.user, l.every]);
 }
 
 fn run(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {

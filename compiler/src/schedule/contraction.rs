@@ -4,6 +4,7 @@ use super::args::Args;
 use super::exprs::Exprs;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
+use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
 use crate::kernel::gemm::{self, Gemm, Left, PANEL, Right};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
@@ -15,10 +16,6 @@ use tfc_ir::ops::{self, InferError, Op};
 use tfc_ir::scalar::Prim;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape, Type};
-
-/// Products with up to this many rows and an operand that would have to be packed at run time run as a
-/// nest: packing costs as much as they do.
-const FEW_ROWS: i64 = 2;
 
 /// The longest value vector that the attention kernel keeps on the stack.
 const MAX_VALUE_DEPTH: i64 = 512;
@@ -65,7 +62,7 @@ impl Scheduler {
         let k = left.shape[left.shape.rank() - 1].clone();
         let p = Product { body, node, domain, left, k };
         let rows = &p.domain[p.domain.rank() - 2];
-        let few = rows.as_const().is_some_and(|m| m <= FEW_ROWS) && matches!(right, Source::View(_));
+        let few = rows.as_const().is_some_and(|m| m <= cost::few_rows()) && matches!(right, Source::View(_));
         if body.ty(node.inputs[0]).elem != Elem::F32 || few {
             let right = self.view(&right);
             return self.product_nest(&p, &right, sources, outputs, label, loc);
