@@ -7,6 +7,7 @@
 //! - [`simplify`] applies local exact rules to a fixed point: algebra of shapes and of elements;
 //! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
 //!   and attention from whatever spelling an exporter chose;
+//! - [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, and [`fuse`] groups what
 //!   becomes one kernel.
 //!
@@ -20,10 +21,14 @@ pub mod eqsat;
 pub mod fold;
 pub mod fuse;
 pub mod legalize;
+pub mod quantize;
 mod rebuild;
 pub mod rules;
 pub mod simplify;
 pub mod table;
 pub mod terms;
 
-pub use table::{Context, OptLevel, Pass, PassError, PassResult, Ran, Stats, UnknownPass, parse_passes, pipeline, run_pipeline};
+pub use quantize::{LedgerEntry, QuantConfig, QuantSpec};
+pub use table::{
+    Context, OptLevel, Pass, PassError, PassResult, Ran, Stats, UnknownPass, parse_passes, pipeline, quantizing_pipeline, run_pipeline,
+};

@@ -1,6 +1,7 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
-use crate::{cse, dce, eqsat, fold, fuse, legalize, simplify};
+use crate::quantize::{LedgerEntry, QuantConfig};
+use crate::{cse, dce, eqsat, fold, fuse, legalize, quantize, simplify};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -27,35 +28,42 @@ pub struct Context {
     /// Sizes to expect where a dimension is a symbol: they weigh alternatives against each other and
     /// never decide what is legal. Symbols without an entry count as [`crate::cost::NOMINAL_SIZE`].
     pub nominal: Bindings,
+    /// How products are quantized, where [`quantize`] runs.
+    pub quant: Option<QuantConfig>,
 }
 
-/// What a pass did: counters under fixed names, in the order in which the pass reports them.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Stats(Vec<(&'static str, u64)>);
+/// What a pass did.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Stats {
+    /// Counters under fixed names, in the order in which the pass reports them.
+    counters: Vec<(&'static str, u64)>,
+    /// What became of every matrix product, in order: from [`quantize`], else empty.
+    pub ledger: Vec<LedgerEntry>,
+}
 
 impl Stats {
     /// Adds to a counter; counters appear in the order of their first mention.
     pub fn count(&mut self, counter: &'static str, n: u64) {
-        match self.0.iter_mut().find(|(name, _)| *name == counter) {
+        match self.counters.iter_mut().find(|(name, _)| *name == counter) {
             Some((_, total)) => *total += n,
-            None => self.0.push((counter, n)),
+            None => self.counters.push((counter, n)),
         }
     }
 
     /// A counter's value, 0 if the pass did not mention it.
     pub fn get(&self, counter: &str) -> u64 {
-        self.0.iter().find(|(name, _)| *name == counter).map_or(0, |(_, n)| *n)
+        self.counters.iter().find(|(name, _)| *name == counter).map_or(0, |(_, n)| *n)
     }
 
     /// The counters in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&'static str, u64)> + '_ {
-        self.0.iter().copied()
+        self.counters.iter().copied()
     }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, (name, n)) in self.0.iter().enumerate() {
+        for (i, (name, n)) in self.counters.iter().enumerate() {
             write!(f, "{}{name}: {n}", if i > 0 { ", " } else { "" })?;
         }
         Ok(())
@@ -100,7 +108,8 @@ pub enum OptLevel {
 }
 
 /// Every pass, in alphabetical order.
-pub const PASSES: &[&Pass] = &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &fuse::PASS, &legalize::PASS, &simplify::PASS];
+pub const PASSES: &[&Pass] =
+    &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &fuse::PASS, &legalize::PASS, &quantize::PASS, &simplify::PASS];
 
 const O0: &[&Pass] = &[&dce::PASS];
 
@@ -141,6 +150,19 @@ pub fn pipeline(level: OptLevel) -> Vec<&'static Pass> {
         OptLevel::O2 | OptLevel::O3 => O2,
     }
     .to_vec()
+}
+
+/// The passes of an optimization level for a model that is quantized: [`quantize`] sees what every other
+/// rewrite has left, just before fusion, and the transposes that it adds are simplified.
+pub fn quantizing_pipeline(level: OptLevel) -> Vec<&'static Pass> {
+    let mut passes = pipeline(level);
+    let at = passes.iter().position(|p| p.name == fuse::PASS.name).unwrap_or(passes.len());
+    let added: &[&'static Pass] = match level {
+        OptLevel::O0 => &[&quantize::PASS, &dce::PASS],
+        _ => &[&quantize::PASS, &simplify::PASS, &cse::PASS, &dce::PASS],
+    };
+    passes.splice(at..at, added.iter().copied());
+    passes
 }
 
 /// No pass has this name.

@@ -1,0 +1,177 @@
+//! How products are quantized, as the command line says it.
+
+use regex::Regex;
+use std::fmt;
+use std::str::FromStr;
+use tfc_ir::graph::Loc;
+
+/// How one matrix product is computed: `f32`, `w8a8`, `w4a8:g64`, `w4a16:g128`, …
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum QuantSpec {
+    /// In f32, as the model has it.
+    #[default]
+    F32,
+    /// With integer weights.
+    Int {
+        /// Bits of the weights.
+        weights: WeightBits,
+        /// What the weights are multiplied with.
+        activations: Activations,
+        /// What shares a scale.
+        group: Group,
+    },
+}
+
+/// Bits of a weight.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WeightBits {
+    /// Stored in -8..=7.
+    Four,
+    /// Stored in -127..=127.
+    Eight,
+}
+
+/// What quantized weights are multiplied with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Activations {
+    /// Floats as they are, by weights converted to f32.
+    Float,
+    /// 8-bit integers, quantized symmetrically with a scale per row that is found at run time.
+    Int8,
+}
+
+/// Which weights of an output channel share a scale.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Group {
+    /// All of them.
+    Channel,
+    /// As many neighbours along k; the last group may be shorter.
+    Of(u32),
+}
+
+/// The schemes in the order of help texts.
+const SCHEMES: &str = "f32, f16w, w8a8, w4a8, w4a16, auto";
+
+/// Why a text is not a [`QuantSpec`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SpecError {
+    /// There is no such scheme.
+    #[error("there is no such scheme as `{0}`; the schemes are: {SCHEMES}")]
+    Unknown(String),
+    /// There is no such group.
+    #[error("`{given}` is not how `{scheme}` groups weights; its groups are: {known}")]
+    Group {
+        /// What was given.
+        given: String,
+        /// The scheme before it.
+        scheme: String,
+        /// What could be given.
+        known: &'static str,
+    },
+    /// The scheme is planned.
+    #[error("the scheme `{0}` is not supported yet")]
+    Later(String),
+}
+
+impl FromStr for QuantSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (scheme, group) = match text.split_once(':') {
+            Some((scheme, group)) => (scheme, Some(group)),
+            None => (text, None),
+        };
+        let (weights, activations) = match scheme {
+            "w8a8" => (WeightBits::Eight, Activations::Int8),
+            "w4a8" => (WeightBits::Four, Activations::Int8),
+            "w4a16" => (WeightBits::Four, Activations::Float),
+            "f16w" | "auto" => return Err(SpecError::Later(scheme.into())),
+            "f32" => match group {
+                None => return Ok(QuantSpec::F32),
+                Some(g) => return Err(SpecError::Group { given: g.into(), scheme: scheme.into(), known: "none" }),
+            },
+            _ => return Err(SpecError::Unknown(text.into())),
+        };
+        let group = match group {
+            None | Some("channel") => Group::Channel,
+            Some("g32") => Group::Of(32),
+            Some("g64") => Group::Of(64),
+            Some("g128") => Group::Of(128),
+            Some(g) => {
+                return Err(SpecError::Group { given: g.into(), scheme: scheme.into(), known: "channel, g32, g64, g128" });
+            }
+        };
+        Ok(QuantSpec::Int { weights, activations, group })
+    }
+}
+
+impl fmt::Display for QuantSpec {
+    /// The form that is parsed; a scale per channel, the default, is not mentioned.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let QuantSpec::Int { weights, activations, group } = self else { return f.write_str("f32") };
+        f.write_str(match (weights, activations) {
+            (WeightBits::Eight, Activations::Int8) => "w8a8",
+            (WeightBits::Eight, Activations::Float) => "w8a16",
+            (WeightBits::Four, Activations::Int8) => "w4a8",
+            (WeightBits::Four, Activations::Float) => "w4a16",
+        })?;
+        match group {
+            Group::Channel => Ok(()),
+            Group::Of(n) => write!(f, ":g{n}"),
+        }
+    }
+}
+
+/// How the products of a model are quantized.
+#[derive(Clone, Debug, Default)]
+pub struct QuantConfig {
+    /// What holds where no override does.
+    pub spec: QuantSpec,
+    /// For products with an ONNX node whose name the expression finds; the last one that does, holds.
+    pub overrides: Vec<(Regex, QuantSpec)>,
+}
+
+impl QuantConfig {
+    /// Everything by one scheme.
+    pub fn new(spec: QuantSpec) -> QuantConfig {
+        QuantConfig { spec, overrides: vec![] }
+    }
+
+    /// Whether it quantizes nothing.
+    pub fn is_f32(&self) -> bool {
+        self.spec == QuantSpec::F32 && self.overrides.iter().all(|(_, s)| *s == QuantSpec::F32)
+    }
+
+    /// The scheme for the product that came from `loc`, and the expression that decided it, if one did.
+    pub fn of(&self, loc: &Loc) -> (QuantSpec, Option<&Regex>) {
+        let found = self.overrides.iter().rev().find(|(r, _)| loc.names().any(|n| r.is_match(n)));
+        found.map_or((self.spec, None), |(r, s)| (*s, Some(r)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_are_read_and_written() {
+        for text in ["f32", "w8a8", "w4a8", "w4a8:g32", "w8a8:g64", "w4a16:g128"] {
+            assert_eq!(text.parse::<QuantSpec>().unwrap().to_string(), text);
+        }
+        assert_eq!("w4a8:channel".parse::<QuantSpec>(), "w4a8".parse());
+        let error = |text: &str| text.parse::<QuantSpec>().unwrap_err();
+        assert!(matches!(error("w7a7"), SpecError::Unknown(_)) && error("w7a7").to_string().contains("w4a8"));
+        assert!(error("w4a8:g33").to_string().contains("g33") && error("w4a8:g33").to_string().contains("g128"));
+        assert!(matches!(error("f32:g32"), SpecError::Group { .. }));
+        assert!(matches!(error("auto"), SpecError::Later(_)) && matches!(error("f16w:g32"), SpecError::Later(_)));
+    }
+
+    #[test]
+    fn the_last_override_that_matches_holds() {
+        let over = |r: &str, s: &str| (Regex::new(r).unwrap(), s.parse().unwrap());
+        let config = QuantConfig { spec: "w4a8".parse().unwrap(), overrides: vec![over("layer", "w8a8"), over("layer.1/", "f32")] };
+        let of = |name| config.of(&Loc::node(name)).0.to_string();
+        assert_eq!([of("head"), of("/layer.0/MatMul"), of("/layer.1/MatMul")], ["w4a8", "w8a8", "f32"]);
+        assert!(!config.is_f32() && QuantConfig::default().is_f32());
+    }
+}

@@ -1,0 +1,160 @@
+//! Rounding of weights to the nearest stored value.
+
+use super::spec::{Group, WeightBits};
+use tfc_ir::quant::{Granularity, Scheme, dequantize, quantize};
+use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::types::Elem;
+
+/// A quantized matrix.
+pub struct Rounded {
+    /// The stored values, `[k, n]`.
+    pub codes: Tensor,
+    /// The scales: `[n]`, or `[groups, n]`.
+    pub scales: Tensor,
+    /// How they belong together.
+    pub scheme: Scheme,
+    /// ‖W - Ŵ‖ / ‖W‖; 0 for a matrix of zeros.
+    pub relative_error: f64,
+}
+
+/// Rounds a matrix `[k, n]` of finite numbers, with a scale for every column, or for every group of
+/// rows in it.
+///
+/// With 8 bits the scale of a group is `max |w| / 127`. With 4 bits it is one of two, the one with the
+/// smaller squared error (the first, if they are equal): `max |w| / 7`, which uses -7..=7, or `-v / 8` with `v`
+/// the value of largest magnitude, which is stored as -8 and leaves 7 steps for the other side.
+pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: Group) -> Rounded {
+    assert_eq!(w.len(), k * n, "elements of the matrix");
+    let (storage, min, max) = match bits {
+        WeightBits::Four => (Elem::I4, -8, 7),
+        WeightBits::Eight => (Elem::I8, -127, 127),
+    };
+    let (size, granularity) = match group {
+        Group::Of(size) if (size as usize) < k => (size as usize, Granularity::Blocks { axis: 0, size }),
+        _ => (k, Granularity::Axis { axis: 1 }),
+    };
+    let mut codes = vec![0i8; k * n];
+    let mut scales = vec![];
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (rows, codes) in w.chunks(size * n).zip(codes.chunks_mut(size * n)) {
+        // Of every column the value of largest magnitude, the first of them.
+        let mut largest = vec![0f32; n];
+        for row in rows.chunks_exact(n) {
+            largest.iter_mut().zip(row).for_each(|(l, &w)| *l = if w.abs() > l.abs() { w } else { *l });
+        }
+        let columns = |divide: fn(f32) -> f32| -> Candidate {
+            let scales: Vec<f32> = largest.iter().map(|&l| divide(l)).collect();
+            let errors = squared_errors(rows, &scales, min, max);
+            Candidate { scales, errors }
+        };
+        let best = match bits {
+            WeightBits::Eight => columns(|l| l.abs() / 127.0),
+            WeightBits::Four => columns(|l| l.abs() / 7.0).or(columns(|l| -l / 8.0)),
+        };
+        for (row, codes) in rows.chunks_exact(n).zip(codes.chunks_exact_mut(n)) {
+            for ((&w, &scale), code) in row.iter().zip(&best.scales).zip(codes) {
+                *code = quantize(w, scale, 0, min, max) as i8;
+            }
+        }
+        error += best.errors.iter().sum::<f64>();
+        norm += rows.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
+        scales.extend(best.scales);
+    }
+    let groups = scales.len() / n;
+    let sizes = if matches!(granularity, Granularity::Axis { .. }) { vec![n] } else { vec![groups, n] };
+    let codes = match bits {
+        WeightBits::Eight => Tensor::of(&[k, n], codes),
+        WeightBits::Four => Tensor::build(storage, &[k, n], |i| Scalar::Int(codes[i].into())),
+    };
+    Rounded {
+        codes,
+        scales: Tensor::of(&sizes, scales),
+        scheme: Scheme { storage, min: min as i16, max: max as i16, granularity, symmetric: true, scale: Elem::F32 },
+        relative_error: if norm > 0.0 { (error / norm).sqrt() } else { 0.0 },
+    }
+}
+
+/// Scales of the columns of a group, and their squared errors.
+struct Candidate {
+    scales: Vec<f32>,
+    errors: Vec<f64>,
+}
+
+impl Candidate {
+    /// Column by column the better one.
+    fn or(mut self, other: Candidate) -> Candidate {
+        for (i, &e) in other.errors.iter().enumerate() {
+            if e < self.errors[i] {
+                (self.errors[i], self.scales[i]) = (e, other.scales[i]);
+            }
+        }
+        self
+    }
+}
+
+fn squared_errors(rows: &[f32], scales: &[f32], min: i32, max: i32) -> Vec<f64> {
+    let mut errors = vec![0f64; scales.len()];
+    for row in rows.chunks_exact(scales.len()) {
+        for ((&w, &scale), error) in row.iter().zip(scales).zip(&mut errors) {
+            let stored = dequantize(quantize(w, scale, 0, min, max), scale, 0);
+            *error += (f64::from(w) - f64::from(stored)).powi(2);
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn codes(r: &Rounded) -> Vec<i64> {
+        r.codes.to_i64s().unwrap()
+    }
+
+    #[test]
+    fn the_better_range_is_taken() {
+        // -8 and 7 steps fit exactly; for the second column -7 and 7 do; the third is the first with other signs.
+        let w = [-0.8, -0.7, 0.8, 0.7, 0.7, -0.7, 0.1, 0.1, -0.1];
+        let r = round_to_nearest(&w, 3, 3, WeightBits::Four, Group::Channel);
+        assert_eq!(codes(&r), [-8, -7, -8, 7, 7, 7, 1, 1, 1]);
+        let scales = r.scales.to_f64s();
+        assert!(scales.iter().zip([0.1, 0.1, -0.1]).all(|(a, b)| (a - b).abs() < 1e-6), "{scales:?}");
+        assert!(r.relative_error < 1e-6);
+    }
+
+    #[test]
+    fn groups_have_their_own_scales_and_zeros_stay() {
+        let w = [127.0, 0.0, -254.0, 0.0, 1.0, 0.0];
+        let r = round_to_nearest(&w, 3, 2, WeightBits::Eight, Group::Of(2));
+        assert_eq!((codes(&r), r.scales.to_f64s()), (vec![64, 0, -127, 0, 127, 0], vec![2.0, 0.0, f64::from(1f32 / 127.0), 0.0]));
+        assert_eq!(r.scales.sizes(), [2, 2]);
+        assert_eq!(r.scheme.granularity, Granularity::Blocks { axis: 0, size: 2 });
+        // A group that holds everything is a channel.
+        let r = round_to_nearest(&w, 3, 2, WeightBits::Eight, Group::Of(32));
+        assert_eq!((r.scales.sizes(), r.scheme.granularity), (&[2][..], Granularity::Axis { axis: 1 }));
+    }
+
+    proptest! {
+        /// Every weight is off by half a step at most, or by the part of a step that clamping to 7 of 8 cuts off.
+        #[test]
+        fn errors_are_bounded(w in prop::collection::vec(-8f32..8.0, 1..60), n in 1usize..4, group in 1u32..9, eight: bool) {
+            let k = w.len() / n;
+            prop_assume!(k > 0);
+            let w = &w[..k * n];
+            let bits = if eight { WeightBits::Eight } else { WeightBits::Four };
+            let r = round_to_nearest(w, k, n, bits, Group::Of(group));
+            let (codes, scales) = (codes(&r), r.scales.to_f64s());
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (i, &w) in w.iter().enumerate() {
+                let scale = scales[if scales.len() == n { i % n } else { i / n / group as usize * n + i % n }];
+                let difference = (f64::from(w) - codes[i] as f64 * scale).abs();
+                let bound = if scale < 0.0 || codes[i] == -8 { 1.0 } else { 0.5001 };
+                prop_assert!(difference <= scale.abs() * bound + 1e-9 || codes[i] == 7, "{w} {} {scale}", codes[i]);
+                error += difference * difference;
+                norm += f64::from(w).powi(2);
+            }
+            prop_assert!((r.relative_error - (error / norm.max(1e-30)).sqrt()).abs() < 1e-3);
+        }
+    }
+}
