@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! load      .onnx is decoded and imported, .tir is parsed        → Graph
-//! optimize  the passes of a level, or of a list, with observers  → Graph
+//! optimize  the passes of a level, or of a list, with observers  → Optimized
 //! lower     the verifier, then the scheduler                     → Program
 //! jit       machine code in memory                               → Model
 //! ```
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use tfc_ir::graph::Graph;
 use tfc_ir::text;
 use tfc_ir::verify::verify;
-use tfc_passes::{Context, OptLevel, Pass, Ran, pipeline, run_pipeline};
+use tfc_passes::{Context, LedgerEntry, OptLevel, Pass, QuantConfig, Ran, pipeline, quantizing_pipeline, run_pipeline};
 use tfc_runtime::Model;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -36,6 +36,8 @@ pub struct Options {
     pub level: OptLevel,
     /// Exactly these passes.
     pub passes: Option<Vec<&'static Pass>>,
+    /// How products are quantized; `None` leaves the model as it is.
+    pub quant: Option<QuantConfig>,
     /// The verifier runs after each pass, not only at the begin and at the end.
     pub verify_each: bool,
 }
@@ -43,8 +45,18 @@ pub struct Options {
 impl Options {
     /// The passes that run, in order.
     pub fn pipeline(&self) -> Vec<&'static Pass> {
-        self.passes.clone().unwrap_or_else(|| pipeline(self.level))
+        let of_level = || if self.quant.is_some() { quantizing_pipeline(self.level) } else { pipeline(self.level) };
+        self.passes.clone().unwrap_or_else(of_level)
     }
+}
+
+/// A graph behind the passes.
+#[derive(Clone)]
+pub struct Optimized {
+    /// The graph.
+    pub graph: Graph,
+    /// What quantization did to every product, in order; empty if the model was not quantized.
+    pub ledger: Vec<LedgerEntry>,
 }
 
 /// A model that was read.
@@ -127,33 +139,36 @@ fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {
 ///
 /// # Errors
 /// What the observer says; a pass or the verifier only by a bug of ours.
-pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Graph> {
-    run_pipeline(graph, &options.pipeline(), &Context::default(), |ran: &Ran| {
+pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Optimized> {
+    let cx = Context { quant: options.quant.clone(), ..Context::default() };
+    let mut ledger = vec![];
+    let graph = run_pipeline(graph, &options.pipeline(), &cx, |ran: &Ran| {
+        ledger.extend_from_slice(&ran.stats.ledger);
         // The observer is first: it may write the graph that the verifier refuses.
         let flow = observer(ran)?;
         match options.verify_each.then(|| verify(ran.graph)) {
             Some(Err(errors)) => Err(diag::verifier(&errors, &format!("the pass `{}` (number {})", ran.pass.name, ran.index + 1))),
             _ => Ok(flow),
         }
-    })
+    })?;
+    Ok(Optimized { graph, ledger })
 }
 
 /// Verifies and schedules a graph.
 ///
 /// # Errors
 /// When there is no kernel for an operator; when the graph is not valid, by a bug of ours.
-pub fn lower(graph: &Graph) -> Result<Program> {
-    let verified = verify(graph).map_err(|errors| diag::verifier(&errors, "the passes"))?;
-    Ok(schedule(&verified)?)
+pub fn lower(optimized: &Optimized) -> Result<Program> {
+    let verified = verify(&optimized.graph).map_err(|errors| diag::verifier(&errors, "the passes"))?;
+    Ok(Program { ledger: optimized.ledger.clone(), ..schedule(&verified)? })
 }
 
 /// Compiles a graph for this machine, in memory. The environment variable `TFC_CPU` names the CPU variant.
 ///
 /// # Errors
-/// As [`optimize`] and [`lower`], and when there is no code generator for this machine.
-pub fn jit(graph: Graph, options: &Options) -> Result<Model> {
-    let graph = optimize(graph, options, |_| Ok(ControlFlow::Continue(())))?;
-    let program = lower(&graph)?;
+/// As [`lower`], and when there is no code generator for this machine.
+pub fn jit(optimized: &Optimized) -> Result<Model> {
+    let program = lower(optimized)?;
     let cpu = tfc_runtime::LoadOptions::from_env().cpu;
     Ok(jit::load(&program, "model", cpu.as_deref())?)
 }

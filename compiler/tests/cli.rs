@@ -153,7 +153,12 @@ fn wrong_usage_has_code_2() {
         ("compile m.onnx --stop-after nothing -o m.tir", &["`nothing`", "eqsat"]),
         ("compile m.onnx -O0 --stop-after eqsat -o m.tir", &["does not run", "01-dce"]),
         ("compile m.onnx --stop-after dce -o m.o", &["no code"]),
-        ("compile m.onnx --quant w7a7 -o m.o", &["no such scheme", "w4a8"]),
+        ("compile m.onnx --quant w7a7 -o m.o", &["no such scheme", "`w7a7`", "w4a8"]),
+        ("bench m.onnx --quant w4a8:g33", &["`g33`", "g128"]),
+        ("run m.onnx --inputs in.npz --quant f32:g32", &["`g32`", "none"]),
+        ("compile m.onnx --quant-override MatMul -o m.o", &["REGEX=SPEC"]),
+        ("compile m.onnx --quant-override (=w8a8 -o m.o", &["not a regular expression", "("]),
+        ("compile m.onnx --quant w8a8 --passes fold,fuse -o m.o", &["no pass `quantize`"]),
         ("compile m.onnx --name 1st -o m.o", &["not an identifier", "--name _1st"]),
         ("compile m.onnx -o m.pdf", &["extension", ".tir"]),
         ("compile m.onnx --mcpu i486 -o m.o", &["i486", "`baseline`", "`native`"]),
@@ -229,7 +234,8 @@ fn what_is_not_supported_has_code_3_and_is_listed_at_once() {
     assert_eq!(json["supported"], false);
     assert_eq!(json["unsupported"][0]["operator"], "Frobnicate");
     assert_eq!(json["unsupported"][0]["count"], 1);
-    p.run("compile m.onnx --quant w8a8 -o out.o").expect(3, &["w8a8", "--quant f32"]);
+    p.run("compile m.onnx --quant f16w -o out.o").expect(3, &["`f16w`", "not supported yet", "w4a8"]);
+    p.run("run m.onnx --inputs in.npz --quant auto").expect(3, &["`auto`", "not supported yet"]);
     p.run("compile m.onnx -o out.ptx").expect(3, &["ptx"]);
     p.run("compile m.onnx --target sparc64-unknown-linux-gnu -o out.o").expect(3, &["sparc64"]);
     assert_eq!(p.files(), before);
@@ -606,4 +612,43 @@ fn models_of_the_zoo_agree_with_their_references() {
         let line = format!("verify {} --inputs {} --reference {}", file("model.onnx"), file("inputs.npz"), file("outputs.npz"));
         p.run(&line).expect(0, &["ok"]);
     }
+}
+
+/// Two products in a row, and one that is too small.
+const PRODUCTS: &str = "tfc.ir 1
+symbol batch 1..64
+input %x: f32[batch, 40]
+const %a: f32[40, 48] = splat 0.25
+const %b: f32[48, 32] = splat -0.5
+const %c: f32[32, 2] = splat 1.0
+%0 = matmul %x, %a : f32[batch, 48] loc(\"/layer.0/MatMul\")
+%1 = relu %0 : f32[batch, 48]
+%2 = matmul %1, %b : f32[batch, 32] loc(\"/layer.1/MatMul\")
+%3 = matmul %2, %c : f32[batch, 2] loc(\"/head/MatMul\")
+output y = %3
+";
+
+#[test]
+fn models_are_quantized() {
+    let p = Place::new();
+    fs::write(p.path("p.tir"), PRODUCTS).unwrap();
+    p.inputs("p.npz", &[("x", Elem::F32, &[3, 40])]);
+    for spec in ["w8a8", "w4a8", "w4a8:g32", "w4a16"] {
+        p.run(&format!("verify p.tir --inputs p.npz --quant {spec}")).expect(0, &["ok"]);
+    }
+    let r = p.run("compile p.tir --quant w4a8:g32 --quant-override layer.1=w8a8 --quant-override none=f32 --stats --opt-report -o p.so");
+    r.expect(0, &["products quantized: 2", "products left in f32: 1", "none=f32 matches no matrix product", "--quant-override 'layer.1'"]);
+    p.run("inspect p.so").expect(0, &["quantization (3)", "w4a8:g32", "w8a8", "2 output channels", "--quant-override=layer.1=w8a8"]);
+    let json: serde_json::Value = serde_json::from_str(&p.run("inspect p.so --json").expect(0, &[]).out).unwrap();
+    let ledger = &json["quantization"];
+    assert_eq!((&ledger[0]["node"], &ledger[0]["scheme"]), (&"/layer.0/MatMul".into(), &"w4a8:g32".into()));
+    assert_eq!((&ledger[0]["source_bytes"], &ledger[0]["packed_bytes"]), (&(40 * 48 * 4).into(), &(40 * 48 / 2 + 2 * 48 * 4).into()));
+    assert_eq!((&ledger[1]["scheme"], &ledger[1]["activations"]), (&"w8a8".into(), &"dynamic per row".into()));
+    assert!(ledger[1]["weight_error"].as_f64().unwrap() < 1e-6);
+    assert_eq!(ledger[2]["scheme"], "f32");
+    // The interpreter has the graph that the manifest tells.
+    p.run("verify p.so --model p.tir --inputs p.npz --atol 1e-5").expect(0, &["ok"]);
+    p.run("run p.so --inputs p.npz --quant w8a8").expect(2, &["--quant", "compiled already"]);
+    p.run("run p.so --inputs p.npz").expect(0, &[]);
+    p.run("check p.tir --quant w4a8").expect(0, &["everything is supported"]);
 }

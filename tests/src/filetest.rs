@@ -51,6 +51,11 @@ pub const COMMANDS: &[Command] = &[
         run: command_native,
     },
     Command { name: "run", summary: "evaluates the graph and prints its outputs", run: command_run },
+    Command {
+        name: "quantize",
+        summary: "quantizes by a scheme, runs passes, compares with the graph before, and prints what was done and the graph",
+        run: command_quantize,
+    },
     Command { name: "pass", summary: "runs passes, checks that outputs stay the same, and prints the graph", run: command_pass },
 ];
 
@@ -313,6 +318,41 @@ fn command_pass(file: &File, names: &str) -> Result<String, String> {
     Ok(out)
 }
 
+/// What quantization may change outputs by, relative to them.
+const QUANTIZATION_ERROR: f64 = 0.25;
+
+fn command_quantize(file: &File, arguments: &str) -> Result<String, String> {
+    let (spec, names) = arguments.split_once(' ').ok_or("expected a scheme and passes")?;
+    let spec = spec.parse().map_err(|e: tfc_passes::quantize::SpecError| e.to_string())?;
+    let cx = tfc_passes::Context { quant: Some(tfc_passes::QuantConfig::new(spec)), ..Default::default() };
+    let passes = tfc_passes::parse_passes(names).map_err(|e| e.to_string())?;
+    let (bindings, inputs) = file.data()?;
+    let mut out = String::new();
+    let check = |ran: &tfc_passes::Ran| {
+        writeln!(out, "// {}: {}", ran.pass.name, ran.stats).expect("a string");
+        for e in &ran.stats.ledger {
+            let error = e.weight_error.map_or(String::new(), |e| format!(", weights off by {:.1}%", 100.0 * e));
+            writeln!(out, "//   {}: {}{error} ({})", e.loc, e.spec, e.reason).expect("a string");
+        }
+        check_round_trip(ran.graph)?;
+        verify(ran.graph).map_err(|errors| format!("the graph is not valid after {}: {}\n{}", ran.pass.name, errors[0], ran.graph))?;
+        Ok(std::ops::ControlFlow::Continue(()))
+    };
+    let graph = tfc_passes::run_pipeline::<PassFault>(file.graph.clone(), &passes, &cx, check).map_err(|e| e.0)?;
+    let evaluate = |g: &Graph| g.evaluate(&inputs, &bindings).map_err(|e| e.to_string());
+    for (i, (wanted, found)) in evaluate(&file.graph)?.iter().zip(evaluate(&graph)?).enumerate() {
+        if wanted.ty() != found.ty() {
+            return Err(format!("output {i} is {}, not {}", found.ty(), wanted.ty()));
+        }
+        let error = crate::models::relative_error(&found, wanted);
+        if error > QUANTIZATION_ERROR {
+            return Err(format!("output {i} is off by {error}"));
+        }
+    }
+    out += &graph.to_string();
+    Ok(out)
+}
+
 /// What can go wrong in a pipeline, as text.
 struct PassFault(String);
 
@@ -358,7 +398,7 @@ mod tests {
     fn commands_and_expectations_are_checked() {
         let fault = |text: &str| super::test(text).expect_err("a fault");
         assert!(fault("tfc.ir 1\n").contains("starts with no command"));
-        assert!(fault("// test: tickle\ntfc.ir 1\n").contains("the commands are: parse, verify, native, run, pass"));
+        assert!(fault("// test: tickle\ntfc.ir 1\n").contains("the commands are: parse, verify, native, run, quantize, pass"));
         assert!(fault("// test: parse\ntfc.ir 1\ninput %x: f33[]\n").contains("line 3: expected a type"));
         assert!(fault("// test: parse\ntfc.ir 1 //~ ERROR: anything\n").contains("line 2: anything"));
         assert!(fault("// test: run\n// input %y: f32[1] = [1.0]\ntfc.ir 1\n").contains("y, which is not an input"));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
 use tfc::artifact::{self, Kind, WeightsMode};
 use tfc::diag::{Diagnostic, Result, list};
-use tfc::driver;
+use tfc::driver::{self, Optimized};
 use tfc::emit::clif::target::Cpu;
 use tfc::emit::manifest::c_identifier;
 use tfc::files::Pending;
@@ -27,6 +27,7 @@ use tfc_passes::OptLevel;
   tfc compile bert.onnx                                 a bundle in the folder `bert`
   tfc compile bert.onnx -o bert.o                       an object; the weights go beside it
   tfc compile bert.onnx --dim batch=1,seq=1..512 --mcpu native -o bert.so
+  tfc compile bert.onnx --quant w4a8:g128 --quant-override 'layer.0/=w8a8' --opt-report
   tfc compile bert.onnx --target aarch64-unknown-linux-gnu -o bert-arm
   tfc compile bert.onnx -O2 --emit tir,asm -o out       out.tir and out.s
   tfc compile bert.onnx --dump-ir ir                    a file for each pass; then:
@@ -45,9 +46,6 @@ pub struct Args {
     /// The prefix of all symbols and files, a C identifier [default: the model's file name].
     #[arg(long)]
     name: Option<String>,
-    /// How weights and activations are quantized.
-    #[arg(long, value_name = "SPEC", default_value = "f32")]
-    quant: String,
     /// Whether the weights are in the object or in a file beside it [default: in the object below 1 MiB].
     #[arg(long, value_enum, value_name = "WHERE")]
     weights: Option<Weights>,
@@ -153,7 +151,6 @@ impl Plan {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    check_quant(&args.quant)?;
     let name = name(args)?;
     let plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
     check_folder(&plan)?;
@@ -170,25 +167,26 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let loaded = driver::load(&args.model, &options.import)?;
     trace.step("import");
     trace.imported(&loaded.graph)?;
-    let graph = if trace.stopped() {
-        loaded.graph
+    let optimized = if trace.stopped() {
+        Optimized { graph: loaded.graph, ledger: vec![] }
     } else {
         console.progress(2, steps, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
         driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
     };
     trace.step("passes");
+    args.level.quantization.note_unused(&optimized.ledger, trace.stopped(), console);
 
     let mut pending = Pending::default();
-    let extra = write_graph(&graph, &plan, &mut pending, console)?;
+    let extra = write_graph(&optimized.graph, &plan, &mut pending, console)?;
     let mut program = None;
     if native || report {
-        console.progress(3, steps, &format!("schedule {} nodes", graph.nodes().len()));
-        program = Some(driver::lower(&graph)?);
+        console.progress(3, steps, &format!("schedule {} nodes", optimized.graph.nodes().len()));
+        program = Some(driver::lower(&optimized)?);
         trace.step("schedule");
     }
     if let Some(program) = program.as_ref().filter(|_| native) {
         console.progress(4, steps, &format!("generate code for {} kernels, {} CPU variants", program.kernels.len(), cpus.len()));
-        drop(graph);
+        drop(optimized);
         write_native(program, args, &plan, &name, &target, &cpus, loaded.hash, &extra, console)?;
         trace.step("code");
     }
@@ -295,7 +293,7 @@ fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
     if let Some(passes) = &args.level.passes {
         options.push(format!("--passes={}", passes.0.iter().map(|p| p.name).collect::<Vec<_>>().join(",")));
     }
-    options.push(format!("--quant={}", args.quant));
+    options.extend(args.level.quantization.canonical());
     options.push(format!("--cpu-variants={}", cpus.iter().map(|c| c.name).collect::<Vec<_>>().join(",")));
     let mut shapes: Vec<String> = args
         .shapes
@@ -323,18 +321,6 @@ fn check_folder(plan: &Plan) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn check_quant(spec: &str) -> Result<()> {
-    const LATER: [&str; 5] = ["f16w", "w8a8", "w4a8", "w4a16", "auto"];
-    let scheme = spec.split(':').next().unwrap_or_default();
-    if spec == "f32" {
-        return Ok(());
-    }
-    if LATER.contains(&scheme) {
-        return Err(Diagnostic::unsupported(format!("--quant {spec}: this scheme is not supported yet")).help("use --quant f32"));
-    }
-    Err(Diagnostic::usage(format!("--quant {spec}: there is no such scheme")).note("the schemes are: f32, f16w, w8a8, w4a8, w4a16, auto"))
 }
 
 fn name(args: &Args) -> Result<String> {

@@ -191,7 +191,20 @@ fn text(m: &Value) -> String {
             })
             .collect(),
     );
-    section("quantization", items("quantization").iter().map(|q| [word(&q["node"]), word(&q["scheme"]), word(&q["reason"])]).collect());
+    section(
+        &format!("quantization ({})", items("quantization").len()),
+        items("quantization")
+            .iter()
+            .map(|q| {
+                let sizes = match q["source_bytes"].as_u64() {
+                    Some(0) | None => String::new(),
+                    Some(_) => format!("{} -> {}, ", size(&q["source_bytes"]), size(&q["packed_bytes"])),
+                };
+                let error = q["weight_error"].as_f64().map_or(String::new(), |e| format!("weights off by {:.2}%, ", 100.0 * e));
+                [word(&q["node"]), word(&q["scheme"]), format!("{sizes}{error}{}", word(&q["reason"]))]
+            })
+            .collect(),
+    );
     section(
         "accuracy",
         items("accuracy").iter().map(|a| [word(&a["name"]), word(&a["value"]), format!("limit {}", word(&a["limit"]))]).collect(),

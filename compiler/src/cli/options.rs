@@ -1,13 +1,16 @@
 //! Options that several sub-commands have.
 
+use super::console::Console;
 use clap::ValueEnum;
+use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use tfc::diag::{Diagnostic, Result};
 use tfc::driver;
 use tfc::onnx::{DimSpec, ImportOptions};
 use tfc_ir::dim::Range;
-use tfc_passes::{OptLevel, Pass};
+use tfc_passes::quantize::SpecError;
+use tfc_passes::{LedgerEntry, OptLevel, Pass, QuantConfig, QuantSpec};
 
 /// When messages have colours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -30,9 +33,98 @@ pub struct Level {
     /// Run exactly these passes, in this order, instead of those of the level.
     #[arg(long, value_name = "A,B,C", value_parser = parse_passes, help_heading = "Optimization")]
     pub passes: Option<PassList>,
+    #[command(flatten)]
+    pub quantization: Quantization,
     /// Verify the graph after each pass, to find the pass that breaks it.
     #[arg(long, help_heading = "Debugging")]
     pub verify_each: bool,
+}
+
+/// How a model is quantized.
+#[derive(clap::Args, Clone, Default)]
+pub struct Quantization {
+    /// How weights and activations are quantized: f32 (not at all), w8a8, w4a8 (activations in 8 bits
+    /// with a scale per row), w4a16 (weights only); with :g32, :g64, :g128 for a scale per so many weights,
+    /// or :channel for one per output channel, the default.
+    #[arg(long, value_name = "SPEC", help_heading = "Quantization")]
+    quant: Option<String>,
+    /// Another scheme for the products of the ONNX nodes whose names the expression finds, such as
+    /// `layer\.0/=f32`. Repeatable; the last one that matches holds.
+    #[arg(long = "quant-override", value_name = "REGEX=SPEC", help_heading = "Quantization")]
+    overrides: Vec<String>,
+}
+
+impl Quantization {
+    /// Whether the options ask for anything.
+    pub fn is_given(&self) -> bool {
+        self.quant.is_some() || !self.overrides.is_empty()
+    }
+
+    /// What the options say; `None` if nothing is quantized.
+    ///
+    /// # Errors
+    /// When there is no such scheme, or it is not supported yet; when an expression is wrong.
+    fn config(&self) -> Result<Option<QuantConfig>> {
+        let spec = self.quant.as_deref().unwrap_or("f32");
+        let mut config = QuantConfig::new(parse_quant(&format!("--quant {spec}"), spec)?);
+        for text in &self.overrides {
+            let option = format!("--quant-override {text}");
+            let (regex, spec) = text.rsplit_once('=').ok_or_else(|| {
+                Diagnostic::usage(format!("{option}: expected REGEX=SPEC")).help("such as --quant-override 'layer\\.0/=f32'")
+            })?;
+            let regex = Regex::new(regex)
+                .map_err(|e| Diagnostic::usage(format!("{option}: `{regex}` is not a regular expression")).note(e.to_string()))?;
+            config.overrides.push((regex, parse_quant(&option, spec)?));
+        }
+        Ok((!config.is_f32()).then_some(config))
+    }
+
+    /// The options in a fixed form.
+    pub fn canonical(&self) -> Vec<String> {
+        let quant = format!("--quant={}", self.quant.as_deref().unwrap_or("f32"));
+        [quant].into_iter().chain(self.overrides.iter().map(|o| format!("--quant-override={o}"))).collect()
+    }
+
+    /// Says which overrides match no product of a model.
+    pub fn note_unused(&self, ledger: &[LedgerEntry], stopped: bool, console: &Console) {
+        let Ok(Some(config)) = self.config() else { return };
+        if ledger.is_empty() && stopped {
+            return;
+        }
+        for ((regex, _), text) in config.overrides.iter().zip(&self.overrides) {
+            if !ledger.iter().any(|e| e.loc.names().any(|n| regex.is_match(n))) {
+                console.info(&format!("note: --quant-override {text} matches no matrix product"));
+            }
+        }
+    }
+}
+
+fn parse_quant(option: &str, spec: &str) -> Result<QuantSpec> {
+    spec.parse().map_err(|e: SpecError| {
+        let message = format!("{option}: {e}");
+        match e {
+            SpecError::Later(_) => Diagnostic::unsupported(message).help("use f32, w8a8, w4a8 or w4a16"),
+            _ => Diagnostic::usage(message),
+        }
+    })
+}
+
+impl Level {
+    /// The level that an artifact was compiled with, from the options in its manifest.
+    ///
+    /// # Errors
+    /// When they are not what this compiler writes.
+    pub fn recorded(options: &[String]) -> Result<Level> {
+        #[derive(clap::Parser)]
+        struct Recorded {
+            #[command(flatten)]
+            level: Level,
+        }
+        let ours = options.iter().filter(|o| ["-O", "--passes=", "--quant=", "--quant-override="].iter().any(|p| o.starts_with(p)));
+        let words = ["tfc".to_string()].into_iter().chain(ours.cloned());
+        let parsed = <Recorded as clap::Parser>::try_parse_from(words);
+        Ok(parsed.map_err(|e| Diagnostic::failed(format!("the options in the manifest are not known: {e}")))?.level)
+    }
 }
 
 /// Passes by name.
@@ -113,12 +205,18 @@ fn unique<T: Clone + PartialEq + std::fmt::Debug>(option: &str, given: &[(String
 /// The options of the driver.
 ///
 /// # Errors
-/// As [`Shapes::import`].
+/// As [`Shapes::import`], and when the options for quantization are wrong.
 pub fn driver_options(level: &Level, shapes: &Shapes) -> Result<driver::Options> {
+    let quant = level.quantization.config()?;
+    if quant.is_some() && level.passes.as_ref().is_some_and(|p| p.0.iter().all(|p| p.name != "quantize")) {
+        return Err(Diagnostic::usage("the options ask for quantization, but --passes has no pass `quantize`")
+            .help("add it before `fuse`, or leave --passes out"));
+    }
     Ok(driver::Options {
         import: shapes.import()?,
         level: level.level,
         passes: level.passes.as_ref().map(|p| p.0.clone()),
+        quant,
         verify_each: level.verify_each,
     })
 }
@@ -232,7 +330,8 @@ pub struct Debugging {
     /// Print what each pass did, and sizes.
     #[arg(long, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Debugging")]
     pub stats: Option<StatsFormat>,
-    /// Print every kernel: its kind, the operators that were fused into it, and the ONNX nodes.
+    /// Print every kernel: its kind, the operators that were fused into it, and the ONNX nodes; and what
+    /// quantization did to every matrix product.
     #[arg(long, help_heading = "Debugging")]
     pub opt_report: bool,
 }

@@ -17,7 +17,8 @@ use tfc_runtime::Model;
 pub struct Source {
     /// Its code.
     pub model: Model,
-    /// The graph as it was imported; `None` for artifacts.
+    /// The graph to interpret: as it was imported, or, if it is quantized, behind the passes, because
+    /// what is rounded to integers depends on them; `None` for artifacts.
     pub graph: Option<Graph>,
     /// Shapes of inputs and sizes of free dimensions, as far as the options give them.
     pub sizes: Fixed,
@@ -32,24 +33,34 @@ pub fn is_artifact(path: &Path) -> bool {
         || std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && CODE.contains(&&magic[..])
 }
 
-/// Opens an artifact, or compiles a model in memory. `keep` asks for the graph as it was imported.
+/// Opens an artifact, or compiles a model in memory. `keep` asks for the graph.
 ///
 /// # Errors
 /// When the file cannot be used; when the options do not fit it.
 pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &Console) -> Result<Source> {
     if is_artifact(path) {
-        if level.passes.is_some() {
-            return Err(Diagnostic::usage("--passes is for models, and this is compiled already").at(format!("`{}`", path.display())));
+        let option = match () {
+            () if level.passes.is_some() => Some("--passes"),
+            () if level.quantization.is_given() => Some("--quant"),
+            () => None,
+        };
+        if let Some(option) = option {
+            return Err(
+                Diagnostic::usage(format!("{option} is for models, and this is compiled already")).at(format!("`{}`", path.display()))
+            );
         }
         let model = Model::load(path)?;
         console.detail(&format!("CPU variant {}", model.cpu_variant()));
         return Ok(Source { model, graph: None, sizes: shapes.fixed()? });
     }
     let (graph, options, sizes) = load(path, level, shapes, console)?;
-    let kept = keep.then(|| graph.clone());
-    let model = driver::jit(graph, &options)?;
+    let imported = (keep && options.quant.is_none()).then(|| graph.clone());
+    let optimized = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?;
+    level.quantization.note_unused(&optimized.ledger, false, console);
+    let model = driver::jit(&optimized)?;
     console.detail(&format!("CPU variant {}", model.cpu_variant()));
-    Ok(Source { model, graph: kept, sizes })
+    let graph = imported.or(keep.then_some(optimized.graph));
+    Ok(Source { model, graph, sizes })
 }
 
 /// Compiles a model up to the program.

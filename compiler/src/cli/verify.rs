@@ -1,9 +1,10 @@
 //! `tfc verify`.
 
 use super::console::Console;
-use super::options::{Level, Shapes, Threads};
+use super::options::{Level, Shapes, Threads, driver_options};
 use super::{run, source};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tfc::diag::{Diagnostic, Result, list, table};
@@ -18,11 +19,13 @@ use tfc_runtime::{Model, View};
 /// Compare compiled code with the interpreter, or with given outputs.
 ///
 /// Floats are compared by |a - b| <= atol + rtol * |b|, where b is the reference; integers and booleans
-/// must be equal. Exit code 1 if an output differs.
+/// must be equal. A quantized model is compared with the interpretation of the quantized graph. Exit
+/// code 1 if an output differs.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tfc verify bert.onnx                                  made-up inputs; needs --shape or --dim for free dimensions
   tfc verify bert.onnx --inputs in.npz --reference out.npz
+  tfc verify bert.onnx --quant w4a8 --shape input_ids=1x16,attention_mask=1x16
   tfc verify bert --model bert.onnx --inputs in.npz     an artifact against the interpreter")]
 pub struct Args {
     /// A model (.onnx, .tir) or an artifact (a bundle, a .so).
@@ -40,7 +43,8 @@ pub struct Args {
     /// Relative tolerance of floats [default: 1e-3; 1e-2 for 16-bit floats].
     #[arg(long, value_name = "X")]
     rtol: Option<f64>,
-    /// Absolute tolerance of floats [default: 1e-4; 1e-2 for 16-bit floats].
+    /// Absolute tolerance of floats [default: 1e-4; 1e-2 for 16-bit floats; 5% of the largest value if
+    /// activations are rounded to integers, where a difference in the last bit can become a step].
     #[arg(long, value_name = "X")]
     atol: Option<f64>,
     #[command(flatten)]
@@ -89,6 +93,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let outputs = session.run_with(&named, &symbols)?;
     let mut rows = vec![["output", "type", "max abs error", "rel error", "worst at", "verdict"].map(String::from)];
     let mut wrong = vec![];
+    let steps = model.manifest().quantization.iter().any(|q| q.activations.starts_with("dynamic"));
     for (output, expected) in outputs.into_iter().zip(&expected) {
         let name = output.name;
         let actual =
@@ -107,7 +112,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
         let half = matches!(actual.elem(), Elem::F16 | Elem::Bf16);
         let rtol = args.rtol.unwrap_or(if half { 1e-2 } else { 1e-3 });
-        let atol = args.atol.unwrap_or(if half { 1e-2 } else { 1e-4 });
+        let atol = args.atol.unwrap_or(match () {
+            () if steps && actual.elem().is_float() => STEPS_TOLERANCE * largest(expected),
+            () if half => 1e-2,
+            () => 1e-4,
+        });
         let c = compare(&actual, expected, rtol, atol);
         let verdict = if c.outside == 0 { "ok".into() } else { format!("{} of {} differ", c.outside, actual.len()) };
         let worst = c.worst.map_or(String::new(), |(i, a, b)| format!("{:?}: {a} instead of {b}", position(i, actual.sizes())));
@@ -126,11 +135,25 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         .help("compare with -O0 and -O1, which keep every bit, and with TFC_CPU=baseline; --rtol and --atol set the tolerance"))
 }
 
-/// The outputs of `model`, by the interpreter on the file that it was compiled from.
+/// What differences of a last bit may become behind activations that are rounded to integers, in
+/// units of the largest value: a value next to the middle of two steps goes to either, and so on in every layer.
+const STEPS_TOLERANCE: f64 = 0.05;
+
+/// The largest finite magnitude.
+fn largest(t: &Tensor) -> f64 {
+    t.iter().map(|x| x.to_f64().abs()).filter(|x| x.is_finite()).fold(0.0, f64::max)
+}
+
+/// The outputs of `model`, by the interpreter on the file that it was compiled from; if it is quantized,
+/// behind the passes that the manifest tells.
 fn interpret(path: &Path, model: &Model, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     let sizes = |t: &Tensor| t.sizes().iter().map(|&n| n as i64).collect::<Vec<_>>();
     let shapes: BTreeMap<String, Vec<i64>> = model.inputs().iter().map(|p| p.name.clone()).zip(tensors.iter().map(sizes)).collect();
-    let graph = driver::load(path, &ImportOptions { shapes, ..Default::default() })?.graph;
+    let mut graph = driver::load(path, &ImportOptions { shapes, ..Default::default() })?.graph;
+    if !model.manifest().quantization.is_empty() {
+        let options = driver_options(&Level::recorded(&model.manifest().options)?, &Shapes::default())?;
+        graph = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?.graph;
+    }
     let by_name = |names: Vec<&str>, wanted: &str| names.iter().position(|n| *n == wanted);
     let mut ordered = vec![];
     for &v in graph.inputs() {

@@ -4,8 +4,10 @@ use super::clif::target::Cpu;
 use super::module::{Sizes, kernel_name};
 use crate::kernel::{Port, Program, Storage, work};
 use target_lexicon::Triple;
+use tfc_passes::quantize::Activations;
+use tfc_passes::{LedgerEntry, QuantSpec};
 use tfc_runtime::abi;
-use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, Symbol, TensorInfo, VERSION, WeightsInfo};
+use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, QuantEntry, Symbol, TensorInfo, VERSION, WeightsInfo};
 use tfc_runtime::weights::Header;
 
 /// What a manifest says besides the program.
@@ -99,8 +101,28 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         code_bytes: 0,
         table_bytes: 0,
         undefined_symbols: vec![],
-        quantization: vec![],
+        quantization: program.ledger.iter().map(quantized).collect(),
         accuracy: vec![],
+    }
+}
+
+/// What quantization did to a product.
+fn quantized(entry: &LedgerEntry) -> QuantEntry {
+    let (activations, rounding) = match entry.spec {
+        QuantSpec::F32 => ("", ""),
+        QuantSpec::Int { activations: Activations::Float, .. } => ("f32", "nearest"),
+        QuantSpec::Int { activations: Activations::Int8, .. } => ("dynamic per row", "nearest"),
+    };
+    QuantEntry {
+        node: entry.loc.to_string(),
+        scheme: entry.spec.to_string(),
+        activations: activations.into(),
+        rounding: rounding.into(),
+        reason: entry.reason.clone(),
+        source_bytes: entry.source_bytes,
+        packed_bytes: entry.packed_bytes,
+        weight_error: entry.weight_error,
+        ..QuantEntry::default()
     }
 }
 

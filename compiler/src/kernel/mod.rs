@@ -207,6 +207,8 @@ pub struct Program {
     pub weights: Vec<Weight>,
     /// Bytes that the constants of the graph have in their own types.
     pub constant_bytes: u64,
+    /// What quantization did to every product; empty if the model was not quantized.
+    pub ledger: Vec<tfc_passes::LedgerEntry>,
 }
 
 /// A prepacked constant.
