@@ -74,17 +74,17 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let symbols: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
     let dims = model.dims_with(&shapes, &symbols).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
 
+    let bindings: Bindings = model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect();
     let expected = match (&args.reference, source.graph) {
         (Some(path), _) => inputs::read(path, model.outputs(), "output")?,
         (None, Some(graph)) => {
-            let bindings = model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect();
             console.detail("interpreting the model");
             graph.evaluate(&tensors, &bindings)?
         }
         (None, None) => {
             let path = args.original.as_deref().expect("checked above");
             console.detail("interpreting the model");
-            interpret(path, &model, &tensors)?
+            interpret(path, &model, &tensors, &bindings)?
         }
     };
 
@@ -146,10 +146,12 @@ fn largest(t: &Tensor) -> f64 {
 
 /// The outputs of `model`, by the interpreter on the file that it was compiled from; if it is quantized,
 /// behind the passes that the manifest tells.
-fn interpret(path: &Path, model: &Model, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+fn interpret(path: &Path, model: &Model, tensors: &[Tensor], bindings: &Bindings) -> Result<Vec<Tensor>> {
     let sizes = |t: &Tensor| t.sizes().iter().map(|&n| n as i64).collect::<Vec<_>>();
     let shapes: BTreeMap<String, Vec<i64>> = model.inputs().iter().map(|p| p.name.clone()).zip(tensors.iter().map(sizes)).collect();
-    let mut graph = driver::load(path, &ImportOptions { shapes, ..Default::default() })?.graph;
+    // A graph in text form keeps its symbols.
+    let import = if driver::is_tir(path) { ImportOptions::default() } else { ImportOptions { shapes, ..Default::default() } };
+    let mut graph = driver::load(path, &import)?.graph;
     if !model.manifest().quantization.is_empty() {
         let options = driver_options(&Level::recorded(&model.manifest().options)?, &Shapes::default())?;
         graph = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?.graph;
@@ -163,7 +165,7 @@ fn interpret(path: &Path, model: &Model, tensors: &[Tensor]) -> Result<Vec<Tenso
             _ => return Err(other_model(path, &graph, model)),
         }
     }
-    let values = graph.evaluate(&ordered, &Bindings::new())?;
+    let values = graph.evaluate(&ordered, bindings)?;
     let pick =
         |p: &tfc_runtime::model::Port| by_name(graph.outputs().iter().map(|o| &*o.name).collect(), &p.name).map(|i| values[i].clone());
     model.outputs().iter().map(pick).collect::<Option<_>>().ok_or_else(|| other_model(path, &graph, model))

@@ -125,19 +125,18 @@ impl Quantizer<'_> {
         let bytes = matrix.data.bytes().len() as u64;
         let (spec, by) = self.config.of(&node.loc);
         let mut reason = by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"));
-        let [k, columns] = matrix.sizes();
-        let kept = match spec {
-            QuantSpec::F32 => Some(reason.clone()),
-            _ if k < MIN_INNER => Some(format!("its inner size {k} is below {MIN_INNER}: there is nothing to gain")),
-            _ if columns < MIN_COLUMNS => {
-                Some(format!("it has {columns} output channels, fewer than {MIN_COLUMNS}: there is nothing to gain"))
-            }
-            _ if matrix.data.values::<f32>().iter().any(|w| !w.is_finite()) => Some("a weight is not finite".into()),
-            _ => None,
-        };
         let QuantSpec::Int { weights: bits, activations, group } = spec else {
             self.out.copy(n)?;
             return Ok(LedgerEntry::kept(&node.loc, reason, bytes));
+        };
+        let [k, columns] = matrix.sizes();
+        let kept = match () {
+            () if k < MIN_INNER => Some(format!("its inner size {k} is below {MIN_INNER}: there is nothing to gain")),
+            () if columns < MIN_COLUMNS => {
+                Some(format!("it has {columns} output channels, fewer than {MIN_COLUMNS}: there is nothing to gain"))
+            }
+            () if matrix.data.values::<f32>().iter().any(|w| !w.is_finite()) => Some("a weight is not finite".into()),
+            () => None,
         };
         if let Some(kept) = kept {
             self.out.copy(n)?;
