@@ -751,7 +751,8 @@ impl<'a> Builder<'a> {
                 (Some(scheme), self.with_scales(x, &scheme))
             }
             _ => {
-                let x = self.exactly(Elem::F32, shape);
+                // A fresh one, which is not rounded: quantization jumps.
+                let x = self.fresh(Type::new(Elem::F32, shape));
                 let scheme = rows.scheme(rank, k as u32);
                 (Some(scheme), self.graph.add_node(rows, &[x], &Loc::default()).expect("its rows have a size"))
             }
