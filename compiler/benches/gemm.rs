@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tfc::emit::clif::code::{Code, compile};
 use tfc::emit::clif::target::Cpu;
 use tfc::kernel::attention::{Attention, QUERY_TILE};
-use tfc::kernel::gemm::{CHUNK, Gemm, Left, Right, TILE_ROWS, pack};
+use tfc::kernel::gemm::{CHUNK, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
 use tfc_ir::scalar::Prim;
@@ -168,17 +168,17 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
         m: Extent::Const(m as i64),
         n: Extent::Const(n as i64),
         k: Extent::Const(k as i64),
-        left: Left { buffer: 0, offset: Extent::Const(0), batch: vec![], row: Extent::Const(k as i64), k: Extent::Const(1) },
-        right: Right { buffer: 1, batch: vec![] },
+        left: Operand { buffer: 0, batch: vec![] },
+        right: Operand { buffer: 1, batch: vec![] },
         exprs,
         effects: vec![Effect::Store(out, y)],
     };
     let right = values(k * n);
     Case {
         kernel: Kernel { buffers: params(4, 3), ints: 0, body: Body::Gemm(body) },
-        buffers: vec![values(m * k), pack(k, n, |i, j| right[i * n + j]), values(n), vec![0.0; m * n]],
-        tasks: (m.div_ceil(TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
-        piece: m.div_ceil(TILE_ROWS) as i64,
+        buffers: vec![values(m.div_ceil(TILE_ROWS) * TILE_ROWS * k), pack(k, n, |i, j| right[i * n + j]), values(n), vec![0.0; m * n]],
+        tasks: (m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
+        piece: m.div_ceil(GROUP_TILES * TILE_ROWS) as i64,
         flop: 2.0 * (m * n * k) as f64,
     }
 }

@@ -9,3 +9,4 @@ pub mod jit;
 pub mod manifest;
 pub mod module;
 pub mod object;
+pub mod x86;

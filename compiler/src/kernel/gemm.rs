@@ -1,16 +1,16 @@
-//! Matrix products by register tiles, f32: `dot[m, n] = Σ_k a[m, k] * b[k, n]` per batch, followed by an
+//! Matrix products by register tiles: `dot[m, n] = Σ_k a[m, k] * b[k, n]` per batch, followed by an
 //! epilogue on every element.
 //!
 //! The right operand is packed in panels of [`PANEL`] columns: element `(k, n)` of one matrix is at
 //! `(n / PANEL) * K * PANEL + k * PANEL + n % PANEL`, the last panel filled up with zeros. Constants are
-//! packed by [`pack`] at compile time, everything else by a nest before. The left operand is read in
-//! place with any strides.
+//! packed by [`pack`] at compile time, everything else by a nest before. The left operand is packed in
+//! row tiles by a kernel before ([`super::pack`]).
 //!
 //! # Tasks
 //!
-//! A task is [`TILE_ROWS`] rows by [`CHUNK`] columns of one matrix; at the ends, what is left of them.
-//! Task `t` is row tile `t % R` of chunk `t / R % C` of matrix `t / (R * C)`, with `R` row tiles and `C`
-//! chunks: neighbours use the same columns of the right operand, and a single row still splits by
+//! A task is a group of [`GROUP_TILES`] row tiles by [`CHUNK`] columns of one matrix; at the ends, what is
+//! left of them. Task `t` is group `t % R` of chunk `t / R % C` of matrix `t / (R * C)`, with `R` groups and
+//! `C` chunks: neighbours use the same columns of the right operand, and a single row still splits by
 //! columns. A task computes its elements in an order of its own, so results do not depend on how tasks
 //! are distributed.
 
@@ -20,36 +20,24 @@ use cranelift_entity::PrimaryMap;
 use tfc_ir::types::Elem;
 
 /// Columns of a packed panel.
-pub const PANEL: usize = 8;
+pub const PANEL: usize = 32;
 
-/// Rows of a register tile, and of a task.
+/// Rows of a tile of the packed left operand, and of the tallest register tile.
 ///
-/// With vectors of four lanes and 16 registers, 12 rows by one vector keep 12 sums, and every factor that
-/// is broadcast is used once: Cranelift's multiply-add overwrites a factor, and a broadcast straight from
-/// memory needs a single use.
+/// With vectors of four lanes and 16 registers, 12 rows by one vector keep 12 sums; with 16 lanes and 32
+/// registers, 12 rows by two vectors keep 24; with 8 lanes and 16 registers, half of the rows by two
+/// vectors keep 12.
 pub const TILE_ROWS: usize = 12;
+
+/// Row tiles of a task: they use a panel of the right operand while it is in the cache.
+pub const GROUP_TILES: usize = 4;
 
 /// Columns of a task, a multiple of the panel width.
 pub const CHUNK: usize = 128;
 
-/// The left operand: any strides, in elements.
+/// A packed operand.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Left {
-    /// Buffer parameter.
-    pub buffer: u32,
-    /// First element.
-    pub offset: Extent,
-    /// One per batch loop.
-    pub batch: Vec<Extent>,
-    /// From row to row.
-    pub row: Extent,
-    /// From one `k` to the next.
-    pub k: Extent,
-}
-
-/// The packed right operand.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Right {
+pub struct Operand {
     /// Buffer parameter.
     pub buffer: u32,
     /// One per batch loop, in elements; 0 where matrices are shared.
@@ -67,10 +55,10 @@ pub struct Gemm {
     pub n: Extent,
     /// Length of the dot products.
     pub k: Extent,
-    /// `a`.
-    pub left: Left,
-    /// `b`.
-    pub right: Right,
+    /// `a`, in row tiles.
+    pub left: Operand,
+    /// `b`, in panels.
+    pub right: Operand,
     /// Expressions of the epilogue with their types. Loops (of accesses and `Index`) are the batch
     /// loops, then row, then column. The one `Reduced` expression is the dot product, an f32.
     pub exprs: PrimaryMap<ExprId, (Expr, Elem)>,
@@ -79,9 +67,9 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    /// Tasks of a run: row tiles by column chunks of all batches.
+    /// Tasks of a run: groups of row tiles by column chunks of all batches.
     pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim, n: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
-        batch * m.ceil_div(TILE_ROWS as i64) * n.ceil_div(CHUNK as i64)
+        batch * m.ceil_div((GROUP_TILES * TILE_ROWS) as i64) * n.ceil_div(CHUNK as i64)
     }
 }
 
@@ -118,6 +106,6 @@ mod tests {
                 assert_eq!(packed[(j / PANEL) * k * PANEL + i * PANEL + j % PANEL], (i * n + j) as f32 + 1.0);
             }
         }
-        assert_eq!(packed.iter().filter(|x| **x == 0.0).count(), 6 * k);
+        assert_eq!(packed.iter().filter(|x| **x == 0.0).count(), (PANEL - n) * k);
     }
 }

@@ -1,9 +1,9 @@
 //! The kernel layer: what the scheduler produces and the emitters read.
 //!
 //! A [`Program`] is a list of [`Step`]s. Each step launches a [`Kernel`] (a piece of code, shared by
-//! all steps that need the same code) on buffers and integers. Kernels come in three kinds: loop
-//! nests around row programs ([`nest`]), matrix products by tiles ([`gemm`]), and fused attention
-//! ([`attention`]); data movement is a nest.
+//! all steps that need the same code) on buffers and integers. Kernels come in four kinds: loop
+//! nests around row programs ([`nest`]), matrix products by tiles ([`gemm`]) with the packing of their
+//! left operands ([`pack`]), and fused attention ([`attention`]); data movement is a nest.
 //!
 //! # How a kernel is called
 //!
@@ -16,12 +16,14 @@
 pub mod attention;
 pub mod gemm;
 pub mod nest;
+pub mod pack;
 pub mod work;
 
 use attention::Attention;
 use cranelift_entity::{PrimaryMap, entity_impl};
 use gemm::Gemm;
 use nest::Nest;
+use pack::Pack;
 use std::fmt;
 use tfc_ir::dim::{Dim, Symbol, SymbolTable};
 use tfc_ir::graph::{DimCheck, Loc};
@@ -89,6 +91,8 @@ pub struct Kernel {
 pub enum Body {
     /// A loop nest around row programs.
     Nest(Nest),
+    /// A left operand of a matrix product, packed.
+    Pack(Pack),
     /// A matrix product.
     Gemm(Gemm),
     /// Fused attention.
@@ -100,6 +104,7 @@ impl Body {
     pub fn kind(&self) -> &'static str {
         match self {
             Body::Nest(_) => "nest",
+            Body::Pack(_) => "pack",
             Body::Gemm(_) => "gemm",
             Body::Attention(_) => "attention",
         }

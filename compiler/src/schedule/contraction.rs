@@ -6,8 +6,9 @@ use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
-use crate::kernel::gemm::{self, Gemm, Left, PANEL, Right};
+use crate::kernel::gemm::{self, Gemm, Operand, PANEL};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
+use crate::kernel::pack::{self, Pack, Rows};
 use crate::kernel::{Body, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
@@ -98,16 +99,14 @@ impl Scheduler {
         }
         let (row_axis, m) = loops.pop().expect("the row axis is always a loop");
         let mut args = Args::default();
-        let axes: Vec<usize> = loops.iter().map(|l| l.0).collect();
+        let (axes, sizes): (Vec<usize>, Vec<Dim>) = loops.iter().cloned().unzip();
         let n = p.domain[rank - 1].clone();
-        let left = Left {
-            buffer: args.buffer(&p.left, Use::Read),
-            offset: crate::kernel::Extent::Const(0),
-            batch: axes.iter().map(|&i| args.extent(&a[i])).collect(),
-            row: args.extent(&a[row_axis]),
-            k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
+        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), label, loc);
+        let left = Operand {
+            buffer: args.buffer(&packed_left.view, Use::Read),
+            batch: packed_left.strides.iter().map(|s| args.extent(s)).collect(),
         };
-        let right = Right { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
+        let right = Operand { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
         let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
         let mut epilogue =
             Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
@@ -128,6 +127,43 @@ impl Scheduler {
         };
         self.launch(Body::Gemm(body), args, tasks, work, label, loc);
         Ok(())
+    }
+
+    /// The left operand in row tiles, by a kernel of its own. Matrices that repeat along a batch axis are
+    /// packed once. `strides` are those of the operand per axis of the domain.
+    fn packed_left(
+        &mut self,
+        p: &Product,
+        strides: &[Dim],
+        (axes, sizes): (&[usize], &[Dim]),
+        (row_axis, m): (usize, &Dim),
+        label: &str,
+        loc: &Loc,
+    ) -> Packed {
+        let matrix = pack::packed_len(m, &p.k);
+        let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if strides[a].is(0) { Dim::from(1) } else { n.clone() }).collect();
+        let full = Shape(own.iter().cloned().chain([matrix]).collect());
+        let view = self.temporary(&Type::new(p.left.elem, full.clone()));
+        let mut args = Args::default();
+        let kept: Vec<usize> = (0..axes.len()).filter(|&i| !own[i].is(1)).collect();
+        let body = Pack {
+            batch: args.extents(kept.iter().map(|&i| &sizes[i])),
+            m: args.extent(m),
+            k: args.extent(&p.k),
+            from: Rows {
+                buffer: args.buffer(&p.left, Use::Read),
+                batch: kept.iter().map(|&i| args.extent(&strides[axes[i]])).collect(),
+                row: args.extent(&strides[row_axis]),
+                k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
+            },
+            to: args.buffer(&view, Use::Write),
+            elem: p.left.elem,
+        };
+        let tasks = own.iter().cloned().product::<Dim>() * m.ceil_div(gemm::TILE_ROWS as i64);
+        let work = full.elements();
+        self.launch(Body::Pack(body), args, tasks, work, &format!("pack for {label}"), loc);
+        let strides = full.strides();
+        Packed { view, strides: (0..axes.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect() }
     }
 
     /// Memory that the epilogue reads.

@@ -1,13 +1,12 @@
-//! Matrix products. Neighbouring tasks that share columns run in groups: for one block of `k` after the
-//! other, each task packs its rows and multiplies them strip by strip into sums on the stack, so that the
-//! block of the right operand comes from the cache for all tasks but the first. The epilogue runs over
-//! the sums of the group.
+//! Matrix products. For one block of `k` after the other, a task multiplies its row tiles strip by strip
+//! into sums on the stack, so that the block of the right operand comes from the cache for all tiles but
+//! the first. The epilogue runs over the sums.
 
 use super::expr::{Evaluator, Lanes, Val};
-use super::tile::{self, Heights, Rows, Strips};
+use super::tile::{self, Heights, Strips};
 use super::{KernelBuilder, LANES, MEM};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -16,22 +15,17 @@ use cranelift_entity::EntityRef;
 
 const F32_BYTES: i64 = 4;
 
-/// The most tasks of a group.
-const GROUP: i64 = 8;
+/// Bytes of the elements of one `k` in a row tile.
+const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 
 /// Emits a matrix product.
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
-    let depth = match g.k {
-        Extent::Const(k) => k.clamp(1, tile::DEPTH),
-        Extent::Param(_) => tile::DEPTH,
+    let tiles = match g.m {
+        Extent::Const(m) => ((m + TILE_ROWS as i64 - 1) / TILE_ROWS as i64).clamp(1, GROUP_TILES as i64),
+        Extent::Param(_) => GROUP_TILES as i64,
     };
-    let packed = tile::scratch(b, depth * TILE_ROWS as i64);
-    let group = match g.m {
-        Extent::Const(m) => ((m + TILE_ROWS as i64 - 1) / TILE_ROWS as i64).clamp(1, GROUP),
-        Extent::Param(_) => GROUP,
-    };
-    let sums = tile::scratch(b, group * (TILE_ROWS * CHUNK) as i64);
+    let sums = tile::scratch(b, tiles * (TILE_ROWS * CHUNK) as i64);
 
     let task = b.f.declare_var(I64);
     b.f.def_var(task, begin);
@@ -45,20 +39,22 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     b.f.seal_block(exit);
     b.f.switch_to_block(body);
     b.reload_arguments();
-    let t = Tasks::decode(b, g, number, end, group);
+    let t = Task::decode(b, g, number);
     let kept = tile::keep(b, &t.values());
-    product(b, g, &t, packed, sums);
+    product(b, g, &t, sums);
     b.reload_arguments();
-    let t = Tasks::of(&tile::kept(b, kept, t.values().len()));
+    let t = Task::of(&tile::kept(b, kept, t.values().len()));
     epilogue(b, g, &t, sums);
-    b.f.def_var(task, t.next);
+    let next = b.f.use_var(task);
+    let next = b.f.ins().iadd_imm_s(next, 1);
+    b.f.def_var(task, next);
     b.f.ins().jump(head, &[]);
     b.f.seal_block(head);
     b.f.switch_to_block(exit);
 }
 
-/// Where a group of tasks is.
-struct Tasks {
+/// Where a task is.
+struct Task {
     batch: Vec<Value>,
     first_row: Value,
     first_column: Value,
@@ -66,52 +62,48 @@ struct Tasks {
     rows: Value,
     /// Number of columns, at most [`CHUNK`].
     columns: Value,
-    /// The task behind the group.
-    next: Value,
 }
 
-impl Tasks {
-    /// The group of at most `most` tasks that begins with a task.
-    fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value, end: Value, most: i64) -> Tasks {
+impl Task {
+    fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value) -> Task {
+        let height = (GROUP_TILES * TILE_ROWS) as i64;
         let (m, n) = (b.extent(g.m), b.extent(g.n));
-        let row_tiles = ceil_div(b, m, TILE_ROWS as i64);
+        let groups = ceil_div(b, m, height);
         let chunks = ceil_div(b, n, CHUNK as i64);
-        let (number, row_tile) = div_rem(b, task, row_tiles);
+        let (number, group) = div_rem(b, task, groups);
         let (matrix, chunk) = div_rem(b, number, chunks);
-        let count = rest(b, row_tiles, row_tile, most);
-        let given = b.f.ins().isub(end, task);
-        let count = b.f.ins().smin(count, given);
-        let first_row = b.times(row_tile, Extent::Const(TILE_ROWS as i64));
+        let first_row = b.times(group, Extent::Const(height));
         let first_column = b.times(chunk, Extent::Const(CHUNK as i64));
-        let rows = b.times(count, Extent::Const(TILE_ROWS as i64));
-        let all_rows = b.f.ins().isub(m, first_row);
-        Tasks {
+        Task {
             batch: split(b, matrix, &g.batch),
             first_row,
             first_column,
-            rows: b.f.ins().smin(rows, all_rows),
+            rows: rest(b, m, first_row, height),
             columns: rest(b, n, first_column, CHUNK as i64),
-            next: b.f.ins().iadd(task, count),
         }
     }
 
     fn values(&self) -> Vec<Value> {
-        [self.first_row, self.first_column, self.rows, self.columns, self.next].into_iter().chain(self.batch.iter().copied()).collect()
+        [self.first_row, self.first_column, self.rows, self.columns].into_iter().chain(self.batch.iter().copied()).collect()
     }
 
-    fn of(values: &[Value]) -> Tasks {
-        let &[first_row, first_column, rows, columns, next, ref batch @ ..] = values else { unreachable!("as `values` writes them") };
-        Tasks { batch: batch.to_vec(), first_row, first_column, rows, columns, next }
+    fn of(values: &[Value]) -> Task {
+        let &[first_row, first_column, rows, columns, ref batch @ ..] = values else { unreachable!("as `values` writes them") };
+        Task { batch: batch.to_vec(), first_row, first_column, rows, columns }
     }
 }
 
-/// The sums of a group: blocks of `k` one after the other.
-fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Value) {
+/// The sums of a task: blocks of `k` one after the other.
+fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let heights = Heights::of(g.m);
     let k = b.extent(g.k);
     let batch = t.batch.iter().copied();
-    let left = address(b, g.left.buffer, g.left.offset, batch.clone().chain([t.first_row]), g.left.batch.iter().chain([&g.left.row]));
-    let right = address(b, g.right.buffer, Extent::Const(0), batch, &g.right.batch);
+    let left = address(b, g.left.buffer, batch.clone(), &g.left.batch);
+    // Groups begin with tiles: `first_row` rows before them take `first_row * k` elements.
+    let skipped = b.f.ins().imul(t.first_row, k);
+    let skipped = b.times(skipped, Extent::Const(F32_BYTES));
+    let left = b.f.ins().iadd(left, skipped);
+    let right = address(b, g.right.buffer, batch, &g.right.batch);
     // Chunks begin with panels: `first_column` columns before them take `first_column * k` elements.
     let skipped = b.f.ins().imul(t.first_column, k);
     let skipped = b.times(skipped, Extent::Const(F32_BYTES));
@@ -128,9 +120,8 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Valu
     let end = b.f.ins().iadd_imm_s(k, tile::DEPTH - 1);
     let Some(block) = b.open_loop(zero, end, tile::DEPTH) else { return };
     let depth = if one_block { k } else { rest(b, k, block.index, tile::DEPTH) };
-    let offset = b.times(block.index, g.left.k);
-    let offset = b.times(offset, Extent::Const(F32_BYTES));
-    let at = b.f.ins().iadd(left, offset);
+    let offset = b.times(block.index, Extent::Const(TILE_ROW));
+    let left = b.f.ins().iadd(left, offset);
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(right, offset);
 
@@ -148,14 +139,13 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Valu
     let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
     if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
         let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
-        let offset = b.times(tile.index, g.left.row);
+        let offset = b.f.ins().imul(tile.index, k);
         let offset = b.times(offset, Extent::Const(F32_BYTES));
-        let at = b.f.ins().iadd(at, offset);
-        tile::pack(b, &Rows { at, rows, k: depth, row_stride: g.left.row, k_stride: g.left.k }, packed);
+        let left = b.f.ins().iadd(left, offset);
         let offset = b.times(tile.index, Extent::Const(CHUNK as i64 * F32_BYTES));
         let sums = b.f.ins().iadd(sums, offset);
         let strips = Strips {
-            left: packed,
+            left,
             right,
             panel_bytes,
             rows,
@@ -172,8 +162,8 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, packed: Value, sums: Valu
     b.close_loop(block);
 }
 
-/// The epilogue of a group: by vectors, then what is left of every row element by element.
-fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Tasks, sums: Value) {
+/// The epilogue of a task: by vectors, then what is left of every row element by element.
+fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     const VECTORS: usize = PANEL / LANES;
     let zero = b.int(0);
     let Some(row) = b.open_loop(zero, t.rows, 1) else { return };
@@ -239,7 +229,7 @@ pub(super) fn div_rem(b: &mut KernelBuilder, x: Value, by: Value) -> (Value, Val
 }
 
 /// The indices of loops from the number of an iteration of their product.
-fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) -> Vec<Value> {
+pub(super) fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) -> Vec<Value> {
     let mut out = vec![];
     for (n, &extent) in loops.iter().enumerate().rev() {
         let index = if n == 0 {
@@ -257,14 +247,13 @@ fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) -> Vec<Valu
 }
 
 /// An address in a buffer of f32.
-fn address<'a>(
+pub(super) fn address<'a>(
     b: &mut KernelBuilder,
     buffer: u32,
-    offset: Extent,
     index: impl IntoIterator<Item = Value>,
     strides: impl IntoIterator<Item = &'a Extent>,
 ) -> Value {
-    let mut at = b.extent(offset);
+    let mut at = b.int(0);
     for (x, &stride) in index.into_iter().zip(strides) {
         let x = b.times(x, stride);
         at = b.f.ins().iadd(at, x);
@@ -278,8 +267,9 @@ fn address<'a>(
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
-    use crate::kernel::gemm::{Left, Right, pack, packed_len};
+    use crate::kernel::gemm::{Operand, pack, packed_len};
     use crate::kernel::nest::{Access, Expr, ExprId};
+    use crate::kernel::pack::pack as pack_rows;
     use crate::kernel::{Body, BufferParam, Kernel, Use};
     use cranelift_entity::PrimaryMap;
     use proptest::prelude::*;
@@ -295,8 +285,6 @@ mod tests {
         k: usize,
         /// Whether all matrices of a batch have the same right operand.
         shared: bool,
-        /// Whether the left operand is transposed in memory.
-        transposed: bool,
         /// Whether the result is transposed in memory.
         scattered: bool,
         /// Whether sizes and strides are parameters.
@@ -339,10 +327,9 @@ mod tests {
             for x in [bias, row, other] {
                 y = exprs.push((Expr::Prim(Prim::Add, vec![y, x]), Elem::F32));
             }
-            let (row, column) = if self.transposed { (1, m) } else { (k, 1) };
             let mut stride = |x: usize| if x == 1 { Extent::Const(1) } else { extent(x) };
-            let left = Left { buffer: 0, offset: stride(3), batch: vec![stride(m * k)], row: stride(row), k: stride(column) };
-            let right = Right { buffer: 1, batch: vec![stride(if self.shared { 0 } else { packed_len(k, n) })] };
+            let left = Operand { buffer: 0, batch: vec![stride(m.div_ceil(TILE_ROWS) * TILE_ROWS * k)] };
+            let right = Operand { buffer: 1, batch: vec![stride(if self.shared { 0 } else { packed_len(k, n) })] };
             let body = Gemm {
                 batch: vec![stride(batch)],
                 m: stride(m),
@@ -360,14 +347,14 @@ mod tests {
         fn check(&self) {
             let Problem { batch, m, n, k, .. } = *self;
             let (kernel, ints) = self.kernel();
-            let left: Vec<f32> = (0..batch * m * k + 3).map(value).collect();
+            let a = |b: usize, i: usize, x: usize| value((b * m + i) * k + x);
+            let left: Vec<f32> = (0..batch).flat_map(|b| pack_rows(m, k, |i, x| a(b, i, x))).collect();
             let matrix = |b: usize| if self.shared { 0 } else { b };
             let right = |b: usize, i: usize, j: usize| value((matrix(b) * k + i) * n + j + 7);
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
             let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
             let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
-            let tasks = (batch * m.div_ceil(TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
-            let a = |b: usize, i: usize, x: usize| left[3 + b * m * k + if self.transposed { x * m + i } else { i * k + x }];
+            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
@@ -393,7 +380,7 @@ mod tests {
         }
     }
 
-    const SMALL: Problem = Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, transposed: false, scattered: false, symbolic: false };
+    const SMALL: Problem = Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, scattered: false, symbolic: false };
 
     #[test]
     fn sizes_at_the_edges() {
@@ -427,9 +414,9 @@ mod tests {
         #[test]
         fn is_the_product_with_its_epilogue(
             [batch, m, n, k] in [0usize..3, 0..30, 0..150, 0..60],
-            [shared, transposed, scattered, symbolic]: [bool; 4],
+            [shared, scattered, symbolic]: [bool; 3],
         ) {
-            Problem { batch, m, n, k, shared, transposed, scattered, symbolic }.check();
+            Problem { batch, m, n, k, shared, scattered, symbolic }.check();
         }
     }
 }

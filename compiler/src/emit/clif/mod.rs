@@ -18,6 +18,7 @@ mod memory;
 pub mod nest;
 #[cfg(test)]
 mod nest_tests;
+mod pack;
 mod prim;
 #[cfg(test)]
 mod reference;
@@ -58,6 +59,7 @@ pub fn kernel_functions(kernel: &Kernel, cpu: &Cpu) -> Vec<Function> {
     let mut b = KernelBuilder::new(&mut function, &mut context, kernel, cpu);
     match &kernel.body {
         Body::Nest(nest) => nest::emit(&mut b, nest),
+        Body::Pack(pack) => pack::emit(&mut b, pack),
         Body::Gemm(gemm) => gemm::emit(&mut b, gemm),
         Body::Attention(attention) => attention::emit(&mut b, attention),
     }

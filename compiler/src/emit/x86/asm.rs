@@ -1,0 +1,729 @@
+//! An assembler with virtual registers. Code is a list of instructions over registers without number,
+//! labels and jumps; [`Asm::finish`] gives the registers numbers ([`alloc`](super::alloc)), frames the
+//! function and encodes it ([`encode`](super::encode)).
+//!
+//! Vector values are 32-bit lanes, as many as the instruction set has. Methods that return a register
+//! define a new one; methods that end in `_into` change one. A last operand may be memory or a constant
+//! ([`Src`]): constants live behind the code and cost no register.
+
+use super::isa::{Isa, Op, Width};
+use iced_x86::Code;
+
+/// A virtual register.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Reg(pub(super) u32);
+
+/// A vector register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct V(pub(super) Reg);
+
+/// A general register of 64 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct R(pub(super) Reg);
+
+/// Lanes that are chosen: what a comparison gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct M(pub(super) Reg);
+
+/// The file of a virtual register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// Vectors.
+    Vector,
+    /// General registers.
+    General,
+    /// Opmask registers; without EVEX masks are vectors.
+    Mask,
+}
+
+/// A place in memory: `base + index * scale + disp` in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mem {
+    /// Base address.
+    pub base: R,
+    /// A further offset and its factor, 1, 2, 4 or 8.
+    pub index: Option<(R, u32)>,
+    /// A constant offset.
+    pub disp: i64,
+}
+
+impl Mem {
+    /// The place `disp` bytes behind an address.
+    pub fn at(base: R, disp: i64) -> Mem {
+        Mem { base, index: None, disp }
+    }
+
+    /// The same with an offset in a register.
+    pub fn indexed(base: R, index: R, scale: u32, disp: i64) -> Mem {
+        Mem { base, index: Some((index, scale)), disp }
+    }
+
+    /// The place some bytes behind.
+    pub fn plus(self, disp: i64) -> Mem {
+        Mem { disp: self.disp + disp, ..self }
+    }
+}
+
+/// The last operand of a vector operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Src {
+    /// A register.
+    Reg(V),
+    /// A vector in memory, not necessarily aligned.
+    Mem(Mem),
+    /// 32 bits, the same in every lane.
+    Splat(u32),
+}
+
+impl From<V> for Src {
+    fn from(v: V) -> Src {
+        Src::Reg(v)
+    }
+}
+
+impl From<Mem> for Src {
+    fn from(m: Mem) -> Src {
+        Src::Mem(m)
+    }
+}
+
+impl From<f32> for Src {
+    fn from(x: f32) -> Src {
+        Src::Splat(x.to_bits())
+    }
+}
+
+impl From<i32> for Src {
+    fn from(x: i32) -> Src {
+        Src::Splat(x as u32)
+    }
+}
+
+/// A position that jumps name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Label(pub(super) u32);
+
+/// A condition on the last comparison of general registers, as signed numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cond {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    Le,
+    /// Greater or equal.
+    Ge,
+    /// Greater.
+    Gt,
+}
+
+/// An operand of an instruction.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Operand {
+    /// A register and how wide it is here.
+    Reg(Reg, Width),
+    /// Memory.
+    Mem(Mem),
+    /// A constant in every lane.
+    Splat(u32),
+    /// An immediate of 8 bits.
+    Imm8(u8),
+    /// An immediate of 32 bits, sign-extended.
+    Imm32(i32),
+    /// An immediate of 64 bits.
+    Imm64(i64),
+}
+
+/// How an instruction touches its first register operand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum First {
+    /// It writes it.
+    Write,
+    /// It reads and writes it.
+    Update,
+    /// It only reads it.
+    Read,
+}
+
+/// An instruction, or what stands between instructions.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Ins {
+    /// A machine instruction.
+    Code {
+        code: Code,
+        operands: Vec<Operand>,
+        first: First,
+        /// EVEX: lanes that are written; whether the others become 0 instead of staying.
+        mask: Option<(Reg, bool)>,
+    },
+    /// `dst = x * y + z`, whichever operand may be overwritten.
+    Fma { dst: Reg, x: Reg, y: Operand, z: Operand },
+    /// `dst = src` of one class.
+    Move { dst: Reg, src: Reg },
+    /// Unsigned quotient and remainder of 64 bits.
+    Divide { quotient: Reg, remainder: Reg, x: Reg, by: Reg },
+    /// The address of the scratch area of the frame, `offset` bytes in.
+    Scratch { dst: Reg, offset: i64 },
+    /// A label.
+    Bind(Label),
+    /// A jump, conditional or not.
+    Jump(Option<Cond>, Label),
+}
+
+/// A function under construction.
+pub struct Asm {
+    /// The instruction set.
+    pub isa: Isa,
+    pub(super) classes: Vec<Class>,
+    pub(super) ins: Vec<Ins>,
+    pub(super) labels: u32,
+    /// Bytes of scratch memory in the frame.
+    pub(super) scratch: i64,
+    /// The parameters: args, begin, end.
+    pub(super) params: [Reg; 3],
+}
+
+impl Asm {
+    /// An empty function of three integer parameters.
+    pub fn new(isa: Isa) -> (Asm, [R; 3]) {
+        let mut a = Asm { isa, classes: vec![], ins: vec![], labels: 0, scratch: 0, params: [Reg(0), Reg(1), Reg(2)] };
+        let params = std::array::from_fn(|_| a.r());
+        (a, params)
+    }
+
+    fn reg(&mut self, class: Class) -> Reg {
+        self.classes.push(class);
+        Reg(self.classes.len() as u32 - 1)
+    }
+
+    /// A vector register that nothing was written to yet.
+    pub fn v(&mut self) -> V {
+        V(self.reg(Class::Vector))
+    }
+
+    /// A general register that nothing was written to yet.
+    pub fn r(&mut self) -> R {
+        R(self.reg(Class::General))
+    }
+
+    fn m(&mut self) -> M {
+        M(self.reg(if self.isa.evex() { Class::Mask } else { Class::Vector }))
+    }
+
+    fn push(&mut self, code: Code, first: First, operands: Vec<Operand>) {
+        self.ins.push(Ins::Code { code, operands, first, mask: None });
+    }
+
+    // General registers.
+
+    /// A number.
+    pub fn imm(&mut self, n: i64) -> R {
+        let r = self.r();
+        self.imm_into(r, n);
+        r
+    }
+
+    /// Sets a register to a number.
+    pub fn imm_into(&mut self, r: R, n: i64) {
+        match i32::try_from(n) {
+            Ok(n) => self.push(Code::Mov_rm64_imm32, First::Write, vec![long(r), Operand::Imm32(n)]),
+            Err(_) => self.push(Code::Mov_r64_imm64, First::Write, vec![long(r), Operand::Imm64(n)]),
+        }
+    }
+
+    /// A copy.
+    pub fn copy(&mut self, r: R) -> R {
+        let dst = self.r();
+        self.copy_into(dst, r);
+        dst
+    }
+
+    /// `dst = r`.
+    pub fn copy_into(&mut self, dst: R, r: R) {
+        self.ins.push(Ins::Move { dst: dst.0, src: r.0 });
+    }
+
+    /// 64 bits of memory.
+    pub fn load(&mut self, m: Mem) -> R {
+        let r = self.r();
+        self.push(Code::Mov_r64_rm64, First::Write, vec![long(r), Operand::Mem(m)]);
+        r
+    }
+
+    /// A byte of memory, zero-extended.
+    pub fn load_byte(&mut self, m: Mem) -> R {
+        let r = self.r();
+        self.push(Code::Movzx_r32_rm8, First::Write, vec![Operand::Reg(r.0, Width::Word), Operand::Mem(m)]);
+        r
+    }
+
+    /// 32 bits of memory, sign-extended.
+    pub fn load_word(&mut self, m: Mem) -> R {
+        let r = self.r();
+        self.push(Code::Movsxd_r64_rm32, First::Write, vec![long(r), Operand::Mem(m)]);
+        r
+    }
+
+    /// Stores 64 bits.
+    pub fn store(&mut self, m: Mem, r: R) {
+        self.push(Code::Mov_rm64_r64, First::Read, vec![Operand::Mem(m), long(r)]);
+    }
+
+    /// Stores 32 bits.
+    pub fn store_word(&mut self, m: Mem, r: R) {
+        self.push(Code::Mov_rm32_r32, First::Read, vec![Operand::Mem(m), Operand::Reg(r.0, Width::Word)]);
+    }
+
+    /// The address of a place.
+    pub fn lea(&mut self, m: Mem) -> R {
+        let r = self.r();
+        self.lea_into(r, m);
+        r
+    }
+
+    /// `dst` = the address of a place.
+    pub fn lea_into(&mut self, dst: R, m: Mem) {
+        self.push(Code::Lea_r64_m, First::Write, vec![long(dst), Operand::Mem(m)]);
+    }
+
+    /// `x + y`.
+    pub fn plus(&mut self, x: R, y: R) -> R {
+        self.lea(Mem::indexed(x, y, 1, 0))
+    }
+
+    /// `x += y`.
+    pub fn add_into(&mut self, x: R, y: R) {
+        self.push(Code::Add_r64_rm64, First::Update, vec![long(x), long(y)]);
+    }
+
+    /// `x += n`.
+    pub fn add_imm(&mut self, x: R, n: i64) {
+        let n = i32::try_from(n).expect("offsets within code are small");
+        self.push(Code::Add_rm64_imm32, First::Update, vec![long(x), Operand::Imm32(n)]);
+    }
+
+    /// `x -= y`.
+    pub fn sub_into(&mut self, x: R, y: R) {
+        self.push(Code::Sub_r64_rm64, First::Update, vec![long(x), long(y)]);
+    }
+
+    /// `x - y`.
+    pub fn minus(&mut self, x: R, y: R) -> R {
+        let r = self.copy(x);
+        self.sub_into(r, y);
+        r
+    }
+
+    /// `x * y`.
+    pub fn times(&mut self, x: R, y: R) -> R {
+        let r = self.copy(x);
+        self.push(Code::Imul_r64_rm64, First::Update, vec![long(r), long(y)]);
+        r
+    }
+
+    /// `x * n`.
+    pub fn times_imm(&mut self, x: R, n: i64) -> R {
+        match n {
+            0 => self.imm(0),
+            1 => self.copy(x),
+            n if n > 0 && n & (n - 1) == 0 => {
+                let r = self.copy(x);
+                self.push(Code::Shl_rm64_imm8, First::Update, vec![long(r), Operand::Imm8(n.trailing_zeros() as u8)]);
+                r
+            }
+            _ => match i32::try_from(n) {
+                Ok(n) => {
+                    let r = self.r();
+                    self.push(Code::Imul_r64_rm64_imm32, First::Write, vec![long(r), long(x), Operand::Imm32(n)]);
+                    r
+                }
+                Err(_) => {
+                    let n = self.imm(n);
+                    self.times(x, n)
+                }
+            },
+        }
+    }
+
+    /// Quotient and remainder of numbers that are not negative.
+    pub fn divide(&mut self, x: R, by: R) -> (R, R) {
+        let (q, r) = (self.r(), self.r());
+        self.ins.push(Ins::Divide { quotient: q.0, remainder: r.0, x: x.0, by: by.0 });
+        (q, r)
+    }
+
+    /// The lesser of two numbers.
+    pub fn min(&mut self, x: R, y: R) -> R {
+        let r = self.copy(x);
+        self.compare(r, y);
+        self.push(Code::Cmovg_r64_rm64, First::Update, vec![long(r), long(y)]);
+        r
+    }
+
+    /// The greater of two numbers.
+    pub fn max(&mut self, x: R, y: R) -> R {
+        let r = self.copy(x);
+        self.compare(r, y);
+        self.push(Code::Cmovl_r64_rm64, First::Update, vec![long(r), long(y)]);
+        r
+    }
+
+    /// Compares two registers for the next jump.
+    pub fn compare(&mut self, x: R, y: R) {
+        self.push(Code::Cmp_r64_rm64, First::Read, vec![long(x), long(y)]);
+    }
+
+    /// Compares a register with a number.
+    pub fn compare_imm(&mut self, x: R, n: i64) {
+        let n = i32::try_from(n).expect("numbers within code are small");
+        self.push(Code::Cmp_rm64_imm32, First::Read, vec![long(x), Operand::Imm32(n)]);
+    }
+
+    /// The address of a new area of scratch memory of the frame, aligned to 64 bytes.
+    pub fn scratch(&mut self, bytes: i64) -> R {
+        let offset = self.scratch;
+        self.scratch += (bytes + 63) / 64 * 64;
+        let dst = self.r();
+        self.ins.push(Ins::Scratch { dst: dst.0, offset });
+        dst
+    }
+
+    /// Fetches the cache line of a place.
+    pub fn prefetch(&mut self, m: Mem) {
+        self.push(Code::Prefetcht0_m8, First::Read, vec![Operand::Mem(m)]);
+    }
+
+    // Control flow.
+
+    /// A label for [`bind`](Asm::bind).
+    pub fn label(&mut self) -> Label {
+        self.labels += 1;
+        Label(self.labels - 1)
+    }
+
+    /// Puts a label here.
+    pub fn bind(&mut self, l: Label) {
+        self.ins.push(Ins::Bind(l));
+    }
+
+    /// Goes to a label.
+    pub fn jump(&mut self, l: Label) {
+        self.ins.push(Ins::Jump(None, l));
+    }
+
+    /// Goes to a label if the last comparison was so.
+    pub fn jump_if(&mut self, c: Cond, l: Label) {
+        self.ins.push(Ins::Jump(Some(c), l));
+    }
+
+    /// Runs the body with `index` = `index`, `index + step`, … while `index + step <= end`.
+    pub fn each(&mut self, index: R, end: R, step: i64, body: impl FnOnce(&mut Asm)) {
+        let (head, exit) = (self.label(), self.label());
+        let last = self.lea(Mem::at(end, -step));
+        self.compare(index, last);
+        self.jump_if(Cond::Gt, exit);
+        self.bind(head);
+        body(self);
+        self.add_imm(index, step);
+        self.compare(index, last);
+        self.jump_if(Cond::Le, head);
+        self.bind(exit);
+    }
+
+    /// Runs the body `count` times, at least once; `count` is 0 behind.
+    pub fn repeat(&mut self, count: R, body: impl FnOnce(&mut Asm)) {
+        let head = self.label();
+        self.bind(head);
+        body(self);
+        self.add_imm(count, -1);
+        self.compare_imm(count, 0);
+        self.jump_if(Cond::Gt, head);
+    }
+
+    // Vectors.
+
+    fn vector(&mut self, op: Op, first: First, operands: &[Operand], imm: Option<u8>, mask: Option<(Reg, bool)>) {
+        let widths = op.widths();
+        let mut list: Vec<Operand> = vec![];
+        for (i, o) in operands.iter().enumerate() {
+            list.push(match *o {
+                Operand::Reg(r, _) => Operand::Reg(r, widths[i]),
+                other => other,
+            });
+        }
+        list.extend(imm.map(Operand::Imm8));
+        self.ins.push(Ins::Code { code: op.code(self.isa), operands: list, first, mask });
+    }
+
+    /// `op(x)`.
+    pub fn unary(&mut self, op: Op, x: impl Into<Src>) -> V {
+        let dst = self.v();
+        self.vector(op, First::Write, &[reg(dst), src(x.into())], None, None);
+        dst
+    }
+
+    /// `op(x, imm)`.
+    pub fn unary_imm(&mut self, op: Op, x: impl Into<Src>, imm: u8) -> V {
+        let dst = self.v();
+        self.vector(op, First::Write, &[reg(dst), src(x.into())], Some(imm), None);
+        dst
+    }
+
+    /// `op(x, y)`.
+    pub fn binary(&mut self, op: Op, x: V, y: impl Into<Src>) -> V {
+        let dst = self.v();
+        self.binary_into(op, dst, x, y);
+        dst
+    }
+
+    /// `dst = op(x, y)`.
+    pub fn binary_into(&mut self, op: Op, dst: V, x: V, y: impl Into<Src>) {
+        self.vector(op, First::Write, &[reg(dst), reg(x), src(y.into())], None, None);
+    }
+
+    /// `op(x, y, imm)`.
+    pub fn binary_imm(&mut self, op: Op, x: V, y: impl Into<Src>, imm: u8) -> V {
+        let dst = self.v();
+        self.vector(op, First::Write, &[reg(dst), reg(x), src(y.into())], Some(imm), None);
+        dst
+    }
+
+    /// `dst = op(dst, x, y)`: multiply-adds and dot products.
+    pub fn update(&mut self, op: Op, dst: V, x: V, y: impl Into<Src>) {
+        self.vector(op, First::Update, &[reg(dst), reg(x), src(y.into())], None, None);
+    }
+
+    /// `x * y + z`.
+    pub fn fma(&mut self, x: V, y: impl Into<Src>, z: impl Into<Src>) -> V {
+        let dst = self.v();
+        self.ins.push(Ins::Fma { dst: dst.0, x: x.0, y: src(y.into()), z: src(z.into()) });
+        dst
+    }
+
+    /// A copy of a vector, or one from memory or a constant.
+    pub fn vector_of(&mut self, x: impl Into<Src>) -> V {
+        let dst = self.v();
+        self.set(dst, x);
+        dst
+    }
+
+    /// `dst = x`.
+    pub fn set(&mut self, dst: V, x: impl Into<Src>) {
+        match x.into() {
+            Src::Reg(x) => self.ins.push(Ins::Move { dst: dst.0, src: x.0 }),
+            Src::Splat(0) => self.zero_into(dst),
+            Src::Splat(bits) => self.vector(Op::BroadcastMem, First::Write, &[reg(dst), Operand::Splat(bits)], None, None),
+            x => self.vector(Op::Move, First::Write, &[reg(dst), src(x)], None, None),
+        }
+    }
+
+    /// Makes a vector 0.
+    pub fn zero_into(&mut self, dst: V) {
+        self.vector(Op::Xor, First::Write, &[reg(dst), reg(dst), reg(dst)], None, None);
+    }
+
+    /// 32 bits of memory in every lane.
+    pub fn broadcast_into(&mut self, dst: V, m: Mem) {
+        self.vector(Op::BroadcastMem, First::Write, &[reg(dst), Operand::Mem(m)], None, None);
+    }
+
+    /// 32 bits of memory in every lane.
+    pub fn broadcast(&mut self, m: Mem) -> V {
+        let dst = self.v();
+        self.broadcast_into(dst, m);
+        dst
+    }
+
+    /// The lowest lane in every lane.
+    pub fn splat(&mut self, x: V) -> V {
+        self.unary(Op::Broadcast, x)
+    }
+
+    /// The low 32 bits of a general register in every lane.
+    pub fn splat_word(&mut self, r: R) -> V {
+        let dst = self.v();
+        self.vector(Op::FromWord, First::Write, &[reg(dst), Operand::Reg(r.0, Width::Word)], None, None);
+        self.splat(dst)
+    }
+
+    /// The lowest lane, zero-extended.
+    pub fn to_word(&mut self, x: V) -> R {
+        let dst = self.r();
+        self.vector(Op::ToWord, First::Write, &[Operand::Reg(dst.0, Width::Word), reg(x)], None, None);
+        dst
+    }
+
+    /// Stores with an operation that has memory as its first operand.
+    pub fn store_by(&mut self, op: Op, m: Mem, x: V) {
+        self.vector(op, First::Read, &[Operand::Mem(m), reg(x)], None, None);
+    }
+
+    /// Stores a vector.
+    pub fn store_vector(&mut self, m: Mem, x: V) {
+        self.store_by(Op::Store, m, x);
+    }
+
+    /// Stores the lanes of a mask.
+    pub fn store_masked(&mut self, m: Mem, x: V, mask: M) {
+        if self.isa.evex() {
+            self.vector(Op::Store, First::Read, &[Operand::Mem(m), reg(x)], None, Some((mask.0, false)));
+        } else {
+            let operands = vec![Operand::Mem(m), Operand::Reg(mask.0, Width::Full), Operand::Reg(x.0, Width::Full)];
+            self.push(Code::VEX_Vmaskmovps_m256_ymm_ymm, First::Read, operands);
+        }
+    }
+
+    /// Loads the lanes of a mask; the others are 0 and their memory is not touched.
+    pub fn load_masked(&mut self, m: Mem, mask: M) -> V {
+        let dst = self.v();
+        if self.isa.evex() {
+            self.vector(Op::Move, First::Write, &[reg(dst), Operand::Mem(m)], None, Some((mask.0, true)));
+        } else {
+            let operands = vec![reg(dst), Operand::Reg(mask.0, Width::Full), Operand::Mem(m)];
+            self.push(Code::VEX_Vmaskmovps_ymm_ymm_m256, First::Write, operands);
+        }
+        dst
+    }
+
+    /// The mask of the first `count` lanes; `count` is from 0 to the number of lanes.
+    pub fn first_lanes(&mut self, count: R) -> M {
+        let m = self.m();
+        if self.isa.evex() {
+            // (1 << count) - 1 by bzhi.
+            let (ones, bits) = (self.imm(0xffff), self.r());
+            let operands = vec![Operand::Reg(bits.0, Width::Word), Operand::Reg(ones.0, Width::Word), Operand::Reg(count.0, Width::Word)];
+            self.push(Code::VEX_Bzhi_r32_rm32_r32, First::Write, operands);
+            self.push(Code::VEX_Kmovw_kr_r32, First::Write, vec![Operand::Reg(m.0, Width::Mask), Operand::Reg(bits.0, Width::Word)]);
+        } else {
+            // A window into eight ones and eight zeros on the stack.
+            let area = self.scratch(64);
+            let (ones, zeros) = (self.vector_of(-1), self.vector_of(0));
+            self.store_vector(Mem::at(area, 0), ones);
+            self.store_vector(Mem::at(area, 32), zeros);
+            let back = self.times_imm(count, -4);
+            let window = Mem::indexed(area, back, 1, 32);
+            self.push(Code::VEX_Vmovups_ymm_ymmm256, First::Write, vec![Operand::Reg(m.0, Width::Full), Operand::Mem(window)]);
+        }
+        m
+    }
+
+    /// Lanes where a comparison of f32 holds; the predicate is that of `vcmpps`.
+    pub fn compare_ps(&mut self, predicate: u8, x: V, y: impl Into<Src>) -> M {
+        let m = self.m();
+        self.vector(Op::CmpPs, First::Write, &[Operand::Reg(m.0, Width::Mask), reg(x), src(y.into())], Some(predicate), None);
+        m
+    }
+
+    /// `mask ? x : y` by lane.
+    pub fn select(&mut self, mask: M, x: V, y: V) -> V {
+        let dst = self.v();
+        if self.isa.evex() {
+            let operands = vec![reg(dst), reg(y), reg(x)];
+            self.ins.push(Ins::Code {
+                code: Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32,
+                operands,
+                first: First::Write,
+                mask: Some((mask.0, false)),
+            });
+        } else {
+            let operands = vec![reg(dst), reg(y), reg(x), Operand::Reg(mask.0, Width::Full)];
+            self.push(Code::VEX_Vblendvps_ymm_ymm_ymmm256_ymm, First::Write, operands);
+        }
+        dst
+    }
+
+    /// Combines the halves of a vector: the result's low 128 bits hold, for 128-bit pieces `p`, all `p` combined.
+    fn fold_pieces(&mut self, x: V, op: &mut impl FnMut(&mut Asm, V, V) -> V) -> V {
+        let mut x = x;
+        if self.isa.evex() {
+            let high = self.extract(Code::EVEX_Vextractf32x8_ymmm256_k1z_zmm_imm8, x, Width::Half);
+            x = op(self, x, high);
+        }
+        let code = if self.isa.evex() { Code::EVEX_Vextractf32x4_xmmm128_k1z_ymm_imm8 } else { Code::VEX_Vextractf128_xmmm128_ymm_imm8 };
+        let dst = self.v();
+        let from = if self.isa.evex() { Width::Half } else { Width::Full };
+        self.push(code, First::Write, vec![Operand::Reg(dst.0, Width::Xmm), Operand::Reg(x.0, from), Operand::Imm8(1)]);
+        op(self, x, dst)
+    }
+
+    fn extract(&mut self, code: Code, x: V, width: Width) -> V {
+        let dst = self.v();
+        self.push(code, First::Write, vec![Operand::Reg(dst.0, width), Operand::Reg(x.0, Width::Full), Operand::Imm8(1)]);
+        dst
+    }
+
+    /// All lanes combined by an operation, in every lane of the lowest 128 bits: halves of halves, so the
+    /// order depends on the number of lanes alone.
+    pub fn across(&mut self, x: V, mut op: impl FnMut(&mut Asm, V, V) -> V) -> V {
+        let x = self.fold_pieces(x, &mut op);
+        let swapped = self.unary_imm(Op::ShufD, x, 0b01_00_11_10);
+        let x = op(self, x, swapped);
+        let swapped = self.unary_imm(Op::ShufD, x, 0b10_11_00_01);
+        op(self, x, swapped)
+    }
+
+    /// Stores the low byte of every 32-bit lane, contiguously; lanes must be in the range of `i8`.
+    pub fn store_bytes(&mut self, m: Mem, x: V) {
+        if self.isa.evex() {
+            self.push(Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full)]);
+        } else {
+            let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
+            let words = self.v();
+            let xmm = |v: V| Operand::Reg(v.0, Width::Xmm);
+            self.push(Code::VEX_Vpackssdw_xmm_xmm_xmmm128, First::Write, vec![xmm(words), xmm(x), xmm(high)]);
+            let bytes = self.v();
+            self.push(Code::VEX_Vpacksswb_xmm_xmm_xmmm128, First::Write, vec![xmm(bytes), xmm(words), xmm(words)]);
+            self.push(Code::VEX_Vmovq_xmmm64_xmm, First::Read, vec![Operand::Mem(m), xmm(bytes)]);
+        }
+    }
+
+    /// Stores the low byte of the lowest lane.
+    pub fn store_byte(&mut self, m: Mem, x: V) {
+        let code = if self.isa.evex() { Code::EVEX_Vpextrb_r32m8_xmm_imm8 } else { Code::VEX_Vpextrb_r32m8_xmm_imm8 };
+        self.push(code, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Xmm), Operand::Imm8(0)]);
+    }
+
+    /// Stores the `piece`-th 128 bits of a vector.
+    pub fn store_piece(&mut self, m: Mem, x: V, piece: u8) {
+        let code = if self.isa.evex() { Code::EVEX_Vextractf32x4_xmmm128_k1z_zmm_imm8 } else { Code::VEX_Vextractf128_xmmm128_ymm_imm8 };
+        if piece == 0 {
+            self.store_by(Op::StoreXmm, m, x);
+        } else {
+            self.push(code, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full), Operand::Imm8(piece)]);
+        }
+    }
+
+    /// EVEX: the lower 256 bits of `x` and then of `y` (`high` false), or the upper ones.
+    pub fn join_halves(&mut self, x: V, y: V, high: bool) -> V {
+        let dst = self.v();
+        let imm = Operand::Imm8(if high { 0xee } else { 0x44 });
+        self.push(Code::EVEX_Vshuff64x2_zmm_k1z_zmm_zmmm512b64_imm8, First::Write, vec![reg(dst), reg(x), reg(y), imm]);
+        dst
+    }
+
+    /// The lanes of a vector before the first masked-out one, as EVEX loads of bytes: `op` widens 16 bytes.
+    pub fn widen_masked(&mut self, op: Op, m: Mem, mask: M) -> V {
+        let dst = self.v();
+        self.vector(op, First::Write, &[reg(dst), Operand::Mem(m)], None, Some((mask.0, true)));
+        dst
+    }
+}
+
+fn long(r: R) -> Operand {
+    Operand::Reg(r.0, Width::Long)
+}
+
+fn reg(v: V) -> Operand {
+    Operand::Reg(v.0, Width::Full)
+}
+
+fn src(s: Src) -> Operand {
+    match s {
+        Src::Reg(v) => reg(v),
+        Src::Mem(m) => Operand::Mem(m),
+        Src::Splat(bits) => Operand::Splat(bits),
+    }
+}

@@ -1,0 +1,56 @@
+//! Packing of the left operands of matrix products.
+//!
+//! A matrix of `m` rows becomes tiles of [`TILE_ROWS`] rows: element `(r, k)` is at
+//! `(r / TILE_ROWS) * K * TILE_ROWS + k * TILE_ROWS + r % TILE_ROWS`. Rows of the last tile that do not
+//! exist repeat the last one that does. A register tile reads, for one `k`, all of its rows from one place.
+
+use super::Extent;
+use super::gemm::TILE_ROWS;
+use tfc_ir::dim::Dim;
+use tfc_ir::types::Elem;
+
+/// A packing kernel. A task is one row tile of one matrix; tiles of a matrix are neighbours.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Pack {
+    /// Batch loops, outermost first.
+    pub batch: Vec<Extent>,
+    /// Rows.
+    pub m: Extent,
+    /// Elements of a row.
+    pub k: Extent,
+    /// What is packed.
+    pub from: Rows,
+    /// Buffer parameter of the packed matrices, contiguous.
+    pub to: u32,
+    /// Type of an element.
+    pub elem: Elem,
+}
+
+/// Rows in memory with any strides, in elements.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Rows {
+    /// Buffer parameter.
+    pub buffer: u32,
+    /// One per batch loop.
+    pub batch: Vec<Extent>,
+    /// From row to row.
+    pub row: Extent,
+    /// From one `k` to the next.
+    pub k: Extent,
+}
+
+/// Elements of a packed matrix.
+pub fn packed_len(m: &Dim, k: &Dim) -> Dim {
+    m.ceil_div(TILE_ROWS as i64) * Dim::from(TILE_ROWS) * k.clone()
+}
+
+/// Packs the row-major `m` x `k` matrix that `at(m, k)` reads.
+pub fn pack<T: Copy>(m: usize, k: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
+    let mut out = Vec::with_capacity(m.div_ceil(TILE_ROWS) * TILE_ROWS * k);
+    for first in (0..m).step_by(TILE_ROWS) {
+        for x in 0..k {
+            out.extend((first..first + TILE_ROWS).map(|r| at(r.min(m - 1), x)));
+        }
+    }
+    out
+}
