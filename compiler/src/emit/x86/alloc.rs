@@ -53,7 +53,7 @@ pub fn allocate(a: &Asm) -> Places {
 
 /// The virtual registers that an instruction reads and writes.
 pub fn touched(ins: &Ins, mut read: impl FnMut(Reg), mut write: impl FnMut(Reg)) {
-    let mut operand = |o: &Operand, read: &mut dyn FnMut(Reg)| match o {
+    let operand = |o: &Operand, read: &mut dyn FnMut(Reg)| match o {
         Operand::Reg(r, _) => read(*r),
         Operand::Mem(m) => {
             read(m.base.0);

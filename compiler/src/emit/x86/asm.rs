@@ -260,6 +260,13 @@ impl Asm {
         r
     }
 
+    /// A byte of memory, sign-extended.
+    pub fn load_signed_byte(&mut self, m: Mem) -> R {
+        let r = self.r();
+        self.push(Code::Movsx_r64_rm8, First::Write, vec![long(r), Operand::Mem(m)]);
+        r
+    }
+
     /// 32 bits of memory, sign-extended.
     pub fn load_word(&mut self, m: Mem) -> R {
         let r = self.r();
@@ -549,6 +556,15 @@ impl Asm {
         self.splat(dst)
     }
 
+    /// A number as an f32 in the lowest lane.
+    pub fn float_of(&mut self, r: R) -> V {
+        let dst = self.vector_of(0);
+        let code = if self.isa.evex() { Code::EVEX_Vcvtsi2ss_xmm_xmm_rm64_er } else { Code::VEX_Vcvtsi2ss_xmm_xmm_rm64 };
+        let lowest = Operand::Reg(dst.0, Width::Xmm);
+        self.push(code, First::Update, vec![lowest, lowest, long(r)]);
+        dst
+    }
+
     /// The lowest lane, zero-extended.
     pub fn to_word(&mut self, x: V) -> R {
         let dst = self.r();
@@ -665,11 +681,14 @@ impl Asm {
         op(self, x, swapped)
     }
 
-    /// Stores the low byte of every 32-bit lane, contiguously; lanes must be in the range of `i8`.
-    pub fn store_bytes(&mut self, m: Mem, x: V) {
+    /// Stores the low byte of every 32-bit lane that is in a mask (EVEX), contiguously; lanes must be in the range of `i8`.
+    pub fn store_bytes(&mut self, m: Mem, x: V, mask: Option<M>) {
         if self.isa.evex() {
-            self.push(Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full)]);
+            let operands = vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full)];
+            let mask = mask.map(|m| (m.0, false));
+            self.ins.push(Ins::Code { code: Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, operands, first: First::Read, mask });
         } else {
+            assert!(mask.is_none(), "bytes have no masks without EVEX");
             let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
             let words = self.v();
             let xmm = |v: V| Operand::Reg(v.0, Width::Xmm);

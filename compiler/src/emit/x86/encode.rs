@@ -290,8 +290,8 @@ impl Encode<'_> {
         let isa = self.a.isa;
         let code = |op: Op| op.code(isa);
         let (to, back) = self.result(dst, Width::Full);
-        // The first spare register is the result's.
-        let mut spare = Spare { general: 0, vector: 1 };
+        // The first spare register is that of a result in the frame.
+        let mut spare = Spare { general: 0, vector: usize::from(back) };
         let x = self.value(x, Width::Full, &mut spare);
         let y = self.operand(code(Op::Fma231), y, &mut spare);
         let z = match z {

@@ -7,4 +7,41 @@
 mod alloc;
 pub mod asm;
 mod encode;
+pub mod expr;
+mod gemm;
 pub mod isa;
+pub mod math;
+mod nest;
+mod pack;
+
+use crate::emit::clif::code::Code;
+use crate::kernel::{Body, Kernel};
+use asm::Asm;
+use expr::Function;
+use iced_x86::IcedError;
+use isa::Isa;
+
+/// Compiles a kernel; `None` if this emitter does not cover it.
+///
+/// # Errors
+/// What the encoder refuses: a bug of ours.
+pub fn compile(kernel: &Kernel, isa: Isa) -> Result<Option<Code>, IcedError> {
+    let covered = match &kernel.body {
+        Body::Nest(n) => nest::covers(kernel, n),
+        Body::Pack(p) => pack::covers(kernel, p),
+        Body::Gemm(g) => gemm::covers(kernel, g),
+        Body::Attention(_) => false,
+    };
+    if !covered {
+        return Ok(None);
+    }
+    let (a, [args, begin, end]) = Asm::new(isa);
+    let mut f = Function { a, args, buffers: kernel.buffers.len() };
+    match &kernel.body {
+        Body::Nest(n) => nest::emit(&mut f, n, begin, end),
+        Body::Pack(p) => pack::emit(&mut f, p, begin, end),
+        Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
+        Body::Attention(_) => unreachable!("not covered"),
+    }
+    Ok(Some(Code { bytes: f.a.finish()?, align: 64 }))
+}

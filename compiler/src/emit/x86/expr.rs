@@ -1,0 +1,435 @@
+//! Emission of the expressions of kernels on wide vectors.
+//!
+//! An [`Evaluator`] emits an expression at most once. Along the lane loop values are vectors; what is the
+//! same for all lanes is a vector all the same, or a constant. Types are f32, i32, i8 as it is loaded and stored
+//! (in i32 lanes), `bool` as masks, and `i64` as numbers that do not vary. Everything else is left to the
+//! portable emitter: see [`supported`].
+
+use super::asm::{Asm, M, Mem, R, Src, V};
+use super::isa::Op;
+use super::math;
+use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+use crate::kernel::{Extent, Kernel};
+use cranelift_entity::{PrimaryMap, SecondaryMap};
+use tfc_ir::scalar::Prim;
+use tfc_ir::types::Elem;
+
+/// Expressions with their element types.
+pub type Exprs = PrimaryMap<ExprId, (Expr, Elem)>;
+
+/// A function with the arguments of a kernel.
+pub struct Function {
+    /// Its code.
+    pub a: Asm,
+    /// Address of the argument words.
+    pub args: R,
+    /// Number of buffer parameters.
+    pub buffers: usize,
+}
+
+impl Function {
+    /// The address of a buffer.
+    pub fn buffer(&mut self, n: u32) -> R {
+        self.a.load(Mem::at(self.args, 8 * (1 + i64::from(n))))
+    }
+
+    /// The value of an extent.
+    pub fn extent(&mut self, e: Extent) -> R {
+        match e {
+            Extent::Const(n) => self.a.imm(n),
+            Extent::Param(p) => self.a.load(Mem::at(self.args, 8 * (1 + self.buffers as i64 + i64::from(p)))),
+        }
+    }
+
+    /// `x * by`.
+    pub fn times(&mut self, x: R, by: Extent) -> R {
+        match by {
+            Extent::Const(n) => self.a.times_imm(x, n),
+            Extent::Param(_) => {
+                let by = self.extent(by);
+                self.a.times(x, by)
+            }
+        }
+    }
+}
+
+/// The value of an expression.
+#[derive(Clone, Copy, Debug)]
+enum Val {
+    /// Lanes of 32 bits.
+    V(V),
+    /// The same 32 bits in every lane.
+    Splat(u32),
+    /// A number, the same for all lanes.
+    R(R),
+    /// Truth by lane.
+    M(M),
+}
+
+/// Which lanes of a vector exist.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Lanes {
+    /// All of them.
+    All,
+    /// Those of a mask.
+    Some(M),
+    /// The lowest.
+    One,
+}
+
+/// An access with what is fixed outside of the lane loop added up.
+#[derive(Clone, Copy, Debug)]
+pub struct Base {
+    /// Address of the element at index 0 of the lane loop.
+    pub at: R,
+    /// Whether the access moves along the lane loop.
+    pub moves: bool,
+    /// Type of its elements.
+    pub elem: Elem,
+}
+
+/// Whether a set of expressions and effects can be emitted with lanes along a loop.
+pub fn supported(kernel: &Kernel, exprs: &Exprs, effects: &[Effect], lane_loop: u32) -> bool {
+    let mut ok: SecondaryMap<ExprId, bool> = SecondaryMap::new();
+    let access = |a: &Access, elem: Elem| {
+        let stride = a.strides.get(lane_loop as usize).copied().unwrap_or(Extent::Const(0));
+        a.dynamic.is_empty()
+            && matches!(stride, Extent::Const(0 | 1))
+            && matches!(elem, Elem::F32 | Elem::I8)
+            && kernel.buffers[a.buffer as usize].elem == elem
+    };
+    for (id, (expr, elem)) in exprs.iter() {
+        ok[id] = match expr {
+            Expr::Load(a) => access(a, *elem),
+            Expr::Reduced(_) => *elem == Elem::F32,
+            Expr::Float(_) => *elem == Elem::F32,
+            Expr::Int(_) => matches!(elem, Elem::I32 | Elem::I8),
+            Expr::Extent(_) => true,
+            Expr::Index(_) | Expr::CheckedIndex(..) => false,
+            Expr::Prim(p, args) => args.iter().all(|&x| ok[x]) && prim_supported(*p, exprs[args[0]].1, *elem, args.len()),
+        };
+    }
+    effects.iter().all(|e| match e {
+        Effect::Store(a, x) => {
+            let stride = a.strides.get(lane_loop as usize);
+            ok[*x] && access(a, exprs[*x].1) && stride != Some(&Extent::Const(0))
+        }
+        Effect::Reduce(_, x) => ok[*x] && exprs[*x].1 == Elem::F32,
+    })
+}
+
+fn prim_supported(p: Prim, of: Elem, to: Elem, args: usize) -> bool {
+    use Prim::*;
+    match p {
+        Cast => {
+            matches!((of, to), (Elem::I64, Elem::F32) | (Elem::F32, Elem::I32 | Elem::F32) | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8))
+        }
+        Neg | Abs | Sqrt | Exp | Tanh | Erf | Floor | Ceil | Trunc | RoundEven | Div => to == Elem::F32,
+        Add | Sub | Mul | Min | Max => matches!(to, Elem::F32 | Elem::I32),
+        Eq | Lt | Le => of == Elem::F32,
+        Select => args == 3 && matches!(to, Elem::F32 | Elem::I32),
+        _ => false,
+    }
+}
+
+/// Emits expressions at one point of a lane loop.
+#[derive(Clone)]
+pub struct Evaluator<'a> {
+    /// The expressions.
+    pub exprs: &'a Exprs,
+    /// Where the accesses of loads are.
+    pub loads: SecondaryMap<ExprId, Option<Base>>,
+    /// Values of reductions.
+    pub reduced: SecondaryMap<Reduction, Option<V>>,
+    /// Index of the lane loop, if the point is in one, and a constant number of lanes more.
+    pub index: Option<(R, i64)>,
+    /// Which lanes exist.
+    pub lanes: Lanes,
+    known: SecondaryMap<ExprId, Option<Val>>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// An evaluator without values.
+    pub fn new(exprs: &'a Exprs) -> Evaluator<'a> {
+        let (loads, reduced, known) = (SecondaryMap::new(), SecondaryMap::new(), SecondaryMap::new());
+        Evaluator { exprs, loads, reduced, index: None, lanes: Lanes::All, known }
+    }
+
+    /// Sets what a memory access of the expressions refers to, for indices of the loops outside of the lane loop.
+    pub fn base(f: &mut Function, access: &Access, elem: Elem, index: &[R], lane_loop: Option<u32>) -> Base {
+        let bytes = i64::from(elem.bits() / 8);
+        let base = f.buffer(access.buffer);
+        let mut at: Option<R> = match access.offset {
+            Extent::Const(0) => None,
+            e => Some(f.extent(e)),
+        };
+        let mut moves = false;
+        for (l, (&stride, &i)) in access.strides.iter().zip(index).enumerate() {
+            if Some(l as u32) == lane_loop {
+                moves = stride != Extent::Const(0);
+                continue;
+            }
+            if stride == Extent::Const(0) {
+                continue;
+            }
+            let x = f.times(i, stride);
+            match at {
+                Some(at) => f.a.add_into(at, x),
+                None => at = Some(x),
+            }
+        }
+        let at = match at {
+            Some(at) => f.a.lea(Mem::indexed(base, at, bytes as u32, 0)),
+            None => base,
+        };
+        Base { at, moves, elem }
+    }
+
+    /// Finds the bases of all loads.
+    pub fn find_loads(&mut self, f: &mut Function, wanted: impl Fn(ExprId) -> bool, index: &[R], lane_loop: Option<u32>) {
+        for (id, (expr, elem)) in self.exprs.iter() {
+            if let Expr::Load(access) = expr
+                && wanted(id)
+            {
+                self.loads[id] = Some(Self::base(f, access, *elem, index, lane_loop));
+            }
+        }
+    }
+
+    /// The place of the current element.
+    fn place(&self, b: Base) -> Mem {
+        let bytes = i64::from(b.elem.bits() / 8);
+        match self.index {
+            Some((i, more)) if b.moves => Mem::indexed(b.at, i, bytes as u32, more * bytes),
+            _ => Mem::at(b.at, 0),
+        }
+    }
+
+    /// The value of an expression as lanes of 32 bits.
+    pub fn vector(&mut self, f: &mut Function, e: ExprId) -> V {
+        match self.value(f, e) {
+            Val::V(v) => v,
+            Val::Splat(bits) => f.a.vector_of(bits as i32),
+            Val::R(_) | Val::M(_) => unreachable!("asked only of numbers"),
+        }
+    }
+
+    /// Emits an expression here, for later points where its value is still right.
+    pub fn evaluate(&mut self, f: &mut Function, e: ExprId) {
+        self.value(f, e);
+    }
+
+    fn src(&mut self, f: &mut Function, e: ExprId) -> Src {
+        match self.value(f, e) {
+            Val::V(v) => Src::Reg(v),
+            Val::Splat(bits) => Src::Splat(bits),
+            Val::R(_) | Val::M(_) => unreachable!("asked only of numbers"),
+        }
+    }
+
+    fn mask(&mut self, f: &mut Function, e: ExprId) -> M {
+        match self.value(f, e) {
+            Val::M(m) => m,
+            _ => unreachable!("asked only of truth values"),
+        }
+    }
+
+    fn value(&mut self, f: &mut Function, e: ExprId) -> Val {
+        if let Some(v) = self.known[e] {
+            return v;
+        }
+        let (expr, elem) = &self.exprs[e];
+        let v = match expr {
+            Expr::Load(_) => Val::V(self.load(f, self.loads[e].expect("loads have bases"))),
+            Expr::Reduced(r) => Val::V(self.reduced[*r].expect("reductions are computed before they are read")),
+            Expr::Float(bits) => Val::Splat((f64::from_bits(*bits) as f32).to_bits()),
+            Expr::Int(n) => Val::Splat(*n as u32),
+            Expr::Extent(n) => Val::R(f.extent(*n)),
+            Expr::Prim(p, args) => self.prim(f, *p, args, *elem),
+            Expr::Index(_) | Expr::CheckedIndex(..) => unreachable!("not supported"),
+        };
+        self.known[e] = Some(v);
+        v
+    }
+
+    fn load(&self, f: &mut Function, b: Base) -> V {
+        let m = self.place(b);
+        if !b.moves || self.index.is_none() {
+            return match b.elem {
+                Elem::F32 => f.a.broadcast(m),
+                _ => {
+                    let x = f.a.load_signed_byte(m);
+                    f.a.splat_word(x)
+                }
+            };
+        }
+        match (b.elem, self.lanes) {
+            (Elem::F32, Lanes::All) => f.a.vector_of(m),
+            (Elem::F32, Lanes::Some(mask)) => f.a.load_masked(m, mask),
+            (Elem::F32, Lanes::One) => f.a.broadcast(m),
+            (_, Lanes::All) => f.a.unary(Op::WidenI8, m),
+            (_, Lanes::Some(mask)) => f.a.widen_masked(Op::WidenI8, m, mask),
+            (_, Lanes::One) => {
+                let x = f.a.load_signed_byte(m);
+                f.a.splat_word(x)
+            }
+        }
+    }
+
+    /// Stores the value of an expression.
+    pub fn store(&mut self, f: &mut Function, to: Base, e: ExprId) {
+        let x = self.vector(f, e);
+        self.store_value(f, to, x);
+    }
+
+    /// Stores lanes.
+    pub fn store_value(&self, f: &mut Function, to: Base, x: V) {
+        let m = self.place(to);
+        let lanes = if self.index.is_none() { Lanes::One } else { self.lanes };
+        match (to.elem, lanes) {
+            (Elem::F32, Lanes::All) => f.a.store_vector(m, x),
+            (Elem::F32, Lanes::Some(mask)) => f.a.store_masked(m, x, mask),
+            (Elem::F32, Lanes::One) => f.a.store_by(Op::StoreLane, m, x),
+            (_, Lanes::All) => f.a.store_bytes(m, x, None),
+            (_, Lanes::Some(mask)) => f.a.store_bytes(m, x, Some(mask)),
+            (_, Lanes::One) => f.a.store_byte(m, x),
+        }
+    }
+
+    fn prim(&mut self, f: &mut Function, p: Prim, args: &[ExprId], elem: Elem) -> Val {
+        use Prim::*;
+        let of = self.exprs[args[0]].1;
+        let float = of == Elem::F32;
+        let op = |float_op: Op, int_op: Op| if float { float_op } else { int_op };
+        let v = match p {
+            Cast => return self.cast(f, args[0], elem),
+            Eq | Lt | Le => {
+                let x = self.vector(f, args[0]);
+                let y = self.src(f, args[1]);
+                let predicate = match p {
+                    Eq => math::EQUAL,
+                    Lt => math::LESS,
+                    _ => math::LESS_EQUAL,
+                };
+                return Val::M(f.a.compare_ps(predicate, x, y));
+            }
+            Select => {
+                let m = self.mask(f, args[0]);
+                let (x, y) = (self.vector(f, args[1]), self.vector(f, args[2]));
+                f.a.select(m, x, y)
+            }
+            Add | Mul => {
+                // A constant is the last operand.
+                let (x, y) = match (self.value(f, args[0]), self.value(f, args[1])) {
+                    (Val::Splat(_), Val::V(_)) => (args[1], args[0]),
+                    _ => (args[0], args[1]),
+                };
+                let (x, y) = (self.vector(f, x), self.src(f, y));
+                f.a.binary(if p == Add { op(Op::AddPs, Op::AddD) } else { op(Op::MulPs, Op::MulD) }, x, y)
+            }
+            Sub => {
+                let (x, y) = (self.vector(f, args[0]), self.src(f, args[1]));
+                f.a.binary(op(Op::SubPs, Op::SubD), x, y)
+            }
+            Div => {
+                let (x, y) = (self.vector(f, args[0]), self.src(f, args[1]));
+                f.a.binary(Op::DivPs, x, y)
+            }
+            Min | Max if !float => {
+                let (x, y) = (self.vector(f, args[0]), self.src(f, args[1]));
+                f.a.binary(if p == Min { Op::MinD } else { Op::MaxD }, x, y)
+            }
+            Min | Max => {
+                let code = if p == Min { Op::MinPs } else { Op::MaxPs };
+                match (self.value(f, args[0]), self.value(f, args[1])) {
+                    // Where one operand is NaN the instruction gives the second: a constant comes first.
+                    (Val::V(x), Val::Splat(c)) | (Val::Splat(c), Val::V(x)) => {
+                        let c = f.a.vector_of(c as i32);
+                        f.a.binary(code, c, x)
+                    }
+                    _ => {
+                        let (x, y) = (self.vector(f, args[0]), self.vector(f, args[1]));
+                        extremum(&mut f.a, code, x, y)
+                    }
+                }
+            }
+            Neg => {
+                let x = self.vector(f, args[0]);
+                math::neg(&mut f.a, x)
+            }
+            Abs => {
+                let x = self.vector(f, args[0]);
+                math::abs(&mut f.a, x)
+            }
+            Sqrt => {
+                let x = self.src(f, args[0]);
+                f.a.unary(Op::SqrtPs, x)
+            }
+            Floor | Ceil | Trunc | RoundEven => {
+                let x = self.src(f, args[0]);
+                let mode = match p {
+                    RoundEven => 8,
+                    Floor => 9,
+                    Ceil => 10,
+                    _ => 11,
+                };
+                f.a.unary_imm(Op::RoundPs, x, mode)
+            }
+            Exp | Tanh | Erf => {
+                let x = self.vector(f, args[0]);
+                match p {
+                    Exp => math::exp(&mut f.a, x),
+                    Tanh => math::tanh(&mut f.a, x),
+                    _ => math::erf(&mut f.a, x),
+                }
+            }
+            _ => unreachable!("{p:?} is not supported"),
+        };
+        Val::V(v)
+    }
+
+    fn cast(&mut self, f: &mut Function, x: ExprId, to: Elem) -> Val {
+        let of = self.exprs[x].1;
+        match (of, to) {
+            (Elem::I64, Elem::F32) => {
+                let Val::R(r) = self.value(f, x) else { unreachable!("`i64` values do not vary") };
+                let v = f.a.float_of(r);
+                Val::V(f.a.splat(v))
+            }
+            (Elem::F32, Elem::I32) => {
+                // Saturating, NaN gives 0: the instruction gives i32::MIN where it overflows.
+                let x = self.vector(f, x);
+                let ordered = f.a.compare_ps(math::EQUAL, x, x);
+                let zero = f.a.vector_of(0);
+                let x = f.a.select(ordered, x, zero);
+                let y = f.a.unary(Op::CvttPs2Dq, x);
+                let limit = f.a.vector_of(2_147_483_648.0);
+                let above = f.a.compare_ps(math::LESS_EQUAL, limit, x);
+                let most = f.a.vector_of(i32::MAX);
+                Val::V(f.a.select(above, most, y))
+            }
+            (Elem::I32 | Elem::I8, Elem::F32) => {
+                let x = self.src(f, x);
+                Val::V(f.a.unary(Op::CvtDq2Ps, x))
+            }
+            // To i8: wraps. Values in the range of i8 stay as they are.
+            (Elem::I32, Elem::I8) => {
+                let x = self.src(f, x);
+                let x = match x {
+                    Src::Reg(x) => x,
+                    x => f.a.vector_of(x),
+                };
+                let up = f.a.unary_imm(Op::ShlD, x, 24);
+                Val::V(f.a.unary_imm(Op::SarD, up, 24))
+            }
+            _ => self.value(f, x),
+        }
+    }
+}
+
+/// The greater or lesser number by lane; a NaN wins.
+pub fn extremum(a: &mut Asm, code: Op, x: V, y: V) -> V {
+    let m = a.binary(code, x, y);
+    let nan = a.compare_ps(math::UNORDERED, x, x);
+    a.select(nan, x, m)
+}

@@ -1,0 +1,129 @@
+//! Elementary functions of f32 lanes: the methods and polynomials of the portable emitter
+//! ([`clif::math`](crate::emit::clif::math)), with its error bounds, on wide vectors.
+
+use super::asm::{Asm, V};
+use super::isa::Op;
+use crate::emit::clif::math::{ERF_32, ERFC_32, EXP_32, EXP2_32, LN2_32, SHIFT_32, TANH_32};
+
+/// Predicates of `vcmpps`: ordered and quiet, but [`UNORDERED`] and [`NOT_EQUAL`].
+pub const EQUAL: u8 = 0x00;
+/// Less, quiet.
+pub const LESS: u8 = 0x11;
+/// Less or equal, quiet.
+pub const LESS_EQUAL: u8 = 0x12;
+/// One is NaN.
+pub const UNORDERED: u8 = 0x03;
+/// Not equal, or one is NaN.
+pub const NOT_EQUAL: u8 = 0x04;
+
+/// `|x|`.
+pub fn abs(a: &mut Asm, x: V) -> V {
+    a.binary(Op::And, x, i32::MAX)
+}
+
+/// `-x`.
+pub fn neg(a: &mut Asm, x: V) -> V {
+    a.binary(Op::Xor, x, i32::MIN)
+}
+
+/// The magnitude of one number with the sign of another.
+fn copysign(a: &mut Asm, magnitude: V, sign: V) -> V {
+    let s = a.binary(Op::And, sign, i32::MIN);
+    a.binary(Op::Or, magnitude, s)
+}
+
+/// `Σ c[i] x^i`.
+fn polynomial(a: &mut Asm, x: V, c: &[f64]) -> V {
+    let (last, rest) = c.split_last().expect("a coefficient");
+    let mut y = a.vector_of(*last as f32);
+    for &c in rest.iter().rev() {
+        y = a.fma(y, x, c as f32);
+    }
+    y
+}
+
+/// Splits `x` into `n log 2 + r`: returns `1.5 * 2^23 + bias + n` and `r`.
+fn reduce_by_log2(a: &mut Asm, x: V, bias: f64) -> (V, V) {
+    let shift = (SHIFT_32 + bias) as f32;
+    let log2_e = a.vector_of(std::f32::consts::LOG2_E);
+    let shifted = a.fma(log2_e, x, shift);
+    let n = a.binary(Op::SubPs, shifted, shift);
+    let r = a.fma(n, -LN2_32[0] as f32, x);
+    (shifted, a.fma(n, -LN2_32[1] as f32, r))
+}
+
+/// `e^r - 1` for `|r| <= log(2) / 2`.
+fn exp_rest(a: &mut Asm, r: V) -> V {
+    let q = polynomial(a, r, &EXP_32);
+    let square = a.binary(Op::MulPs, r, r);
+    a.fma(q, square, r)
+}
+
+/// `e^x`.
+pub fn exp(a: &mut Asm, x: V) -> V {
+    // The operand that may be NaN comes last: it is the result then.
+    let (low, high) = (a.vector_of(-104.0), a.vector_of(89.0));
+    let x = a.binary(Op::MinPs, high, x);
+    let x = a.binary(Op::MaxPs, low, x);
+    let (shifted, r) = reduce_by_log2(a, x, 254.0);
+    let rest = exp_rest(a, r);
+    let y = a.binary(Op::AddPs, rest, 1.0);
+    // 2^n in two factors, of which neither leaves the normal range.
+    let first = a.unary_imm(Op::ShrD, shifted, 1);
+    let second = a.binary(Op::SubD, shifted, first);
+    let (first, second) = (a.unary_imm(Op::ShlD, first, 23), a.unary_imm(Op::ShlD, second, 23));
+    let y = a.binary(Op::MulPs, y, first);
+    a.binary(Op::MulPs, y, second)
+}
+
+/// `e^x` where its exponent stays in `[-126, 126]`.
+pub fn exp_normal(a: &mut Asm, x: V) -> V {
+    let (shifted, r) = reduce_by_log2(a, x, 127.0);
+    let rest = exp_rest(a, r);
+    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    a.fma(rest, power, power)
+}
+
+/// Hyperbolic tangent.
+pub fn tanh(a: &mut Asm, x: V) -> V {
+    let m = abs(a, x);
+    let z = a.binary(Op::MulPs, x, x);
+    let p = polynomial(a, z, &TANH_32);
+    let cube = a.binary(Op::MulPs, z, m);
+    let near = a.fma(p, cube, m);
+    let ten = a.vector_of(10.0);
+    let bounded = a.binary(Op::MinPs, ten, m);
+    let twice = a.binary(Op::AddPs, bounded, bounded);
+    let e = exp_normal(a, twice);
+    let d = a.binary(Op::AddPs, e, 1.0);
+    let two = a.vector_of(2.0);
+    let q = a.binary(Op::DivPs, two, d);
+    let one = a.vector_of(1.0);
+    let far = a.binary(Op::SubPs, one, q);
+    let is_near = a.compare_ps(LESS, m, 0.6);
+    let y = a.select(is_near, near, far);
+    copysign(a, y, x)
+}
+
+/// Error function.
+pub fn erf(a: &mut Asm, x: V) -> V {
+    let m = abs(a, x);
+    let z = a.binary(Op::MulPs, x, x);
+    let p = polynomial(a, z, &ERF_32);
+    let near = a.fma(p, m, m);
+    let bound = a.vector_of(3.93);
+    let bounded = a.binary(Op::MinPs, bound, m);
+    let minus_h: Vec<f64> = ERFC_32.iter().map(|c| -c).collect();
+    let h = polynomial(a, bounded, &minus_h);
+    let shift = (SHIFT_32 + 127.0) as f32;
+    let shifted = a.binary(Op::AddPs, h, shift);
+    let n = a.binary(Op::SubPs, shifted, shift);
+    let f = a.binary(Op::SubPs, h, n);
+    let e = polynomial(a, f, &EXP2_32);
+    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    let power = neg(a, power);
+    let far = a.fma(e, power, 1.0);
+    let is_near = a.compare_ps(LESS, m, 0.9);
+    let y = a.select(is_near, near, far);
+    copysign(a, y, x)
+}
