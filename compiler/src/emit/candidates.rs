@@ -3,8 +3,10 @@
 
 use super::clif::code::{self, Code};
 use super::clif::target::Cpu;
+use super::x86;
 use crate::kernel::Kernel;
 use cranelift_codegen::CodegenError;
+use target_lexicon::OperatingSystem;
 
 /// A way to compile a kernel.
 #[derive(Clone, Copy)]
@@ -33,6 +35,21 @@ impl Candidate {
 }
 
 /// All ways to compile a kernel for a CPU variant, at least one; the compiler takes the first.
-pub fn candidates(_: &Kernel, _: &Cpu) -> Vec<Candidate> {
-    vec![Candidate { name: "clif", cranelift: true, compile: code::compile }]
+pub fn candidates(kernel: &Kernel, cpu: &Cpu) -> Vec<Candidate> {
+    let mut ways = vec![];
+    // Wide kernels take their parameters as System V says.
+    let system_v = cpu.isa.triple().operating_system != OperatingSystem::Windows;
+    if system_v && cpu.wide.is_some() && x86::covers(kernel) {
+        ways.push(Candidate { name: "wide", cranelift: false, compile: x86::compile });
+    }
+    ways.push(Candidate { name: "clif", cranelift: true, compile: code::compile });
+    ways
+}
+
+/// Compiles a kernel for a CPU in the way that is chosen.
+///
+/// # Errors
+/// What the code generator refuses: a bug of ours.
+pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
+    candidates(kernel, cpu)[0].compile(kernel, cpu)
 }

@@ -1,6 +1,7 @@
 //! What a launch has to do: arithmetic and memory traffic, for profiles and comparisons with the limits
 //! of a machine.
 
+use super::gemm::Format;
 use super::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp};
 use super::{Body, Extent, Program, Step, Storage};
 use cranelift_entity::PrimaryMap;
@@ -72,7 +73,20 @@ pub fn of(program: &Program, step: &Step) -> Work {
             touched.exprs(&gemm.exprs, &gemm.effects, &loops);
             touched.all(gemm.left.buffer);
             touched.all(gemm.right.buffer);
-            (batch * m * n * k, arithmetic(kernel.buffers[gemm.left.buffer as usize].elem))
+            let arithmetic = match &gemm.format {
+                Format::F32 => Arithmetic::F32,
+                Format::Quantized(q) => {
+                    touched.all(q.scales);
+                    touched.all(q.sums);
+                    Arithmetic::I8
+                }
+            };
+            (batch * m * n * k, Some(arithmetic))
+        }
+        Body::Pack(pack) => {
+            touched.all(pack.from.buffer);
+            touched.all(pack.to);
+            (Dim::from(0), None)
         }
         Body::Attention(a) => {
             let [batch, heads, queries, keys] = [a.batch, a.heads, a.queries, a.keys].map(size);

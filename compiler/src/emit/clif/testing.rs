@@ -1,16 +1,16 @@
 //! Runs single kernels in this process, for tests.
 
-use super::code::{Code, compile};
+use super::code::Code;
 use super::kernel_functions;
 use super::target::Cpu;
+use crate::emit::candidates::compile;
 use crate::kernel::Kernel;
 use target_lexicon::Triple;
 
-/// The CPU variants of the host that it can run and that differ for Cranelift.
+/// The CPU variants of the host that it can run.
 pub fn host_cpus() -> Vec<Cpu> {
     let mut cpus: Vec<Cpu> = Cpu::variants(&Triple::host());
     cpus.retain(Cpu::runs_here);
-    cpus.dedup_by(|b, a| a.same_cranelift(b));
     assert!(!cpus.is_empty(), "tests run on a supported architecture");
     cpus
 }
@@ -24,7 +24,7 @@ pub fn foreign_cpus() -> Vec<Cpu> {
 /// The machine code of a kernel.
 ///
 /// # Panics
-/// When Cranelift rejects it.
+/// When a code generator rejects it.
 pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> Code {
     compile(kernel, cpu).unwrap_or_else(|e| {
         let text: String = kernel_functions(kernel, cpu).iter().map(|f| f.display().to_string()).collect();

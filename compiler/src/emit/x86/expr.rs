@@ -122,7 +122,10 @@ fn prim_supported(p: Prim, of: Elem, to: Elem, args: usize) -> bool {
     use Prim::*;
     match p {
         Cast => {
-            matches!((of, to), (Elem::I64, Elem::F32) | (Elem::F32, Elem::I32 | Elem::F32) | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8))
+            matches!(
+                (of, to),
+                (Elem::I64, Elem::F32) | (Elem::F32, Elem::I32 | Elem::F32) | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8)
+            )
         }
         Neg | Abs | Sqrt | Exp | Tanh | Erf | Floor | Ceil | Trunc | RoundEven | Div => to == Elem::F32,
         Add | Sub | Mul | Min | Max => matches!(to, Elem::F32 | Elem::I32),

@@ -28,7 +28,9 @@ pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
     kernel.buffers[g.left.buffer as usize].elem == Elem::F32
         && supported(kernel, &g.exprs, &g.effects, lane_loop)
-        && g.effects.iter().all(|e| matches!(e, Effect::Store(a, x) if a.strides[lane_loop as usize] == Extent::Const(1) && g.exprs[*x].1 == Elem::F32))
+        && g.effects
+            .iter()
+            .all(|e| matches!(e, Effect::Store(a, x) if a.strides[lane_loop as usize] == Extent::Const(1) && g.exprs[*x].1 == Elem::F32))
 }
 
 /// Emits a product.

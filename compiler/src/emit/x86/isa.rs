@@ -3,28 +3,9 @@
 
 use iced_x86::{Code, Register};
 
-/// A wide instruction set.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Isa {
-    /// AVX2, FMA and F16C: 16 registers of 256 bits.
-    Avx2,
-    /// The same with VEX-coded `vpdpbusd`.
-    AvxVnni,
-    /// AVX-512 F, BW, CD, DQ, VL and VNNI: 32 registers of 512 bits.
-    Avx512Vnni,
-}
+pub use crate::emit::clif::target::Wide as Isa;
 
 impl Isa {
-    /// The instruction set of a CPU variant; `None` for those that have no wide code.
-    pub fn of_variant(name: &str) -> Option<Isa> {
-        match name {
-            "avx2" => Some(Isa::Avx2),
-            "avxvnni" => Some(Isa::AvxVnni),
-            "avx512vnni" => Some(Isa::Avx512Vnni),
-            _ => None,
-        }
-    }
-
     /// Bytes of a vector.
     pub fn bytes(self) -> i64 {
         if self.evex() { 64 } else { 32 }

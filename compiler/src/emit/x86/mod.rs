@@ -15,26 +15,28 @@ mod nest;
 mod pack;
 
 use crate::emit::clif::code::Code;
+use crate::emit::clif::target::Cpu;
 use crate::kernel::{Body, Kernel};
 use asm::Asm;
+use cranelift_codegen::CodegenError;
 use expr::Function;
-use iced_x86::IcedError;
-use isa::Isa;
 
-/// Compiles a kernel; `None` if this emitter does not cover it.
-///
-/// # Errors
-/// What the encoder refuses: a bug of ours.
-pub fn compile(kernel: &Kernel, isa: Isa) -> Result<Option<Code>, IcedError> {
-    let covered = match &kernel.body {
+/// Whether this emitter covers a kernel.
+pub fn covers(kernel: &Kernel) -> bool {
+    match &kernel.body {
         Body::Nest(n) => nest::covers(kernel, n),
         Body::Pack(p) => pack::covers(kernel, p),
         Body::Gemm(g) => gemm::covers(kernel, g),
         Body::Attention(_) => false,
-    };
-    if !covered {
-        return Ok(None);
     }
+}
+
+/// Compiles a kernel that this emitter covers, for a CPU with a wide instruction set.
+///
+/// # Errors
+/// What the encoder refuses: a bug of ours.
+pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
+    let isa = cpu.wide.ok_or_else(|| CodegenError::Unsupported(format!("wide code for {}", cpu.name)))?;
     let (a, [args, begin, end]) = Asm::new(isa);
     let mut f = Function { a, args, buffers: kernel.buffers.len() };
     match &kernel.body {
@@ -43,5 +45,6 @@ pub fn compile(kernel: &Kernel, isa: Isa) -> Result<Option<Code>, IcedError> {
         Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
         Body::Attention(_) => unreachable!("not covered"),
     }
-    Ok(Some(Code { bytes: f.a.finish()?, align: 64 }))
+    let bytes = f.a.finish().map_err(|e| CodegenError::Unsupported(format!("wide code: {e}")))?;
+    Ok(Code { bytes, align: 64 })
 }

@@ -291,7 +291,7 @@ fn lanes(
     if parts > 1 {
         loop_by(f, parts);
     }
-    if !matches!(row, Extent::Const(n) if n < lanes || n % (parts * lanes) == 0) {
+    if parts == 1 || !matches!(row, Extent::Const(n) if n % (parts * lanes) == 0) {
         loop_by(f, 1);
     }
     if matches!(row, Extent::Const(n) if n % lanes == 0) {
