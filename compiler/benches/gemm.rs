@@ -18,7 +18,7 @@ use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
 use tfc::emit::candidates::compile;
 use tfc::kernel::attention::{Attention, QUERY_TILE};
-use tfc::kernel::gemm::{CHUNK, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
+use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
 use tfc_ir::scalar::Prim;
@@ -169,6 +169,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
         m: Extent::Const(m as i64),
         n: Extent::Const(n as i64),
         k: Extent::Const(k as i64),
+        format: Format::F32,
         left: Operand { buffer: 0, batch: vec![] },
         right: Operand { buffer: 1, batch: vec![] },
         exprs,

@@ -40,8 +40,47 @@ pub const CHUNK: usize = 128;
 pub struct Operand {
     /// Buffer parameter.
     pub buffer: u32,
-    /// One per batch loop, in elements; 0 where matrices are shared.
+    /// One per batch loop, in elements of 4 bytes; 0 where matrices are shared.
     pub batch: Vec<Extent>,
+}
+
+/// How the operands are stored.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Format {
+    /// Both as f32.
+    F32,
+    /// `i8` rows with quantized weights, see [`Quantized`].
+    Quantized(Quantized),
+}
+
+/// Products of `i8` rows with weights of 4 or 8 bits:
+/// `dot[m, n] = Σ_g scale[g, n] * f32(Σ_{k in g} a[m, k] (w[k, n] - zero))`, the groups in order, the inner sum exact in
+/// i32, each step one fused multiply-add.
+///
+/// Four neighbours along k are a *unit* of 4 bytes, and k is filled up with zeros to whole units. The left
+/// operand is packed in units ([`super::pack`]). Weights are stored as unsigned codes; `zero` is the code of
+/// 0: 8 or 128. Unit `u` of a panel of 32 columns begins at `u * PANEL * bits / 2` bytes. With 8 bits, byte
+/// `4 c + j` is column c, `k = 4 u + j`. With 4 bits, the low nibble of byte `4 c + j`, c below 16, is column
+/// `c + c / 8 * 8` and the high nibble the one 8 columns behind: halves of 32 bytes hold 16 columns each.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Quantized {
+    /// Bits of a weight, 4 or 8.
+    pub bits: u8,
+    /// Values of k that share a scale: a multiple of 4, or all of k.
+    pub group: i64,
+    /// Number of groups; the last may be shorter.
+    pub groups: i64,
+    /// Buffer parameter of the scales, f32: those of a panel, group by group, [`PANEL`] each.
+    pub scales: u32,
+    /// Buffer parameter of the sums of the left operand that its packing leaves, times `-zero`.
+    pub sums: u32,
+}
+
+impl Quantized {
+    /// The code of the weight 0.
+    pub fn zero(&self) -> i64 {
+        1 << (self.bits - 1)
+    }
 }
 
 /// A matrix product with its epilogue.
@@ -55,6 +94,8 @@ pub struct Gemm {
     pub n: Extent,
     /// Length of the dot products.
     pub k: Extent,
+    /// How the operands are stored.
+    pub format: Format,
     /// `a`, in row tiles.
     pub left: Operand,
     /// `b`, in panels.
@@ -90,6 +131,49 @@ pub fn pack(k: usize, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
         }
     }
     out
+}
+
+/// Bytes of the packed weights of a `k` x `n` matrix of 4 or 8 bits.
+pub fn packed_weights_len(bits: u8, k: usize, n: usize) -> usize {
+    k.div_ceil(4) * n.div_ceil(PANEL) * PANEL * usize::from(bits) / 2
+}
+
+/// Packs the weights of 4 or 8 bits that `at(k, n)` reads, see [`Quantized`].
+pub fn pack_weights(bits: u8, k: usize, n: usize, at: impl Fn(usize, usize) -> i32) -> Vec<u8> {
+    let zero = 1 << (bits - 1);
+    let units = k.div_ceil(4);
+    let mut out = Vec::with_capacity(packed_weights_len(bits, k, n));
+    for panel in 0..n.div_ceil(PANEL) {
+        let code = |u: usize, c: usize, j: usize| {
+            let (x, y) = (4 * u + j, panel * PANEL + c);
+            let w = if x < k && y < n { at(x, y) } else { 0 };
+            (w + zero) as u8
+        };
+        for u in 0..units {
+            for c in 0..PANEL * usize::from(bits) / 8 {
+                for j in 0..4 {
+                    out.push(match bits {
+                        4 => {
+                            let c = c + c / 8 * 8;
+                            code(u, c, j) | code(u, c + 8, j) << 4
+                        }
+                        _ => code(u, c, j),
+                    });
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Packs the scales of `groups` groups that `at(g, n)` reads, see [`Quantized::scales`].
+pub fn pack_scales(groups: usize, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+    let columns = n.div_ceil(PANEL) * PANEL;
+    let value = |p: usize, g: usize, c: usize| if p * PANEL + c < n { at(g, p * PANEL + c) } else { 0.0 };
+    (0..columns / PANEL)
+        .flat_map(|p| (0..groups).flat_map(move |g| (0..PANEL).map(move |c| (p, g, c))))
+        .map(|(p, g, c)| value(p, g, c))
+        .collect()
 }
 
 #[cfg(test)]

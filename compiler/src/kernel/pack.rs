@@ -3,11 +3,13 @@
 //! A matrix of `m` rows becomes tiles of [`TILE_ROWS`] rows: element `(r, k)` is at
 //! `(r / TILE_ROWS) * K * TILE_ROWS + k * TILE_ROWS + r % TILE_ROWS`. Rows of the last tile that do not
 //! exist repeat the last one that does. A register tile reads, for one `k`, all of its rows from one place.
+//!
+//! Of `i8` rows an element is a unit of four neighbours, the last one filled up with zeros, so `K` is
+//! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too.
 
 use super::Extent;
 use super::gemm::TILE_ROWS;
 use tfc_ir::dim::Dim;
-use tfc_ir::types::Elem;
 
 /// A packing kernel. A task is one row tile of one matrix; tiles of a matrix are neighbours.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -22,8 +24,24 @@ pub struct Pack {
     pub from: Rows,
     /// Buffer parameter of the packed matrices, contiguous.
     pub to: u32,
-    /// Type of an element.
-    pub elem: Elem,
+    /// What an element is.
+    pub form: Form,
+}
+
+/// What is packed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Form {
+    /// f32 elements.
+    Floats,
+    /// Units of four `i8`.
+    Bytes {
+        /// Buffer parameter of the sums, i32: tile after tile, group after group, one for every row of a tile.
+        sums: u32,
+        /// Values of k that are summed up: a multiple of 4, or all of k.
+        group: i64,
+        /// What sums are multiplied by.
+        factor: i64,
+    },
 }
 
 /// Rows in memory with any strides, in elements.
@@ -38,6 +56,9 @@ pub struct Rows {
     /// From one `k` to the next.
     pub k: Extent,
 }
+
+/// Bytes behind a packed operand that kernels may read: whole vectors at the end of a tile.
+pub const SLACK: i64 = 64;
 
 /// Elements of a packed matrix.
 pub fn packed_len(m: &Dim, k: &Dim) -> Dim {

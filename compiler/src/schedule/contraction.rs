@@ -6,9 +6,9 @@ use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
-use crate::kernel::gemm::{self, Gemm, Operand, PANEL};
+use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
-use crate::kernel::pack::{self, Pack, Rows};
+use crate::kernel::pack::{self, Form, Pack, Rows};
 use crate::kernel::{Body, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
@@ -120,6 +120,7 @@ impl Scheduler {
             m: args.extent(&m),
             n: args.extent(&n),
             k: args.extent(&p.k),
+            format: Format::F32,
             left,
             right,
             exprs: epilogue.exprs.list,
@@ -157,7 +158,7 @@ impl Scheduler {
                 k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
             },
             to: args.buffer(&view, Use::Write),
-            elem: p.left.elem,
+            form: Form::Floats,
         };
         let tasks = own.iter().cloned().product::<Dim>() * m.ceil_div(gemm::TILE_ROWS as i64);
         let work = full.elements();

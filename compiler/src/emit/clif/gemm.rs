@@ -267,7 +267,7 @@ pub(super) fn address<'a>(
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
-    use crate::kernel::gemm::{Operand, pack, packed_len};
+    use crate::kernel::gemm::{Format, Operand, pack, packed_len};
     use crate::kernel::nest::{Access, Expr, ExprId};
     use crate::kernel::pack::pack as pack_rows;
     use crate::kernel::{Body, BufferParam, Kernel, Use};
@@ -335,6 +335,7 @@ mod tests {
                 m: stride(m),
                 n: stride(n),
                 k: stride(k),
+                format: Format::F32,
                 left,
                 right,
                 exprs,

@@ -5,7 +5,8 @@ use super::asm::{Cond, Mem, R, V};
 use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
 use super::pack::matrix_address;
-use crate::kernel::gemm::{CHUNK, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use super::quantized;
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::EntityRef;
@@ -26,7 +27,8 @@ fn register_tile(isa: Isa) -> (usize, usize) {
 /// Whether this emitter can emit a product.
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
-    kernel.buffers[g.left.buffer as usize].elem == Elem::F32
+    let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Quantized(_), Extent::Const(1..)));
+    units
         && supported(kernel, &g.exprs, &g.effects, lane_loop)
         && g.effects
             .iter()
@@ -36,6 +38,13 @@ pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
 /// Emits a product.
 pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let sums = f.a.scratch((TILE_ROWS * PANEL) as i64 * ELEMENT);
+    let (depth, panel_row) = match &g.format {
+        Format::F32 => (g.k, PANEL_ROW),
+        Format::Quantized(q) => {
+            let k = g.k.as_const().expect("weights have known sizes");
+            (Extent::Const((k + 3) / 4), PANEL_ROW * i64::from(q.bits) / 8)
+        }
+    };
     let task = f.a.copy(begin);
     let (head, exit) = (f.a.label(), f.a.label());
     f.a.compare(task, end);
@@ -54,15 +63,33 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let column = f.a.times_imm(chunk, CHUNK as i64);
     let columns_end = f.a.lea(Mem::at(column, CHUNK as i64));
     let columns_end = f.a.min(columns_end, n);
-    let k = f.extent(g.k);
-    let left = matrix_address(f, g.left.buffer, matrix, &g.batch, &g.left.batch);
+    let k = f.extent(depth);
+    let left = matrix_address(f, g.left.buffer, matrix, &g.batch, &g.left.batch, ELEMENT);
     let skipped = f.a.times(first_row, k);
     let skipped = f.a.times_imm(skipped, ELEMENT);
     f.a.add_into(left, skipped);
-    let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch);
+    let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch, ELEMENT);
     let skipped = f.a.times(column, k);
-    let skipped = f.a.times_imm(skipped, ELEMENT);
+    let skipped = f.a.times_imm(skipped, panel_row / PANEL as i64);
     f.a.add_into(right, skipped);
+    let quantized = match &g.format {
+        Format::F32 => None,
+        Format::Quantized(q) => {
+            let row_sums = f.buffer(q.sums);
+            let m = f.extent(g.m);
+            let tiles = ceil_div(f, m, TILE_ROWS as i64);
+            let before = f.a.times(matrix, tiles);
+            let group_tiles = f.a.times_imm(group, GROUP_TILES as i64);
+            f.a.add_into(before, group_tiles);
+            let skipped = f.a.times_imm(before, q.groups * TILE_ROW);
+            f.a.add_into(row_sums, skipped);
+            let scales = f.buffer(q.scales);
+            let skipped = f.a.times_imm(column, q.groups * ELEMENT);
+            f.a.add_into(scales, skipped);
+            let ints = if q.groups == 1 { sums } else { f.a.scratch((TILE_ROWS * PANEL) as i64 * ELEMENT) };
+            Some((row_sums, scales, ints))
+        }
+    };
     let batch = split(f, matrix, &g.batch);
 
     // Panel by panel, row tile by row tile.
@@ -70,6 +97,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     f.a.bind(panel);
     let row = f.a.copy(first_row);
     let tile_left = f.a.copy(left);
+    let tile_sums = quantized.map(|(row_sums, ..)| f.a.copy(row_sums));
     let tile = f.a.label();
     f.a.bind(tile);
     let rows = f.a.minus(rows_end, row);
@@ -81,7 +109,13 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
             f.a.compare_imm(rows, h as i64);
             f.a.jump_if(Cond::Gt, next);
         }
-        product(f, g, h, tile_left, right, sums);
+        match (&g.format, quantized, tile_sums) {
+            (Format::Quantized(q), Some((_, scales, ints)), Some(row_sums)) => {
+                let units = depth.as_const().expect("weights have known sizes");
+                quantized::product(f, q, units, h, &quantized::Operands { left: tile_left, right, scales, row_sums, sums, ints });
+            }
+            _ => product(f, g, h, tile_left, right, sums),
+        }
         if i + 1 < heights.len() {
             f.a.jump(done);
         }
@@ -89,15 +123,21 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     }
     f.a.bind(done);
     epilogue(f, g, &batch, row, rows_end, column, columns_end, sums);
-    let k = f.extent(g.k);
+    let k = f.extent(depth);
     let tile_bytes = f.a.times_imm(k, TILE_ROW);
     f.a.add_into(tile_left, tile_bytes);
+    if let (Format::Quantized(q), Some(row_sums)) = (&g.format, tile_sums) {
+        f.a.add_imm(row_sums, q.groups * TILE_ROW);
+    }
     f.a.add_imm(row, TILE_ROWS as i64);
     f.a.compare(row, rows_end);
     f.a.jump_if(Cond::Lt, tile);
-    let k = f.extent(g.k);
-    let panel_bytes = f.a.times_imm(k, PANEL_ROW);
+    let k = f.extent(depth);
+    let panel_bytes = f.a.times_imm(k, panel_row);
     f.a.add_into(right, panel_bytes);
+    if let (Format::Quantized(q), Some((_, scales, _))) = (&g.format, quantized) {
+        f.a.add_imm(scales, q.groups * PANEL_ROW);
+    }
     f.a.add_imm(column, PANEL as i64);
     f.a.compare(column, columns_end);
     f.a.jump_if(Cond::Lt, panel);

@@ -13,6 +13,7 @@ pub mod isa;
 pub mod math;
 mod nest;
 mod pack;
+mod quantized;
 
 use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;

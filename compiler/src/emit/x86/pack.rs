@@ -4,9 +4,8 @@ use super::asm::{Cond, Mem, R};
 use super::expr::Function;
 use super::isa::Op;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::Pack;
+use crate::kernel::pack::{Form, Pack};
 use crate::kernel::{Extent, Kernel};
-use tfc_ir::types::Elem;
 
 /// Bytes of an element, and of the elements of one `k` in a tile.
 const ELEMENT: i64 = 4;
@@ -14,7 +13,12 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 
 /// Whether this emitter can emit a packing kernel.
 pub fn covers(_: &Kernel, p: &Pack) -> bool {
-    p.elem == Elem::F32 && p.from.k == Extent::Const(1)
+    // Bytes are packed by units, whose loads may not go beyond a row: rows are known to be whole units.
+    let whole = match p.form {
+        Form::Floats => true,
+        Form::Bytes { .. } => matches!(p.k, Extent::Const(k) if k % 4 == 0),
+    };
+    whole && p.from.k == Extent::Const(1)
 }
 
 /// Emits a packing kernel.
@@ -30,8 +34,12 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     let (tiles, _) = f.a.divide(up, by);
     let (matrix, tile) = f.a.divide(task, tiles);
     let first = f.a.times_imm(tile, TILE_ROWS as i64);
-    let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch);
-    let k = f.extent(p.k);
+    let (depth, bytes) = match p.form {
+        Form::Floats => (p.k, ELEMENT),
+        Form::Bytes { .. } => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
+    };
+    let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
+    let k = f.extent(depth);
     let to = f.a.times(task, k);
     let to = f.a.times_imm(to, TILE_ROW);
     let base = f.buffer(p.to);
@@ -39,14 +47,19 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     let last = f.a.lea(Mem::at(m, -1));
     let rows_end = f.a.lea(Mem::at(first, TILE_ROWS as i64));
     let rows_end = f.a.min(rows_end, m);
+    let begin_of_tile = f.a.copy(to);
     let row = f.a.copy(first);
     let groups = f.a.label();
     f.a.bind(groups);
-    four_rows(f, p, from, row, last, k, to);
+    four_rows(f, p, from, row, last, k, to, bytes);
     f.a.add_imm(to, 4 * ELEMENT);
     f.a.add_imm(row, 4);
     f.a.compare(row, rows_end);
     f.a.jump_if(Cond::Lt, groups);
+    if let Form::Bytes { sums, group, factor } = p.form {
+        let units = depth.as_const().expect("known");
+        row_sums(f, units, (group + 3) / 4, factor, begin_of_tile, sums, task);
+    }
     f.a.add_imm(task, 1);
     f.a.compare(task, end);
     f.a.jump_if(Cond::Lt, head);
@@ -54,7 +67,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
 }
 
 /// Packs the rows from `row` on; those behind `last` repeat it.
-fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R) {
+fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R, bytes: i64) {
     let pieces = f.a.isa.bytes() / 16;
     let step = 4 * pieces;
     let rows: Vec<R> = (0..4)
@@ -62,7 +75,7 @@ fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R) 
             let row = f.a.lea(Mem::at(row, r));
             let row = f.a.min(row, last);
             let at = f.times(row, p.from.row);
-            f.a.lea(Mem::indexed(from, at, 4, 0))
+            f.a.lea(Mem::indexed(from, at, bytes as u32, 0))
         })
         .collect();
     let (i, at) = (f.a.imm(0), f.a.copy(to));
@@ -93,8 +106,50 @@ fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R) 
     });
 }
 
-/// The address of a matrix of a batch, by its number.
-pub fn matrix_address(f: &mut Function, buffer: u32, matrix: R, batch: &[Extent], strides: &[Extent]) -> R {
+/// Sums of the bytes of every row of a packed tile, group by group, times a factor.
+fn row_sums(f: &mut Function, units: i64, group: i64, factor: i64, tile: R, sums: u32, task: R) {
+    let groups = (units + group - 1) / group;
+    let to = f.buffer(sums);
+    let skipped = f.a.times_imm(task, groups * TILE_ROW);
+    f.a.add_into(to, skipped);
+    let vectors = if f.a.isa.evex() { 1 } else { 2 };
+    let (at, rest) = (tile, f.a.imm(units));
+    let head = f.a.label();
+    f.a.bind(head);
+    let most = f.a.imm(group);
+    let count = f.a.min(rest, most);
+    f.a.sub_into(rest, count);
+    // Lanes behind the rows hold what is not looked at.
+    let acc: Vec<_> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
+    f.a.repeat(count, |a| {
+        for (v, &acc) in acc.iter().enumerate() {
+            let ones = a.vector_of(0x0101_0101);
+            let at = Mem::at(at, v as i64 * a.isa.bytes());
+            if a.isa.has_vnni() {
+                a.update(Op::DotBytes, acc, ones, at);
+            } else {
+                let pairs = a.binary(Op::MaddUbs, ones, at);
+                let all = a.binary(Op::MaddW, pairs, 0x0001_0001);
+                a.binary_into(Op::AddD, acc, acc, all);
+            }
+        }
+        a.add_imm(at, TILE_ROW);
+    });
+    let lanes = f.a.isa.lanes();
+    for (v, &acc) in acc.iter().enumerate() {
+        let x = f.a.binary(Op::MulD, acc, factor as i32);
+        let at = Mem::at(to, v as i64 * f.a.isa.bytes());
+        let rows = f.a.imm(lanes.min(TILE_ROWS as i64 - v as i64 * lanes));
+        let mask = f.a.first_lanes(rows);
+        f.a.store_masked(at, x, mask);
+    }
+    f.a.add_imm(to, TILE_ROW);
+    f.a.compare_imm(rest, 0);
+    f.a.jump_if(Cond::Gt, head);
+}
+
+/// The address of a matrix of a batch, by its number; strides count elements of `bytes` bytes.
+pub fn matrix_address(f: &mut Function, buffer: u32, matrix: R, batch: &[Extent], strides: &[Extent], bytes: i64) -> R {
     let at = f.buffer(buffer);
     let mut rest = matrix;
     for (n, (&extent, &stride)) in batch.iter().zip(strides).enumerate().rev() {
@@ -110,7 +165,7 @@ pub fn matrix_address(f: &mut Function, buffer: u32, matrix: R, batch: &[Extent]
             continue;
         }
         let x = f.times(index, stride);
-        let x = f.a.times_imm(x, ELEMENT);
+        let x = f.a.times_imm(x, bytes);
         f.a.add_into(at, x);
     }
     at

@@ -1,0 +1,276 @@
+//! Register tiles of products of `i8` rows with weights of 4 and 8 bits
+//! ([`Quantized`](crate::kernel::gemm::Quantized)).
+//!
+//! With VNNI one instruction adds four products of bytes to an i32, and the sums of a group never leave
+//! their registers. Without it, `vpmaddubsw` adds two products of a nibble and a byte in i16 (at most
+//! 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of 8 bits are two nibbles there:
+//! the sums of the upper ones count sixteen times.
+
+use super::asm::{Asm, Cond, Mem, R, V};
+use super::expr::Function;
+use super::isa::Op;
+use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
+
+const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
+const PANEL_ROW: i64 = PANEL as i64 * 4;
+
+/// Units that are added up in i16.
+const NARROW: i64 = 8;
+
+/// Addresses of the operands of a tile.
+#[derive(Clone, Copy)]
+pub struct Operands {
+    /// The packed rows.
+    pub left: R,
+    /// The panel of weights.
+    pub right: R,
+    /// The scales of the panel.
+    pub scales: R,
+    /// The sums of the rows, times minus the code of 0.
+    pub row_sums: R,
+    /// The sums of the tile, f32, [`PANEL`] to a row: the result.
+    pub sums: R,
+    /// As many i32 for the sums of a group.
+    pub ints: R,
+}
+
+/// Columns and rows of a register tile, of which each row takes two vectors.
+struct Shape {
+    first_row: usize,
+    rows: usize,
+    first_column: i64,
+    columns: i64,
+}
+
+/// The sums of a tile of `height` rows by a panel, over `units` units of k.
+pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
+    let isa = f.a.isa;
+    let most = if isa.evex() { TILE_ROWS } else { 6 };
+    let columns = match (isa.has_vnni(), q.bits) {
+        (false, 8) => isa.lanes(),
+        _ => 2 * isa.lanes(),
+    };
+    for first_row in (0..height).step_by(most) {
+        let rows = most.min(height - first_row);
+        for first_column in (0..PANEL as i64).step_by(columns as usize) {
+            groups(f, q, units, &Shape { first_row, rows, first_column, columns }, o);
+        }
+    }
+}
+
+fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
+    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
+    let column_bytes = unit_bytes / PANEL as i64;
+    let a = &mut f.a;
+    let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
+    let right = a.lea(Mem::at(o.right, s.first_column * column_bytes));
+    let per_group = q.group.div_euclid(4) + i64::from(q.group % 4 != 0);
+    if q.groups == 1 {
+        let count = a.imm(units);
+        let place = |r: usize| Mem::at(o.row_sums, (s.first_row + r) as i64 * 4);
+        group(a, q, s, o, left, right, count, place, units);
+        finish(a, s, o, Mem::at(o.scales, 0), false);
+        return;
+    }
+    let zero = a.vector_of(0);
+    for r in 0..s.rows {
+        for c in (0..s.columns).step_by(a.isa.lanes() as usize) {
+            a.store_vector(place(o.sums, s, r, c), zero);
+        }
+    }
+    let (scales, row_sums, rest) = (a.copy(o.scales), a.copy(o.row_sums), a.imm(units));
+    let head = a.label();
+    a.bind(head);
+    let most = a.imm(per_group);
+    let count = a.min(rest, most);
+    a.sub_into(rest, count);
+    let sum_place = |r: usize| Mem::at(row_sums, (s.first_row + r) as i64 * 4);
+    group(a, q, s, o, left, right, count, sum_place, per_group);
+    finish(a, s, o, Mem::at(scales, 0), true);
+    a.add_imm(scales, PANEL_ROW);
+    a.add_imm(row_sums, TILE_ROW);
+    a.compare_imm(rest, 0);
+    a.jump_if(Cond::Gt, head);
+}
+
+/// The place of a column of a row of a tile of sums.
+fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
+    Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + (s.first_column + column) * 4)
+}
+
+/// The i32 sums of a group to [`Operands::ints`]; `left` and `right` move behind it. `usual` is the count of most groups.
+#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
+fn group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, row_sum: impl Fn(usize) -> Mem, usual: i64) {
+    if a.isa.has_vnni() {
+        wide_group(a, q, s, o, left, right, count, row_sum, usual);
+    } else {
+        narrow_group(a, q, s, o, left, right, count, row_sum);
+    }
+}
+
+/// The two vectors of weights of a unit.
+fn weights(a: &mut Asm, q: &Quantized, right: R, unit: i64) -> [V; 2] {
+    let at = Mem::at(right, unit * PANEL_ROW * i64::from(q.bits) / 8);
+    if q.bits == 8 && a.isa.has_vnni() {
+        return [a.vector_of(at), a.vector_of(at.plus(a.isa.bytes()))];
+    }
+    let both = a.vector_of(at);
+    let low = a.binary(Op::And, both, 0x0f0f_0f0f);
+    let high = a.unary_imm(Op::ShrW, both, 4);
+    [low, a.binary(Op::And, high, 0x0f0f_0f0f)]
+}
+
+#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
+fn wide_group(
+    a: &mut Asm,
+    q: &Quantized,
+    s: &Shape,
+    o: &Operands,
+    left: R,
+    right: R,
+    count: R,
+    row_sum: impl Fn(usize) -> Mem,
+    usual: i64,
+) {
+    // A sum waits for the one before: low tiles keep several for different units.
+    let sets = match s.rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    let acc: Vec<Vec<[V; 2]>> = (0..sets)
+        .map(|set| {
+            (0..s.rows)
+                .map(|r| {
+                    let x = if set == 0 { a.broadcast(row_sum(r)) } else { a.vector_of(0) };
+                    [x, a.vector_of(x)]
+                })
+                .collect()
+        })
+        .collect();
+    let step = |a: &mut Asm, set: usize, n: i64| {
+        let w = weights(a, q, right, n);
+        for (r, sums) in acc[set].iter().enumerate() {
+            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+            for (&sum, w) in sums.iter().zip(w) {
+                a.update(Op::DotBytes, sum, w, x);
+            }
+        }
+    };
+    let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
+    repeat(a, q, left, right, count, unroll, usual, |a, n| step(a, n as usize % sets, n));
+    let [mut first, rest] = [acc[0].clone(), acc[1..].concat()];
+    for (i, other) in rest.into_iter().enumerate() {
+        for (x, y) in first[i % s.rows].iter().zip(other) {
+            a.binary_into(Op::AddD, *x, *x, y);
+        }
+    }
+    for (r, sums) in first.iter_mut().enumerate() {
+        if q.bits == 4 && a.isa.evex() {
+            let [low, high] = *sums;
+            *sums = [a.join_halves(low, high, false), a.join_halves(low, high, true)];
+        }
+        for (v, x) in sums.iter().enumerate() {
+            a.store_vector(place(o.ints, s, r, v as i64 * a.isa.lanes()), *x);
+        }
+    }
+}
+
+/// Runs a step for `count` units, several at a time, and moves the operands behind them.
+#[expect(clippy::too_many_arguments, reason = "a loop over both operands")]
+fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, usual: i64, step: impl Fn(&mut Asm, i64)) {
+    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
+    let advance = |a: &mut Asm, n: i64| {
+        a.add_imm(left, n * TILE_ROW);
+        a.add_imm(right, n * unit_bytes);
+        a.add_imm(count, -n);
+    };
+    let (head, tail, exit) = (a.label(), a.label(), a.label());
+    a.compare_imm(count, unroll);
+    a.jump_if(Cond::Lt, tail);
+    a.bind(head);
+    for n in 0..unroll {
+        step(a, n);
+    }
+    advance(a, unroll);
+    a.compare_imm(count, unroll);
+    a.jump_if(Cond::Ge, head);
+    a.bind(tail);
+    // One group: what is left over is known.
+    if q.groups == 1 && usual % unroll == 0 {
+        return;
+    }
+    a.compare_imm(count, 0);
+    a.jump_if(Cond::Le, exit);
+    let one = a.label();
+    a.bind(one);
+    step(a, 0);
+    advance(a, 1);
+    a.compare_imm(count, 0);
+    a.jump_if(Cond::Gt, one);
+    a.bind(exit);
+}
+
+#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
+fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, row_sum: impl Fn(usize) -> Mem) {
+    for r in 0..s.rows {
+        let x = a.broadcast(row_sum(r));
+        for c in (0..s.columns).step_by(a.isa.lanes() as usize) {
+            a.store_vector(place(o.ints, s, r, c), x);
+        }
+    }
+    let (head, exit) = (a.label(), a.label());
+    a.bind(head);
+    a.compare_imm(count, 0);
+    a.jump_if(Cond::Le, exit);
+    let most = a.imm(NARROW);
+    let now = a.min(count, most);
+    a.sub_into(count, now);
+    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
+    let inner = Quantized { groups: 2, ..q.clone() };
+    repeat(a, &inner, left, right, now, 4, NARROW, |a, n| {
+        let w = weights(a, q, right, n);
+        for (r, sums) in acc.iter().enumerate() {
+            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+            for (&sum, w) in sums.iter().zip(w) {
+                let p = a.binary(Op::MaddUbs, w, x);
+                a.binary_into(Op::AddW, sum, sum, p);
+            }
+        }
+    });
+    for (r, &[low, high]) in acc.iter().enumerate() {
+        let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
+            let at = place(o.ints, s, r, column);
+            let mut sum = a.vector_of(at);
+            for &(x, factor) in parts {
+                let x = a.binary(Op::MaddW, x, factor << 16 | factor);
+                sum = a.binary(Op::AddD, sum, x);
+            }
+            a.store_vector(at, sum);
+        };
+        if q.bits == 8 {
+            add(a, 0, &[(low, 1), (high, 16)]);
+        } else {
+            add(a, 0, &[(low, 1)]);
+            add(a, a.isa.lanes(), &[(high, 1)]);
+        }
+    }
+    a.jump(head);
+    a.bind(exit);
+}
+
+/// Converts the sums of a group and multiplies them by its scales, on top of the groups before.
+fn finish(a: &mut Asm, s: &Shape, o: &Operands, scales: Mem, add: bool) {
+    let lanes = a.isa.lanes();
+    for c in (0..s.columns).step_by(lanes as usize) {
+        let scale = a.vector_of(scales.plus((s.first_column + c) * 4));
+        let zero = a.vector_of(0);
+        for r in 0..s.rows {
+            let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
+            let at = place(o.sums, s, r, c);
+            let before = if add { a.vector_of(at) } else { zero };
+            let t = a.fma(x, scale, before);
+            a.store_vector(at, t);
+        }
+    }
+}
