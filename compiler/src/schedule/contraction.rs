@@ -21,10 +21,36 @@ use tfc_ir::types::{Elem, Shape, Type};
 /// The longest value vector that the attention kernel keeps on the stack.
 const MAX_VALUE_DEPTH: i64 = 512;
 
-/// A packed right operand: where it is, and the strides of its batch axes in elements.
+/// A packed left operand, with the sums of its rows if it is quantized.
+struct PackedLeft {
+    packed: Packed,
+    sums: Option<View>,
+}
+
+/// A packed operand: where it is, and the strides of its batch axes in elements.
 struct Packed {
     view: View,
     strides: Vec<Dim>,
+}
+
+/// Quantized operands of a product, as the kernels take them.
+pub(super) struct QuantizedRight {
+    /// How they are stored; buffer parameters are filled in when there are arguments.
+    pub format: gemm::Quantized,
+    /// Packed weights.
+    pub weights: View,
+    /// Packed scales.
+    pub scales: View,
+    /// Scales of the rows.
+    pub row_scale: View,
+}
+
+/// The right operand of a product.
+pub(super) enum RightOperand {
+    /// f32.
+    Dense(Source),
+    /// Weights of few bits.
+    Quantized(QuantizedRight),
 }
 
 /// A matrix product found in a group, on the domain `[batch…, m, n]` of its result.
@@ -39,14 +65,14 @@ struct Product<'a> {
 impl Scheduler {
     /// Schedules a product and the elementwise operators behind it.
     pub(super) fn contraction(&mut self, body: &Graph, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
-        let mut products = body.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_)));
+        let mut products = body.nodes().filter(|(_, n)| is_product(&n.op));
         let (Some((_, node)), None) = (products.next(), products.next()) else { return Err(Unfit) };
         let source = |v: Value| match &body.value(v).def {
             Def::Input(n) => Ok(sources[*n as usize].clone()),
             Def::Const(t) => Ok(Source::Const(t.clone())),
             Def::Result(..) => Err(Unfit),
         };
-        let (left, right) = (source(node.inputs[0])?, source(node.inputs[1])?);
+        let left = source(node.inputs[0])?;
         let domain = body.ty(node.outputs[0]).shape.clone();
         let full = |s: &Shape| s.rank() <= domain.rank() && s.0.iter().rev().zip(domain.0.iter().rev()).all(|(a, b)| a == b);
         for (_, n) in body.nodes() {
@@ -62,24 +88,46 @@ impl Scheduler {
         let left = self.view(&left);
         let k = left.shape[left.shape.rank() - 1].clone();
         let p = Product { body, node, domain, left, k };
+        if let Op::QuantizedMatmul(op) = &node.op {
+            let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
+            let right = self.quantized_right(op, &operands)?;
+            return self.gemm(&p, RightOperand::Quantized(right), sources, outputs, label, loc);
+        }
+        let right = source(node.inputs[1])?;
         let rows = &p.domain[p.domain.rank() - 2];
         let few = rows.as_const().is_some_and(|m| m <= cost::few_rows()) && matches!(right, Source::View(_));
         if body.ty(node.inputs[0]).elem != Elem::F32 || few {
             let right = self.view(&right);
             return self.product_nest(&p, &right, sources, outputs, label, loc);
         }
-        self.gemm(&p, &right, sources, outputs, label, loc)
+        self.gemm(&p, RightOperand::Dense(right), sources, outputs, label, loc)
     }
 
-    fn gemm(&mut self, p: &Product, right: &Source, sources: &[Source], outputs: &[View], label: &str, loc: &Loc) -> Result<(), Unfit> {
+    fn gemm(
+        &mut self,
+        p: &Product,
+        right: RightOperand,
+        sources: &[Source],
+        outputs: &[View],
+        label: &str,
+        loc: &Loc,
+    ) -> Result<(), Unfit> {
         let rank = p.domain.rank();
-        let packed = self.packed(right, &p.domain.0[..rank - 2], loc);
+        let packed = match &right {
+            RightOperand::Dense(right) => self.packed(right, &p.domain.0[..rank - 2], loc),
+            RightOperand::Quantized(q) => Packed { view: q.weights.clone(), strides: vec![Dim::from(0); rank - 2] },
+        };
+        let quantized = match right {
+            RightOperand::Dense(_) => None,
+            RightOperand::Quantized(q) => Some(q),
+        };
         let views = self.epilogue_views(p, sources);
         // Strides per axis of the domain, of everything that is touched.
         let a: Vec<Dim> =
             (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).chain([p.left.strides[p.left.shape.rank() - 2].clone()]).collect();
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
+        touched.extend(quantized.iter().map(|q| (0..rank - 1).map(|i| q.row_scale.stride_in(&p.domain, i)).collect()));
         touched
             .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
@@ -101,16 +149,26 @@ impl Scheduler {
         let mut args = Args::default();
         let (axes, sizes): (Vec<usize>, Vec<Dim>) = loops.iter().cloned().unzip();
         let n = p.domain[rank - 1].clone();
-        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), label, loc);
+        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), label, loc);
         let left = Operand {
-            buffer: args.buffer(&packed_left.view, Use::Read),
-            batch: packed_left.strides.iter().map(|s| args.extent(s)).collect(),
+            buffer: args.buffer(&packed_left.packed.view, Use::Read),
+            batch: packed_left.packed.strides.iter().map(|s| args.extent(s)).collect(),
         };
         let right = Operand { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
         let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
         let mut epilogue =
             Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
-        let dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
+        let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
+        let mut format = Format::F32;
+        if let Some(q) = quantized {
+            let strides = epilogue.strides(&q.row_scale);
+            let scale = Expr::Load(args.access(&q.row_scale, Use::Read, &strides));
+            let scale = epilogue.exprs.push(scale, Elem::F32);
+            dot = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![dot, scale]), Elem::F32);
+            let sums = packed_left.sums.expect("rows of bytes have sums");
+            let (scales, sums) = (args.buffer(&q.scales, Use::Read), args.buffer(&sums, Use::Read));
+            format = Format::Quantized(gemm::Quantized { scales, sums, ..q.format });
+        }
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
         let tasks = Gemm::tasks(batch.clone(), &m, &n);
@@ -120,7 +178,7 @@ impl Scheduler {
             m: args.extent(&m),
             n: args.extent(&n),
             k: args.extent(&p.k),
-            format: Format::F32,
+            format,
             left,
             right,
             exprs: epilogue.exprs.list,
@@ -132,19 +190,30 @@ impl Scheduler {
 
     /// The left operand in row tiles, by a kernel of its own. Matrices that repeat along a batch axis are
     /// packed once. `strides` are those of the operand per axis of the domain.
+    #[expect(clippy::too_many_arguments, reason = "the operand along the loops of a product")]
     fn packed_left(
         &mut self,
         p: &Product,
         strides: &[Dim],
         (axes, sizes): (&[usize], &[Dim]),
         (row_axis, m): (usize, &Dim),
+        quantized: Option<&QuantizedRight>,
         label: &str,
         loc: &Loc,
-    ) -> Packed {
-        let matrix = pack::packed_len(m, &p.k);
+    ) -> PackedLeft {
+        // Elements of 4 bytes: floats, or units of four bytes.
+        let elements = if quantized.is_some() { p.k.ceil_div(4) } else { p.k.clone() };
+        let matrix = pack::packed_len(m, &elements);
         let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if strides[a].is(0) { Dim::from(1) } else { n.clone() }).collect();
         let full = Shape(own.iter().cloned().chain([matrix]).collect());
-        let view = self.temporary(&Type::new(p.left.elem, full.clone()));
+        let elem = if quantized.is_some() { Elem::I32 } else { Elem::F32 };
+        let matrices: Dim = own.iter().cloned().product();
+        let tiles = matrices.clone() * m.ceil_div(gemm::TILE_ROWS as i64);
+        let view = self.temporary_with_slack(&Type::new(elem, full.clone()), pack::SLACK);
+        let sums = quantized.map(|q| {
+            let size = tiles.clone() * Dim::from(q.format.groups * gemm::TILE_ROWS as i64);
+            self.temporary(&Type::new(Elem::I32, Shape(vec![size])))
+        });
         let mut args = Args::default();
         let kept: Vec<usize> = (0..axes.len()).filter(|&i| !own[i].is(1)).collect();
         let body = Pack {
@@ -158,13 +227,18 @@ impl Scheduler {
                 k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
             },
             to: args.buffer(&view, Use::Write),
-            form: Form::Floats,
+            form: match (quantized, &sums) {
+                (Some(q), Some(sums)) => {
+                    Form::Bytes { sums: args.buffer(sums, Use::Write), group: q.format.group, factor: -q.format.zero() }
+                }
+                _ => Form::Floats,
+            },
         };
-        let tasks = own.iter().cloned().product::<Dim>() * m.ceil_div(gemm::TILE_ROWS as i64);
         let work = full.elements();
-        self.launch(Body::Pack(body), args, tasks, work, &format!("pack for {label}"), loc);
+        self.launch(Body::Pack(body), args, tiles, work, &format!("pack for {label}"), loc);
         let strides = full.strides();
-        Packed { view, strides: (0..axes.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect() }
+        let strides = (0..axes.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect();
+        PackedLeft { packed: Packed { view, strides }, sums }
     }
 
     /// Memory that the epilogue reads.
@@ -371,6 +445,11 @@ impl Scheduler {
         self.launch(Body::Attention(kernel), args, tasks, work, "attention", loc);
         true
     }
+}
+
+/// Whether an operator is a matrix product.
+pub(super) fn is_product(op: &Op) -> bool {
+    matches!(op, Op::Matmul(_) | Op::QuantizedMatmul(_))
 }
 
 /// The stride of a product's operand along a batch axis of the result.

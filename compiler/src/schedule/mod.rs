@@ -16,6 +16,7 @@ mod exprs;
 mod group;
 mod memory;
 mod movement;
+mod quantized;
 mod view;
 
 use crate::kernel::nest::Expr;
@@ -114,6 +115,10 @@ enum Layout {
     RowMajor,
     /// Panels of the right operand of a product.
     Panels,
+    /// Panels of quantized weights.
+    Weights,
+    /// Panels of the scales of so many groups.
+    Scales(usize),
 }
 
 /// A graph being scheduled: where its values are, and where they should go.
@@ -136,6 +141,14 @@ impl Scheduler {
         let buffer = self.program.buffers.push(memory::temporary(bytes));
         self.temporaries[buffer] = true;
         View::contiguous(buffer, ty.elem, ty.shape.clone())
+    }
+
+    /// A new buffer in the arena with readable bytes behind it.
+    fn temporary_with_slack(&mut self, ty: &Type, slack: i64) -> View {
+        let view = self.temporary(ty);
+        let bytes = &mut self.program.buffers[view.buffer].bytes;
+        *bytes = bytes.clone() + Dim::from(slack);
+        view
     }
 
     /// A constant in the weights; `data` is asked for only if it is not there yet.
@@ -325,8 +338,8 @@ impl Scheduler {
     fn group(&mut self, body: &Graph, inputs: Vec<Source>, outputs: &[View], loc: &Loc) -> Result<(), ScheduleError> {
         let label = body.nodes().map(|(_, n)| n.op.mnemonic()).collect::<Vec<_>>().join("+");
         let wrap = |e: InferError| ScheduleError { message: format!("internal error: {e}"), op: label.clone(), loc: loc.clone() };
-        let lowered = lower(body).map_err(wrap)?;
-        let fits = if lowered.nodes().any(|(_, n)| matches!(n.op, Op::Matmul(_))) {
+        let lowered = lower(body, true).map_err(wrap)?;
+        let fits = if lowered.nodes().any(|(_, n)| contraction::is_product(&n.op)) {
             self.contraction(&lowered, &inputs, outputs, &label, loc)
         } else {
             self.nest(&lowered, &inputs, outputs, &label, loc)
@@ -335,6 +348,10 @@ impl Scheduler {
             Ok(()) => Ok(()),
             // Composite operators get another chance on their own before they are taken apart.
             Err(Unfit) if body.nodes().len() > 1 => self.graph(body, inputs, outputs, loc),
+            Err(Unfit) if matches!(body.nodes().next(), Some((_, n)) if matches!(n.op, Op::QuantizedMatmul(_))) => {
+                let lowered = lower(body, false).map_err(wrap)?;
+                self.graph(&lowered, inputs, outputs, loc)
+            }
             Err(Unfit) if !lowered.nodes().map(|(_, n)| &n.op).eq(body.nodes().map(|(_, n)| &n.op)) => {
                 self.graph(&lowered, inputs, outputs, loc)
             }
@@ -420,12 +437,13 @@ fn lowers(body: &Graph) -> bool {
     body.nodes().any(|(_, n)| n.op.lower(&mut scratch, &n.inputs, &n.loc).is_some())
 }
 
-/// Takes every operator apart until none has a decomposition.
-fn lower(body: &Graph) -> Result<Graph, InferError> {
+/// Takes every operator apart until none has a decomposition. Products of quantized operands that have a
+/// kernel stay if they are to be kept.
+fn lower(body: &Graph, keep: bool) -> Result<Graph, InferError> {
     let mut current = body.clone();
     loop {
         let mut changed = false;
-        let next = current.rebuild(|g, _, node, inputs| match lower_node(g, node, inputs) {
+        let next = current.rebuild(|g, _, node, inputs| match lower_node(g, node, inputs, keep) {
             Some(results) => {
                 changed = true;
                 results
@@ -441,8 +459,9 @@ fn lower(body: &Graph) -> Result<Graph, InferError> {
 
 /// The decomposition of a node. That of a reduction which drops its axes is one which keeps them; one
 /// over no axes is its operand.
-fn lower_node(g: &mut Graph, node: &NodeData, inputs: &[Value]) -> Option<Result<Vec<Value>, InferError>> {
+fn lower_node(g: &mut Graph, node: &NodeData, inputs: &[Value], keep: bool) -> Option<Result<Vec<Value>, InferError>> {
     match &node.op {
+        Op::QuantizedMatmul(op) if keep && quantized::has_kernel(op, g.ty(inputs[0]).shape.0.last().and_then(Dim::as_const)) => None,
         Op::Reduce(op) if op.axes.is_empty() => Some(Ok(inputs.to_vec())),
         Op::Reduce(op) if !op.keep => {
             let shape = g.ty(inputs[0]).shape.clone();

@@ -633,6 +633,15 @@ impl Asm {
         m
     }
 
+    /// Lanes that are in both masks.
+    pub fn both(&mut self, x: M, y: M) -> M {
+        let m = self.m();
+        let code = if self.isa.evex() { Code::VEX_Kandw_kr_kr_kr } else { Code::VEX_Vpand_ymm_ymm_ymmm256 };
+        let operand = |m: M| Operand::Reg(m.0, Width::Mask);
+        self.push(code, First::Write, vec![operand(m), operand(x), operand(y)]);
+        m
+    }
+
     /// `mask ? x : y` by lane.
     pub fn select(&mut self, mask: M, x: V, y: V) -> V {
         let dst = self.v();

@@ -124,12 +124,15 @@ fn prim_supported(p: Prim, of: Elem, to: Elem, args: usize) -> bool {
         Cast => {
             matches!(
                 (of, to),
-                (Elem::I64, Elem::F32) | (Elem::F32, Elem::I32 | Elem::F32) | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8)
+                (Elem::I64, Elem::F32)
+                    | (Elem::F32, Elem::I32 | Elem::I8 | Elem::F32)
+                    | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8)
             )
         }
         Neg | Abs | Sqrt | Exp | Tanh | Erf | Floor | Ceil | Trunc | RoundEven | Div => to == Elem::F32,
         Add | Sub | Mul | Min | Max => matches!(to, Elem::F32 | Elem::I32),
         Eq | Lt | Le => of == Elem::F32,
+        And => to == Elem::Bool,
         Select => args == 3 && matches!(to, Elem::F32 | Elem::I32),
         _ => false,
     }
@@ -316,6 +319,10 @@ impl<'a> Evaluator<'a> {
                 };
                 return Val::M(f.a.compare_ps(predicate, x, y));
             }
+            And => {
+                let (x, y) = (self.mask(f, args[0]), self.mask(f, args[1]));
+                return Val::M(f.a.both(x, y));
+            }
             Select => {
                 let m = self.mask(f, args[0]);
                 let (x, y) = (self.vector(f, args[1]), self.vector(f, args[2]));
@@ -410,6 +417,16 @@ impl<'a> Evaluator<'a> {
                 let above = f.a.compare_ps(math::LESS_EQUAL, limit, x);
                 let most = f.a.vector_of(i32::MAX);
                 Val::V(f.a.select(above, most, y))
+            }
+            (Elem::F32, Elem::I8) => {
+                let x = self.vector(f, x);
+                let ordered = f.a.compare_ps(math::EQUAL, x, x);
+                let (low, high) = (f.a.vector_of(-128.0), f.a.vector_of(127.0));
+                let bounded = f.a.binary(Op::MinPs, high, x);
+                let bounded = f.a.binary(Op::MaxPs, low, bounded);
+                let zero = f.a.vector_of(0);
+                let number = f.a.select(ordered, bounded, zero);
+                Val::V(f.a.unary(Op::CvttPs2Dq, number))
             }
             (Elem::I32 | Elem::I8, Elem::F32) => {
                 let x = self.src(f, x);
