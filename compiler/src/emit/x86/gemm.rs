@@ -37,7 +37,8 @@ pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
 
 /// Emits a product.
 pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
-    let sums = f.a.scratch((TILE_ROWS * PANEL) as i64 * ELEMENT);
+    let height = (GROUP_TILES * TILE_ROWS) as i64;
+    let sums = f.a.scratch(height * PANEL_ROW);
     let (depth, panel_row) = match &g.format {
         Format::F32 => (g.k, PANEL_ROW),
         Format::Quantized(q) => {
@@ -51,15 +52,15 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     f.a.jump_if(Cond::Ge, exit);
     f.a.bind(head);
     // Where the task is.
-    let height = (GROUP_TILES * TILE_ROWS) as i64;
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let groups = ceil_div(f, m, height);
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, group) = f.a.divide(task, groups);
     let (matrix, chunk) = f.a.divide(number, chunks);
     let first_row = f.a.times_imm(group, height);
-    let rows_end = f.a.lea(Mem::at(first_row, height));
-    let rows_end = f.a.min(rows_end, m);
+    let rows = f.a.minus(m, first_row);
+    let most = f.a.imm(height);
+    let rows = f.a.min(rows, most);
     let column = f.a.times_imm(chunk, CHUNK as i64);
     let columns_end = f.a.lea(Mem::at(column, CHUNK as i64));
     let columns_end = f.a.min(columns_end, n);
@@ -72,7 +73,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let skipped = f.a.times(column, k);
     let skipped = f.a.times_imm(skipped, panel_row / PANEL as i64);
     f.a.add_into(right, skipped);
-    let quantized = match &g.format {
+    let parameters = match &g.format {
         Format::F32 => None,
         Format::Quantized(q) => {
             let row_sums = f.buffer(q.sums);
@@ -86,56 +87,45 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
             let scales = f.buffer(q.scales);
             let skipped = f.a.times_imm(column, q.groups * ELEMENT);
             f.a.add_into(scales, skipped);
-            let ints = if q.groups == 1 { sums } else { f.a.scratch((TILE_ROWS * PANEL) as i64 * ELEMENT) };
-            Some((row_sums, scales, ints))
+            Some((row_sums, scales))
         }
+    };
+    let ints = match &g.format {
+        Format::Quantized(q) if q.groups > 1 => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
+        _ => None,
     };
     let batch = split(f, matrix, &g.batch);
 
-    // Panel by panel, row tile by row tile.
+    // Panel by panel.
     let panel = f.a.label();
     f.a.bind(panel);
-    let row = f.a.copy(first_row);
-    let tile_left = f.a.copy(left);
-    let tile_sums = quantized.map(|(row_sums, ..)| f.a.copy(row_sums));
-    let tile = f.a.label();
-    f.a.bind(tile);
-    let rows = f.a.minus(rows_end, row);
-    let done = f.a.label();
-    let heights = heights(g.m);
-    for (i, &h) in heights.iter().enumerate() {
-        let next = f.a.label();
-        if i + 1 < heights.len() {
-            f.a.compare_imm(rows, h as i64);
-            f.a.jump_if(Cond::Gt, next);
+    match (&g.format, parameters) {
+        (Format::Quantized(q), Some((row_sums, scales))) => {
+            let units = depth.as_const().expect("weights have known sizes");
+            let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
+            tiles(
+                f,
+                g.m,
+                rows,
+                |f, h| {
+                    let ints = ints.unwrap_or(tile_sums);
+                    let o = quantized::Operands { left: tile_left, right, scales, row_sums, sums: tile_sums, ints };
+                    quantized::product(f, q, units, h, &o);
+                },
+                |f| {
+                    f.a.add_imm(tile_left, units * TILE_ROW);
+                    f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
+                    f.a.add_imm(row_sums, q.groups * TILE_ROW);
+                },
+            );
         }
-        match (&g.format, quantized, tile_sums) {
-            (Format::Quantized(q), Some((_, scales, ints)), Some(row_sums)) => {
-                let units = depth.as_const().expect("weights have known sizes");
-                quantized::product(f, q, units, h, &quantized::Operands { left: tile_left, right, scales, row_sums, sums, ints });
-            }
-            _ => product(f, g, h, tile_left, right, sums),
-        }
-        if i + 1 < heights.len() {
-            f.a.jump(done);
-        }
-        f.a.bind(next);
+        _ => floats(f, g, left, right, rows, sums),
     }
-    f.a.bind(done);
-    epilogue(f, g, &batch, row, rows_end, column, columns_end, sums);
-    let k = f.extent(depth);
-    let tile_bytes = f.a.times_imm(k, TILE_ROW);
-    f.a.add_into(tile_left, tile_bytes);
-    if let (Format::Quantized(q), Some(row_sums)) = (&g.format, tile_sums) {
-        f.a.add_imm(row_sums, q.groups * TILE_ROW);
-    }
-    f.a.add_imm(row, TILE_ROWS as i64);
-    f.a.compare(row, rows_end);
-    f.a.jump_if(Cond::Lt, tile);
+    epilogue(f, g, &batch, first_row, rows, column, columns_end, sums);
     let k = f.extent(depth);
     let panel_bytes = f.a.times_imm(k, panel_row);
     f.a.add_into(right, panel_bytes);
-    if let (Format::Quantized(q), Some((_, scales, _))) = (&g.format, quantized) {
+    if let (Format::Quantized(q), Some((_, scales))) = (&g.format, parameters) {
         f.a.add_imm(scales, q.groups * PANEL_ROW);
     }
     f.a.add_imm(column, PANEL as i64);
@@ -146,6 +136,97 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     f.a.compare(task, end);
     f.a.jump_if(Cond::Lt, head);
     f.a.bind(exit);
+}
+
+/// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them, and `next` between tiles.
+fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize), next: impl FnOnce(&mut Function)) {
+    let left = f.a.copy(rows);
+    let (tile, done) = (f.a.label(), f.a.label());
+    f.a.bind(tile);
+    let heights = heights(m);
+    for (i, &h) in heights.iter().enumerate() {
+        let other = f.a.label();
+        if i + 1 < heights.len() {
+            f.a.compare_imm(left, h as i64);
+            f.a.jump_if(Cond::Gt, other);
+        }
+        body(f, h);
+        if i + 1 < heights.len() {
+            f.a.jump(done);
+        }
+        f.a.bind(other);
+    }
+    f.a.bind(done);
+    next(f);
+    f.a.add_imm(left, -(TILE_ROWS as i64));
+    f.a.compare_imm(left, 0);
+    f.a.jump_if(Cond::Gt, tile);
+}
+
+/// Values of k that are multiplied at once: with more, the part of a panel that a register tile reads
+/// would not stay in the first-level cache for the tiles of a task.
+fn block(isa: Isa) -> i64 {
+    if isa.evex() { 1024 } else { 256 }
+}
+
+/// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile.
+fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
+    let block = block(f.a.isa);
+    let one_block = matches!(g.k, Extent::Const(k) if k <= block);
+    let strip_bytes = register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
+    let (block_left, block_right, rest) = (f.a.copy(left), f.a.copy(right), f.extent(g.k));
+    let tile_bytes = f.extent(g.k);
+    let tile_bytes = f.a.times_imm(tile_bytes, TILE_ROW);
+    if !one_block {
+        let (at, zero) = (f.a.copy(sums), f.a.vector_of(0));
+        let count = f.a.copy(rows);
+        let round = f.a.label();
+        f.a.bind(round);
+        for i in (0..TILE_ROWS as i64 * PANEL_ROW).step_by(f.a.isa.bytes() as usize) {
+            f.a.store_vector(Mem::at(at, i), zero);
+        }
+        f.a.add_imm(at, TILE_ROWS as i64 * PANEL_ROW);
+        f.a.add_imm(count, -(TILE_ROWS as i64));
+        f.a.compare_imm(count, 0);
+        f.a.jump_if(Cond::Gt, round);
+    }
+    let (blocks, done) = (f.a.label(), f.a.label());
+    f.a.bind(blocks);
+    let count = if one_block {
+        f.a.copy(rest)
+    } else {
+        f.a.compare_imm(rest, 0);
+        f.a.jump_if(Cond::Le, done);
+        let most = f.a.imm(block);
+        f.a.min(rest, most)
+    };
+    let within = f.a.imm(0);
+    let strips = f.a.label();
+    f.a.bind(strips);
+    let strip = f.a.plus(block_right, within);
+    let (tile_left, tile_sums) = (f.a.copy(block_left), f.a.plus(sums, within));
+    tiles(
+        f,
+        g.m,
+        rows,
+        |f, h| product(f, h, tile_left, strip, count, (!one_block, g.k), tile_sums),
+        |f| {
+            f.a.add_into(tile_left, tile_bytes);
+            f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
+        },
+    );
+    if strip_bytes < PANEL_ROW {
+        f.a.add_imm(within, strip_bytes);
+        f.a.compare_imm(within, PANEL_ROW);
+        f.a.jump_if(Cond::Lt, strips);
+    }
+    if !one_block {
+        f.a.add_imm(block_left, block * TILE_ROW);
+        f.a.add_imm(block_right, block * PANEL_ROW);
+        f.a.add_imm(rest, -block);
+        f.a.jump(blocks);
+    }
+    f.a.bind(done);
 }
 
 /// The heights that tiles of `m` rows in all need, ascending.
@@ -183,85 +264,87 @@ fn split(f: &mut Function, matrix: R, batch: &[Extent]) -> Vec<R> {
     out
 }
 
-/// The sums of a tile of `height` rows by a panel.
-fn product(f: &mut Function, g: &Gemm, height: usize, left: R, right: R, sums: R) {
+/// The sums of a tile of `height` rows by a strip of a panel, over `count` values of k; on top of what is there
+/// if `accumulate`. `k` is all of k.
+fn product(f: &mut Function, height: usize, left: R, right: R, count: R, (accumulate, k): (bool, Extent), sums: R) {
     let (most, vectors) = register_tile(f.a.isa);
     let width = f.a.isa.bytes();
     for first in (0..height).step_by(most) {
         let rows = most.min(height - first);
-        for strip in 0..PANEL as i64 * ELEMENT / (vectors as i64 * width) {
-            let within = strip * vectors as i64 * width;
-            let place = |r: usize, v: usize| Mem::at(sums, (first + r) as i64 * PANEL_ROW + within + v as i64 * width);
-            // A sum waits for the one before: low tiles keep several for different k.
-            let sets = match rows * vectors {
-                0..=3 => 4,
-                4..=7 => 2,
-                _ => 1,
-            };
-            let acc: Vec<Vec<V>> = (0..sets).map(|_| (0..rows * vectors).map(|_| f.a.vector_of(0)).collect()).collect();
-            let (p, q) = (f.a.lea(Mem::at(left, first as i64 * ELEMENT)), f.a.lea(Mem::at(right, within)));
-            let count = f.extent(g.k);
-            let step = |f: &mut Function, set: usize, n: i64| {
-                let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
-                for r in 0..rows {
-                    let x = f.a.broadcast(Mem::at(p, n * TILE_ROW + r as i64 * ELEMENT));
-                    for v in 0..vectors {
-                        f.a.update(Op::Fma231, acc[set][r * vectors + v], x, b[v]);
-                    }
-                }
-            };
-            let advance = |f: &mut Function, n: i64| {
-                f.a.add_imm(p, n * TILE_ROW);
-                f.a.add_imm(q, n * PANEL_ROW);
-            };
-            let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
-            let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
-            f.a.compare_imm(count, unroll);
-            f.a.jump_if(Cond::Lt, tail);
-            f.a.bind(head);
-            for n in 0..unroll {
-                step(f, n as usize % sets, n);
-            }
-            advance(f, unroll);
-            f.a.add_imm(count, -unroll);
-            f.a.compare_imm(count, unroll);
-            f.a.jump_if(Cond::Ge, head);
-            f.a.bind(tail);
-            if !matches!(g.k, Extent::Const(k) if k % unroll == 0) {
-                f.a.compare_imm(count, 0);
-                f.a.jump_if(Cond::Le, exit);
-                let one = f.a.label();
-                f.a.bind(one);
-                step(f, 0, 0);
-                advance(f, 1);
-                f.a.add_imm(count, -1);
-                f.a.compare_imm(count, 0);
-                f.a.jump_if(Cond::Gt, one);
-            }
-            f.a.bind(exit);
-            let mut sets = acc;
-            while sets.len() > 1 {
-                let half = sets.split_off(sets.len() / 2);
-                for (x, y) in sets.iter().flatten().zip(half.iter().flatten()) {
-                    f.a.binary_into(Op::AddPs, *x, *x, *y);
-                }
-            }
+        let place = |r: usize, v: usize| Mem::at(sums, (first + r) as i64 * PANEL_ROW + v as i64 * width);
+        // A sum waits for the one before: low tiles keep several for different k.
+        let sets = match rows * vectors {
+            0..=3 => 4,
+            4..=7 => 2,
+            _ => 1,
+        };
+        let acc: Vec<Vec<V>> = (0..sets)
+            .map(|set| {
+                (0..rows * vectors)
+                    .map(|i| if accumulate && set == 0 { f.a.vector_of(place(i / vectors, i % vectors)) } else { f.a.vector_of(0) })
+                    .collect()
+            })
+            .collect();
+        let (p, q, count) = (f.a.lea(Mem::at(left, first as i64 * ELEMENT)), f.a.copy(right), f.a.copy(count));
+        let step = |f: &mut Function, set: usize, n: i64| {
+            let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
             for r in 0..rows {
+                let x = f.a.broadcast(Mem::at(p, n * TILE_ROW + r as i64 * ELEMENT));
                 for v in 0..vectors {
-                    f.a.store_vector(place(r, v), sets[0][r * vectors + v]);
+                    f.a.update(Op::Fma231, acc[set][r * vectors + v], x, b[v]);
                 }
+            }
+        };
+        let advance = |f: &mut Function, n: i64| {
+            f.a.add_imm(p, n * TILE_ROW);
+            f.a.add_imm(q, n * PANEL_ROW);
+            f.a.add_imm(count, -n);
+        };
+        let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
+        let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
+        f.a.compare_imm(count, unroll);
+        f.a.jump_if(Cond::Lt, tail);
+        f.a.bind(head);
+        for n in 0..unroll {
+            step(f, n as usize % sets, n);
+        }
+        advance(f, unroll);
+        f.a.compare_imm(count, unroll);
+        f.a.jump_if(Cond::Ge, head);
+        f.a.bind(tail);
+        // Blocks are multiples of what is unrolled.
+        if !matches!(k, Extent::Const(k) if k % unroll == 0) {
+            f.a.compare_imm(count, 0);
+            f.a.jump_if(Cond::Le, exit);
+            let one = f.a.label();
+            f.a.bind(one);
+            step(f, 0, 0);
+            advance(f, 1);
+            f.a.compare_imm(count, 0);
+            f.a.jump_if(Cond::Gt, one);
+        }
+        f.a.bind(exit);
+        let mut sets = acc;
+        while sets.len() > 1 {
+            let half = sets.split_off(sets.len() / 2);
+            for (x, y) in sets.iter().flatten().zip(half.iter().flatten()) {
+                f.a.binary_into(Op::AddPs, *x, *x, *y);
+            }
+        }
+        for r in 0..rows {
+            for v in 0..vectors {
+                f.a.store_vector(place(r, v), sets[0][r * vectors + v]);
             }
         }
     }
 }
 
-/// The epilogue of a tile: row by row, the vectors of a panel at once.
-#[expect(clippy::too_many_arguments, reason = "the coordinates of a tile")]
-fn epilogue(f: &mut Function, g: &Gemm, batch: &[R], first: R, rows_end: R, column: R, columns_end: R, sums: R) {
+/// The epilogue of a panel: row by row, its vectors at once.
+#[expect(clippy::too_many_arguments, reason = "the coordinates of a part of a task")]
+fn epilogue(f: &mut Function, g: &Gemm, batch: &[R], first: R, rows: R, column: R, columns_end: R, sums: R) {
     let lane_loop = g.batch.len() as u32 + 1;
     let lanes = f.a.isa.lanes();
-    let tile_end = f.a.lea(Mem::at(first, TILE_ROWS as i64));
-    let tile_end = f.a.min(tile_end, rows_end);
+    let rows_end = f.a.plus(first, rows);
     let (row, sum) = (f.a.copy(first), f.a.copy(sums));
     let head = f.a.label();
     f.a.bind(head);
@@ -313,6 +396,6 @@ fn epilogue(f: &mut Function, g: &Gemm, batch: &[R], first: R, rows_end: R, colu
     }
     f.a.add_imm(sum, PANEL_ROW);
     f.a.add_imm(row, 1);
-    f.a.compare(row, tile_end);
+    f.a.compare(row, rows_end);
     f.a.jump_if(Cond::Lt, head);
 }
