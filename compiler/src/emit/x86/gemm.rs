@@ -7,9 +7,9 @@ use super::isa::{Isa, Op};
 use super::pack::matrix_address;
 use super::quantized;
 use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
-use crate::kernel::nest::{Effect, Reduction};
+use crate::kernel::nest::{Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
-use cranelift_entity::EntityRef;
+use cranelift_entity::{EntityRef, SecondaryMap};
 use tfc_ir::types::Elem;
 
 const ELEMENT: i64 = 4;
@@ -121,7 +121,11 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
         }
         _ => floats(f, g, left, right, rows, sums),
     }
-    epilogue(f, g, &batch, first_row, rows, column, columns_end, sums);
+    let scales = match (&g.format, parameters) {
+        (Format::Quantized(q), Some((_, scales))) if q.groups == 1 => Some(scales),
+        _ => None,
+    };
+    epilogue(f, g, &Part { batch: &batch, first_row, rows, column, columns_end, sums, scales });
     let k = f.extent(depth);
     let panel_bytes = f.a.times_imm(k, panel_row);
     f.a.add_into(right, panel_bytes);
@@ -339,17 +343,52 @@ fn product(f: &mut Function, height: usize, left: R, right: R, count: R, (accumu
     }
 }
 
+/// Where a panel of a task is, and its sums.
+struct Part<'a> {
+    batch: &'a [R],
+    first_row: R,
+    rows: R,
+    column: R,
+    columns_end: R,
+    sums: R,
+    /// The scales of the panel, where the sums are i32.
+    scales: Option<R>,
+}
+
 /// The epilogue of a panel: row by row, its vectors at once.
-#[expect(clippy::too_many_arguments, reason = "the coordinates of a part of a task")]
-fn epilogue(f: &mut Function, g: &Gemm, batch: &[R], first: R, rows: R, column: R, columns_end: R, sums: R) {
-    let lane_loop = g.batch.len() as u32 + 1;
+fn epilogue(f: &mut Function, g: &Gemm, p: &Part) {
+    let vectors = PANEL as i64 / f.a.isa.lanes();
+    if matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0) {
+        return rows(f, g, p, &vec![Lanes::All; vectors as usize]);
+    }
+    let (partly, done) = (f.a.label(), f.a.label());
+    let left = f.a.minus(p.columns_end, p.column);
+    f.a.compare_imm(left, PANEL as i64);
+    f.a.jump_if(Cond::Lt, partly);
+    rows(f, g, p, &vec![Lanes::All; vectors as usize]);
+    f.a.jump(done);
+    f.a.bind(partly);
     let lanes = f.a.isa.lanes();
-    let rows_end = f.a.plus(first, rows);
-    let (row, sum) = (f.a.copy(first), f.a.copy(sums));
-    let head = f.a.label();
-    f.a.bind(head);
-    let mut index = batch.to_vec();
-    index.extend([row, column]);
+    let masks: Vec<Lanes> = (0..vectors)
+        .map(|v| {
+            let rest = f.a.lea(Mem::at(left, -v * lanes));
+            let (none, all) = (f.a.imm(0), f.a.imm(lanes));
+            let count = f.a.max(rest, none);
+            let count = f.a.min(count, all);
+            Lanes::Some(f.a.first_lanes(count))
+        })
+        .collect();
+    rows(f, g, p, &masks);
+    f.a.bind(done);
+}
+
+/// The rows of a panel, of which the lanes of each vector exist that are named.
+fn rows(f: &mut Function, g: &Gemm, p: &Part, lanes: &[Lanes]) {
+    let row_loop = g.batch.len();
+    let lane_loop = row_loop as u32 + 1;
+    let width = f.a.isa.lanes();
+    let mut index = p.batch.to_vec();
+    index.extend([p.first_row, p.column]);
     let mut shared = Evaluator::new(&g.exprs);
     shared.find_loads(f, |_| true, &index, Some(lane_loop));
     let stores: Vec<Base> = g
@@ -360,42 +399,72 @@ fn epilogue(f: &mut Function, g: &Gemm, batch: &[R], first: R, rows: R, column: 
             Evaluator::base(f, to, g.exprs[*x].1, &index, Some(lane_loop))
         })
         .collect();
-    let body = |f: &mut Function, lane: i64, kind: Lanes| {
+    // Addresses move from row to row.
+    let mut moving: Vec<(R, Extent, i64)> = vec![];
+    let accesses = g.exprs.iter().filter_map(|(id, (e, elem))| match e {
+        Expr::Load(a) => Some((a, *elem, shared.loads[id].expect("loads have bases"))),
+        _ => None,
+    });
+    let written = g.effects.iter().zip(&stores).map(|(e, &base)| match e {
+        Effect::Store(a, x) => (a, g.exprs[*x].1, base),
+        Effect::Reduce(..) => unreachable!("products store"),
+    });
+    for (access, elem, base) in accesses.chain(written) {
+        moving.push((base.at, access.strides[row_loop], i64::from(elem.bits() / 8)));
+    }
+    // What is the same for all rows is computed before.
+    let written: Vec<u32> = g.effects.iter().filter_map(|e| if let Effect::Store(a, _) = e { Some(a.buffer) } else { None }).collect();
+    let mut fixed: SecondaryMap<ExprId, bool> = SecondaryMap::new();
+    for (id, (expr, _)) in g.exprs.iter() {
+        fixed[id] = match expr {
+            Expr::Load(a) => a.strides[row_loop] == Extent::Const(0) && !written.contains(&a.buffer),
+            Expr::Prim(_, args) => args.iter().all(|&a| fixed[a]),
+            Expr::Float(_) | Expr::Int(_) | Expr::Extent(_) => true,
+            Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => false,
+        };
+    }
+    let mut vectors: Vec<(Evaluator, Option<V>)> = vec![];
+    for (v, &kind) in lanes.iter().enumerate() {
         let mut e = shared.clone();
-        (e.index, e.lanes) = (Some((column, lane)), kind);
-        e.reduced[Reduction::new(0)] = Some(f.a.vector_of(Mem::at(sum, lane * ELEMENT)));
+        (e.index, e.lanes) = (Some((p.column, v as i64 * width)), kind);
+        for id in g.exprs.keys().filter(|&id| fixed[id] && matches!(g.exprs[id].0, Expr::Load(_) | Expr::Prim(..))) {
+            e.evaluate(f, id);
+        }
+        let scale = p.scales.map(|s| f.a.vector_of(Mem::at(s, v as i64 * width * ELEMENT)));
+        vectors.push((e, scale));
+    }
+    let (left, sum) = (f.a.copy(p.rows), f.a.copy(p.sums));
+    let head = f.a.label();
+    f.a.bind(head);
+    for (v, (e, scale)) in vectors.iter().enumerate() {
+        let mut e = e.clone();
+        let at = Mem::at(sum, v as i64 * width * ELEMENT);
+        let dot = match *scale {
+            None => f.a.vector_of(at),
+            Some(scale) => {
+                let x = f.a.unary(Op::CvtDq2Ps, at);
+                f.a.fma(x, scale, 0.0)
+            }
+        };
+        e.reduced[Reduction::new(0)] = Some(dot);
         for (effect, &to) in g.effects.iter().zip(&stores) {
             let Effect::Store(_, x) = effect else { unreachable!("products store") };
             e.store(f, to, *x);
         }
-    };
-    let vectors = PANEL as i64 / lanes;
-    let (partly, done) = (f.a.label(), f.a.label());
-    let whole = matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0);
-    let left = f.a.minus(columns_end, column);
-    if !whole {
-        f.a.compare_imm(left, PANEL as i64);
-        f.a.jump_if(Cond::Lt, partly);
-    }
-    for v in 0..vectors {
-        body(f, v * lanes, Lanes::All);
-    }
-    if !whole {
-        f.a.jump(done);
-        f.a.bind(partly);
-        for v in 0..vectors {
-            let rest = f.a.lea(Mem::at(left, -v * lanes));
-            f.a.compare_imm(rest, 0);
-            f.a.jump_if(Cond::Le, done);
-            let most = f.a.imm(lanes);
-            let count = f.a.min(rest, most);
-            let mask = f.a.first_lanes(count);
-            body(f, v * lanes, Lanes::Some(mask));
-        }
-        f.a.bind(done);
     }
     f.a.add_imm(sum, PANEL_ROW);
-    f.a.add_imm(row, 1);
-    f.a.compare(row, rows_end);
-    f.a.jump_if(Cond::Lt, head);
+    for (at, stride, bytes) in moving {
+        match stride {
+            Extent::Const(0) => {}
+            Extent::Const(n) => f.a.add_imm(at, n * bytes),
+            Extent::Param(_) => {
+                let step = f.extent(stride);
+                let step = f.a.times_imm(step, bytes);
+                f.a.add_into(at, step);
+            }
+        }
+    }
+    f.a.add_imm(left, -1);
+    f.a.compare_imm(left, 0);
+    f.a.jump_if(Cond::Gt, head);
 }

@@ -6,7 +6,7 @@
 //! 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of 8 bits are two nibbles there:
 //! the sums of the upper ones count sixteen times.
 
-use super::asm::{Asm, Cond, Mem, R, V};
+use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::Op;
 use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
@@ -28,9 +28,9 @@ pub struct Operands {
     pub scales: R,
     /// The sums of the rows, times minus the code of 0.
     pub row_sums: R,
-    /// The sums of the tile, f32, [`PANEL`] to a row: the result.
+    /// The sums of the tile, [`PANEL`] to a row: the result, f32. Of a single group, the i32 before its scales.
     pub sums: R,
-    /// As many i32 for the sums of a group.
+    /// As many i32 for the sums of one of several groups.
     pub ints: R,
 }
 
@@ -68,8 +68,20 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     if q.groups == 1 {
         let count = a.imm(units);
         let place = |r: usize| Mem::at(o.row_sums, (s.first_row + r) as i64 * 4);
-        group(a, q, s, o, left, right, count, place, units);
-        finish(a, s, o, Mem::at(o.scales, 0), false);
+        let o = Operands { ints: o.sums, ..*o };
+        if a.isa.has_vnni() {
+            let sums = wide_group(a, q, s, left, right, count, place, units);
+            for (r, mut sums) in sums.into_iter().enumerate() {
+                if joined(a, q) {
+                    sums = [a.join_halves(sums[0], sums[1], false), a.join_halves(sums[0], sums[1], true)];
+                }
+                for (v, x) in sums.into_iter().enumerate() {
+                    a.store_vector(self::place(o.ints, s, r, v as i64 * a.isa.lanes()), x);
+                }
+            }
+        } else {
+            narrow_group(a, q, s, &o, left, right, count, place);
+        }
         return;
     }
     let zero = a.vector_of(0);
@@ -85,27 +97,51 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     let count = a.min(rest, most);
     a.sub_into(rest, count);
     let sum_place = |r: usize| Mem::at(row_sums, (s.first_row + r) as i64 * 4);
-    group(a, q, s, o, left, right, count, sum_place, per_group);
-    finish(a, s, o, Mem::at(scales, 0), true);
+    if a.isa.has_vnni() {
+        let sums = wide_group(a, q, s, left, right, count, sum_place, per_group);
+        let column = s.first_column * 4;
+        let mut scale = [a.vector_of(Mem::at(scales, column)), a.vector_of(Mem::at(scales, column + a.isa.bytes()))];
+        if joined(a, q) {
+            // The totals stay in the order of the nibbles until the last group.
+            scale = [a.join_halves(scale[0], scale[1], false), a.join_halves(scale[0], scale[1], true)];
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (v, x) in sums.into_iter().enumerate() {
+                let at = place(o.sums, s, r, v as i64 * a.isa.lanes());
+                let x = a.unary(Op::CvtDq2Ps, x);
+                let t = a.fma(x, scale[v], at);
+                a.store_vector(at, t);
+            }
+        }
+    } else {
+        narrow_group(a, q, s, o, left, right, count, sum_place);
+        finish(a, s, o, Mem::at(scales, 0));
+    }
     a.add_imm(scales, PANEL_ROW);
     a.add_imm(row_sums, TILE_ROW);
     a.compare_imm(rest, 0);
     a.jump_if(Cond::Gt, head);
+    if joined(a, q) {
+        for r in 0..s.rows {
+            let at = [0, 1].map(|v| place(o.sums, s, r, v * a.isa.lanes()));
+            let t = at.map(|at| a.vector_of(at));
+            for (at, high) in at.into_iter().zip([false, true]) {
+                let x = a.join_halves(t[0], t[1], high);
+                a.store_vector(at, x);
+            }
+        }
+    }
+}
+
+/// Whether the low and the high nibbles of a vector are not neighbouring columns: 16 lanes of low nibbles
+/// are columns 0 to 7 and 16 to 23.
+fn joined(a: &Asm, q: &Quantized) -> bool {
+    q.bits == 4 && a.isa.evex()
 }
 
 /// The place of a column of a row of a tile of sums.
 fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
     Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + (s.first_column + column) * 4)
-}
-
-/// The i32 sums of a group to [`Operands::ints`]; `left` and `right` move behind it. `usual` is the count of most groups.
-#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
-fn group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, row_sum: impl Fn(usize) -> Mem, usual: i64) {
-    if a.isa.has_vnni() {
-        wide_group(a, q, s, o, left, right, count, row_sum, usual);
-    } else {
-        narrow_group(a, q, s, o, left, right, count, row_sum);
-    }
 }
 
 /// The two vectors of weights of a unit.
@@ -120,18 +156,19 @@ fn weights(a: &mut Asm, q: &Quantized, right: R, unit: i64) -> [V; 2] {
     [low, a.binary(Op::And, high, 0x0f0f_0f0f)]
 }
 
+/// The i32 sums of a group, two vectors for a row; `left` and `right` move behind it. `usual` is the count
+/// of most groups.
 #[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
 fn wide_group(
     a: &mut Asm,
     q: &Quantized,
     s: &Shape,
-    o: &Operands,
     left: R,
     right: R,
     count: R,
     row_sum: impl Fn(usize) -> Mem,
     usual: i64,
-) {
+) -> Vec<[V; 2]> {
     // A sum waits for the one before: low tiles keep several for different units.
     let sets = match s.rows {
         1 => 4,
@@ -159,21 +196,13 @@ fn wide_group(
     };
     let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
     repeat(a, q, left, right, count, unroll, usual, |a, n| step(a, n as usize % sets, n));
-    let [mut first, rest] = [acc[0].clone(), acc[1..].concat()];
+    let (first, rest) = (acc[0].clone(), acc[1..].concat());
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
             a.binary_into(Op::AddD, *x, *x, y);
         }
     }
-    for (r, sums) in first.iter_mut().enumerate() {
-        if q.bits == 4 && a.isa.evex() {
-            let [low, high] = *sums;
-            *sums = [a.join_halves(low, high, false), a.join_halves(low, high, true)];
-        }
-        for (v, x) in sums.iter().enumerate() {
-            a.store_vector(place(o.ints, s, r, v as i64 * a.isa.lanes()), *x);
-        }
-    }
+    first
 }
 
 /// Runs a step for `count` units, several at a time, and moves the operands behind them.
@@ -219,57 +248,81 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
             a.store_vector(place(o.ints, s, r, c), x);
         }
     }
-    let (head, exit) = (a.label(), a.label());
-    a.bind(head);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Le, exit);
-    let most = a.imm(NARROW);
-    let now = a.min(count, most);
-    a.sub_into(count, now);
-    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
-    let inner = Quantized { groups: 2, ..q.clone() };
-    repeat(a, &inner, left, right, now, 4, NARROW, |a, n| {
+    let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
         let w = weights(a, q, right, n);
         for (r, sums) in acc.iter().enumerate() {
             let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
-                let p = a.binary(Op::MaddUbs, w, x);
-                a.binary_into(Op::AddW, sum, sum, p);
+                if first {
+                    a.binary_into(Op::MaddUbs, sum, w, x);
+                } else {
+                    let p = a.binary(Op::MaddUbs, w, x);
+                    a.binary_into(Op::AddW, sum, sum, p);
+                }
             }
         }
-    });
-    for (r, &[low, high]) in acc.iter().enumerate() {
-        let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
-            let at = place(o.ints, s, r, column);
-            let mut sum = a.vector_of(at);
-            for &(x, factor) in parts {
-                let x = a.binary(Op::MaddW, x, factor << 16 | factor);
-                sum = a.binary(Op::AddD, sum, x);
+    };
+    let widen = |a: &mut Asm, acc: &[[V; 2]]| {
+        for (r, &[low, high]) in acc.iter().enumerate() {
+            let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
+                let at = place(o.ints, s, r, column);
+                let mut sum: Src = at.into();
+                for &(x, factor) in parts {
+                    let x = a.binary(Op::MaddW, x, factor << 16 | factor);
+                    sum = a.binary(Op::AddD, x, sum).into();
+                }
+                let sum = a.vector_of(sum);
+                a.store_vector(at, sum);
+            };
+            if q.bits == 8 {
+                add(a, 0, &[(low, 1), (high, 16)]);
+            } else {
+                add(a, 0, &[(low, 1)]);
+                add(a, a.isa.lanes(), &[(high, 1)]);
             }
-            a.store_vector(at, sum);
-        };
-        if q.bits == 8 {
-            add(a, 0, &[(low, 1), (high, 16)]);
-        } else {
-            add(a, 0, &[(low, 1)]);
-            add(a, a.isa.lanes(), &[(high, 1)]);
         }
+    };
+    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
+    let advance = |a: &mut Asm, n: i64| {
+        a.add_imm(left, n * TILE_ROW);
+        a.add_imm(right, n * unit_bytes);
+        a.add_imm(count, -n);
+    };
+    let (head, tail, exit) = (a.label(), a.label(), a.label());
+    a.compare_imm(count, NARROW);
+    a.jump_if(Cond::Lt, tail);
+    a.bind(head);
+    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.v(), a.v()]).collect();
+    for n in 0..NARROW {
+        step(a, &acc, n, n == 0);
     }
-    a.jump(head);
+    widen(a, &acc);
+    advance(a, NARROW);
+    a.compare_imm(count, NARROW);
+    a.jump_if(Cond::Ge, head);
+    a.bind(tail);
+    a.compare_imm(count, 0);
+    a.jump_if(Cond::Le, exit);
+    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
+    let one = a.label();
+    a.bind(one);
+    step(a, &acc, 0, false);
+    advance(a, 1);
+    a.compare_imm(count, 0);
+    a.jump_if(Cond::Gt, one);
+    widen(a, &acc);
     a.bind(exit);
 }
 
-/// Converts the sums of a group and multiplies them by its scales, on top of the groups before.
-fn finish(a: &mut Asm, s: &Shape, o: &Operands, scales: Mem, add: bool) {
+/// Converts the sums of a group, multiplies them by its scales and adds the groups before.
+fn finish(a: &mut Asm, s: &Shape, o: &Operands, scales: Mem) {
     let lanes = a.isa.lanes();
     for c in (0..s.columns).step_by(lanes as usize) {
         let scale = a.vector_of(scales.plus((s.first_column + c) * 4));
-        let zero = a.vector_of(0);
         for r in 0..s.rows {
             let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
             let at = place(o.sums, s, r, c);
-            let before = if add { a.vector_of(at) } else { zero };
-            let t = a.fma(x, scale, before);
+            let t = a.fma(x, scale, at);
             a.store_vector(at, t);
         }
     }
