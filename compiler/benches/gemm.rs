@@ -1,25 +1,26 @@
-//! Matrix products and attention against the CPU's limit of 128-bit multiply-adds, one thread.
+//! Matrix products and attention against the CPU's limit of f32 multiply-adds, one thread, in every
+//! variant that the CPU runs.
 //!
-//! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts. With a word as
-//! argument, only the lines that contain it are measured.
+//! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts. With words as
+//! arguments, only the lines that contain all of them are measured: `avx2 attention`.
 #![allow(unsafe_code, reason = "compiled kernels are called through pointers")]
 #![allow(clippy::print_stdout, reason = "the results of a benchmark")]
 
-use cranelift_codegen::Context;
-use cranelift_codegen::control::ControlPlane;
-use cranelift_codegen::ir::types::{F32X4, I64};
-use cranelift_codegen::ir::{AbiParam, BlockArg, Function, InstBuilder, MemFlagsData, Signature, UserFuncName, Value};
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{AbiParam, Signature};
 use cranelift_entity::{EntityRef, PrimaryMap};
-use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::Module;
 use std::time::{Duration, Instant};
+use target_lexicon::Triple;
 use tfc::emit::candidates::compile;
 use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
+use tfc::hwbench::rates::Unit;
 use tfc::kernel::attention::{Attention, QUERY_TILE};
 use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+use tfc::kernel::work::Arithmetic;
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
 use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
@@ -46,58 +47,6 @@ fn kernel_signature(cpu: &Cpu) -> Signature {
     let mut signature = Signature::new(cpu.isa.default_call_conv());
     signature.params.extend([AbiParam::new(I64); 3]);
     signature
-}
-
-/// `end` rounds of 48 multiply-adds on 12 registers.
-fn limit(cpu: &Cpu) -> f64 {
-    let signature = kernel_signature(cpu);
-    let mut function = Function::with_name_signature(UserFuncName::user(0, 0), signature.clone());
-    let mut context = FunctionBuilderContext::new();
-    let mut f = FunctionBuilder::new(&mut function, &mut context);
-    let (entry, body, exit) = (f.create_block(), f.create_block(), f.create_block());
-    f.append_block_params_for_function_params(entry);
-    f.switch_to_block(entry);
-    let end = f.block_params(entry)[2];
-    let out = f.block_params(entry)[0];
-    let zero = f.ins().f32const(0.0);
-    let zero = f.ins().splat(F32X4, zero);
-    let count = f.append_block_param(body, I64);
-    let mut sums: Vec<Value> = (0..12).map(|_| f.append_block_param(body, F32X4)).collect();
-    let args = |n: Value, sums: &[Value]| -> Vec<BlockArg> { [n].iter().chain(sums).map(|&v| BlockArg::from(v)).collect() };
-    f.ins().jump(body, &args(end, &[zero; 12]));
-    f.switch_to_block(body);
-    for _ in 0..4 {
-        for s in &mut sums {
-            *s = f.ins().fma(*s, zero, zero);
-        }
-    }
-    let left = f.ins().iadd_imm_s(count, -1);
-    f.ins().brif(left, body, &args(left, &sums), exit, &[]);
-    f.switch_to_block(exit);
-    let total = sums.into_iter().reduce(|a, b| f.ins().fadd(a, b)).expect("sums");
-    f.ins().store(MemFlagsData::trusted(), total, out, 0);
-    f.ins().return_(&[]);
-    f.seal_all_blocks();
-    f.finalize(cpu.isa.frontend_config());
-    let mut context = Context::for_function(function);
-    let code = context.compile(&*cpu.isa, &mut ControlPlane::default()).expect("the loop compiles");
-    let run = load(&Code { bytes: code.code_buffer().to_vec(), align: 64 }, &signature);
-    let mut out = [0u64; 2];
-    let rounds = 20_000;
-    // SAFETY: the loop writes 16 bytes.
-    let t = best(|| unsafe { run(out.as_mut_ptr(), 0, rounds) });
-    rounds as f64 * 48.0 * 8.0 / t
-}
-
-fn best(mut f: impl FnMut()) -> f64 {
-    let mut best = f64::MAX;
-    let begin = Instant::now();
-    while begin.elapsed() < DURATION {
-        let t = Instant::now();
-        f();
-        best = best.min(t.elapsed().as_secs_f64());
-    }
-    best
 }
 
 struct Case {
@@ -224,31 +173,30 @@ fn params(n: usize, out: usize) -> Vec<BufferParam> {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let cpu = Cpu::best_here().expect("a code generator for this machine");
-    let limit = limit(&cpu);
-    println!("limit of 128-bit multiply-adds: {:.1} GFLOP/s", limit / 1e9);
-    let cases = [
-        ("128 x 768 x 768", gemm(128, 768, 768, false)),
-        ("128 x 3072 x 768, GELU", gemm(128, 3072, 768, true)),
-        ("128 x 768 x 3072", gemm(128, 768, 3072, false)),
-        ("120 x 384 x 384", gemm(120, 384, 384, false)),
-        ("1 x 3072 x 768", gemm(1, 3072, 768, false)),
-        ("4 x 3072 x 768", gemm(4, 3072, 768, false)),
-        ("attention 12 x 128 x 64", attention(12, 128)),
-        ("attention 12 x 512 x 64", attention(12, 512)),
-    ];
-    for (name, mut case) in cases {
-        if !wanted.iter().all(|w| name.contains(w.as_str())) {
-            continue;
+    for cpu in Cpu::variants(&Triple::host()).into_iter().filter(Cpu::runs_here) {
+        let limit = Unit::limit(cpu.name, Arithmetic::F32).map(|unit| (unit, unit.measure(1).expect("memory for a loop")));
+        if let Some((unit, limit)) = limit {
+            println!("{}: limit of {}: {:.1} GFLOP/s", cpu.name, unit.name(), limit / 1e9);
         }
-        let t = case.seconds(&cpu);
-        let rate = case.flop / t;
-        println!(
-            "{name}: {:.3} ms, {:.1} GFLOP/s, {:.1}% of the limit, {} bytes of code",
-            t * 1e3,
-            rate / 1e9,
-            100.0 * rate / limit,
-            case.code_bytes(&cpu)
-        );
+        let cases = [
+            ("128 x 768 x 768", gemm(128, 768, 768, false)),
+            ("128 x 3072 x 768, GELU", gemm(128, 3072, 768, true)),
+            ("128 x 768 x 3072", gemm(128, 768, 3072, false)),
+            ("120 x 384 x 384", gemm(120, 384, 384, false)),
+            ("1 x 3072 x 768", gemm(1, 3072, 768, false)),
+            ("4 x 3072 x 768", gemm(4, 3072, 768, false)),
+            ("attention 12 x 128 x 64", attention(12, 128)),
+            ("attention 12 x 512 x 64", attention(12, 512)),
+        ];
+        for (name, mut case) in cases {
+            let line = format!("{} {name}", cpu.name);
+            if !wanted.iter().all(|w| line.contains(w.as_str())) {
+                continue;
+            }
+            let t = case.seconds(&cpu);
+            let rate = case.flop / t;
+            let share = limit.map_or_else(String::new, |(_, limit)| format!(", {:.1}% of the limit", 100.0 * rate / limit));
+            println!("{line}: {:.3} ms, {:.1} GFLOP/s{share}, {} bytes of code", t * 1e3, rate / 1e9, case.code_bytes(&cpu));
+        }
     }
 }

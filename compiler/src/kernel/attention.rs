@@ -14,6 +14,10 @@ pub const QUERY_TILE: usize = super::gemm::TILE_ROWS;
 /// Keys that a block of scores holds, a multiple of the panel width.
 pub const KEY_BLOCK: usize = 128;
 
+/// A key whose bias is so much less than the greatest bias that a query sees is hidden from it: its weight
+/// is 0, whatever its score, and emitters need not read it. No score of sensible operands makes up for it.
+pub const HIDDEN: f32 = 1e8;
+
 /// Attention. Batch loops are `[batch, head]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {

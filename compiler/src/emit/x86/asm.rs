@@ -642,6 +642,15 @@ impl Asm {
         m
     }
 
+    /// The lanes of a mask as bits, the first lane lowest.
+    pub fn lane_bits(&mut self, m: M) -> R {
+        let dst = self.r();
+        let (code, width) =
+            if self.isa.evex() { (Code::VEX_Kmovw_r32_kr, Width::Mask) } else { (Code::VEX_Vmovmskps_r32_ymm, Width::Full) };
+        self.push(code, First::Write, vec![Operand::Reg(dst.0, Width::Word), Operand::Reg(m.0, width)]);
+        dst
+    }
+
     /// `mask ? x : y` by lane.
     pub fn select(&mut self, mask: M, x: V, y: V) -> V {
         let dst = self.v();

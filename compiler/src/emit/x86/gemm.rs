@@ -6,6 +6,7 @@ use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
 use super::pack::matrix_address;
 use super::quantized;
+use super::tile::{self, Product};
 use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
@@ -15,14 +16,6 @@ use tfc_ir::types::Elem;
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
-
-/// Heights of register tiles: what is left of the rows is rounded up to one of them.
-const HEIGHTS: [usize; 6] = [1, 2, 4, 6, 8, TILE_ROWS];
-
-/// The register tile of an instruction set: rows and vectors.
-fn register_tile(isa: Isa) -> (usize, usize) {
-    if isa.evex() { (TILE_ROWS, 2) } else { (6, 2) }
-}
 
 /// Whether this emitter can emit a product.
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
@@ -145,22 +138,9 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them, and `next` between tiles.
 fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize), next: impl FnOnce(&mut Function)) {
     let left = f.a.copy(rows);
-    let (tile, done) = (f.a.label(), f.a.label());
+    let tile = f.a.label();
     f.a.bind(tile);
-    let heights = heights(m);
-    for (i, &h) in heights.iter().enumerate() {
-        let other = f.a.label();
-        if i + 1 < heights.len() {
-            f.a.compare_imm(left, h as i64);
-            f.a.jump_if(Cond::Gt, other);
-        }
-        body(f, h);
-        if i + 1 < heights.len() {
-            f.a.jump(done);
-        }
-        f.a.bind(other);
-    }
-    f.a.bind(done);
+    tile::by_height(f, &tile::heights(m), left, body);
     next(f);
     f.a.add_imm(left, -(TILE_ROWS as i64));
     f.a.compare_imm(left, 0);
@@ -177,7 +157,12 @@ fn block(isa: Isa) -> i64 {
 fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
     let block = block(f.a.isa);
     let one_block = matches!(g.k, Extent::Const(k) if k <= block);
-    let strip_bytes = register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
+    let strip_bytes = tile::register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
+    // Blocks are multiples of every power of 2 that matters.
+    let k_multiple = match g.k {
+        Extent::Const(k) => 1 << k.trailing_zeros().min(8),
+        Extent::Param(_) => 1,
+    };
     let (block_left, block_right, rest) = (f.a.copy(left), f.a.copy(right), f.extent(g.k));
     let tile_bytes = f.extent(g.k);
     let tile_bytes = f.a.times_imm(tile_bytes, TILE_ROW);
@@ -213,7 +198,21 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
         f,
         g.m,
         rows,
-        |f, h| product(f, h, tile_left, strip, count, (!one_block, g.k), tile_sums),
+        |f, h| {
+            let product = Product {
+                left: tile_left,
+                left_row: ELEMENT,
+                left_k: TILE_ROW,
+                right: strip,
+                k: count,
+                k_multiple,
+                columns: strip_bytes / ELEMENT,
+                sums: tile_sums,
+                pitch: PANEL_ROW,
+                accumulate: !one_block,
+            };
+            product.emit(f, h);
+        },
         |f| {
             f.a.add_into(tile_left, tile_bytes);
             f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
@@ -233,18 +232,8 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
     f.a.bind(done);
 }
 
-/// The heights that tiles of `m` rows in all need, ascending.
-fn heights(m: Extent) -> Vec<usize> {
-    let Extent::Const(m) = m else { return HEIGHTS.to_vec() };
-    let rest = m % TILE_ROWS as i64;
-    let rest = HEIGHTS.into_iter().find(|&h| (1..=h as i64).contains(&rest));
-    let full = (m >= TILE_ROWS as i64).then_some(TILE_ROWS);
-    let mut heights: Vec<usize> = rest.into_iter().chain(full).collect();
-    heights.dedup();
-    heights
-}
-
-fn ceil_div(f: &mut Function, x: R, by: i64) -> R {
+/// `x / by`, rounded up.
+pub fn ceil_div(f: &mut Function, x: R, by: i64) -> R {
     let up = f.a.lea(Mem::at(x, by - 1));
     let by = f.a.imm(by);
     f.a.divide(up, by).0
@@ -266,81 +255,6 @@ fn split(f: &mut Function, matrix: R, batch: &[Extent]) -> Vec<R> {
     }
     out.reverse();
     out
-}
-
-/// The sums of a tile of `height` rows by a strip of a panel, over `count` values of k; on top of what is there
-/// if `accumulate`. `k` is all of k.
-fn product(f: &mut Function, height: usize, left: R, right: R, count: R, (accumulate, k): (bool, Extent), sums: R) {
-    let (most, vectors) = register_tile(f.a.isa);
-    let width = f.a.isa.bytes();
-    for first in (0..height).step_by(most) {
-        let rows = most.min(height - first);
-        let place = |r: usize, v: usize| Mem::at(sums, (first + r) as i64 * PANEL_ROW + v as i64 * width);
-        // A sum waits for the one before: low tiles keep several for different k.
-        let sets = match rows * vectors {
-            0..=3 => 4,
-            4..=7 => 2,
-            _ => 1,
-        };
-        let acc: Vec<Vec<V>> = (0..sets)
-            .map(|set| {
-                (0..rows * vectors)
-                    .map(|i| if accumulate && set == 0 { f.a.vector_of(place(i / vectors, i % vectors)) } else { f.a.vector_of(0) })
-                    .collect()
-            })
-            .collect();
-        let (p, q, count) = (f.a.lea(Mem::at(left, first as i64 * ELEMENT)), f.a.copy(right), f.a.copy(count));
-        let step = |f: &mut Function, set: usize, n: i64| {
-            let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
-            for r in 0..rows {
-                let x = f.a.broadcast(Mem::at(p, n * TILE_ROW + r as i64 * ELEMENT));
-                for v in 0..vectors {
-                    f.a.update(Op::Fma231, acc[set][r * vectors + v], x, b[v]);
-                }
-            }
-        };
-        let advance = |f: &mut Function, n: i64| {
-            f.a.add_imm(p, n * TILE_ROW);
-            f.a.add_imm(q, n * PANEL_ROW);
-            f.a.add_imm(count, -n);
-        };
-        let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
-        let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Lt, tail);
-        f.a.bind(head);
-        for n in 0..unroll {
-            step(f, n as usize % sets, n);
-        }
-        advance(f, unroll);
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Ge, head);
-        f.a.bind(tail);
-        // Blocks are multiples of what is unrolled.
-        if !matches!(k, Extent::Const(k) if k % unroll == 0) {
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Le, exit);
-            let one = f.a.label();
-            f.a.bind(one);
-            step(f, 0, 0);
-            advance(f, 1);
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Gt, one);
-        }
-        f.a.bind(exit);
-        let mut sets = acc;
-        while sets.len() > 1 {
-            let half = sets.split_off(sets.len() / 2);
-            for (x, y) in sets.iter().flatten().zip(half.iter().flatten()) {
-                f.a.binary_into(Op::AddPs, *x, *x, *y);
-            }
-        }
-        for r in 0..rows {
-            for v in 0..vectors {
-                f.a.store_vector(place(r, v), sets[0][r * vectors + v]);
-            }
-        }
-    }
 }
 
 /// Where a panel of a task is, and its sums.

@@ -84,6 +84,14 @@ pub fn exp_normal(a: &mut Asm, x: V) -> V {
     a.fma(rest, power, power)
 }
 
+/// `e^x` for `x <= 0`; 0 where it is not a normal number.
+pub fn exp_weight(a: &mut Asm, x: V) -> V {
+    // At the bound the power of two is 2^-127, whose bits are those of 0. A NaN comes last and stays.
+    let low = a.vector_of(-88.0);
+    let x = a.binary(Op::MaxPs, low, x);
+    exp_normal(a, x)
+}
+
 /// Hyperbolic tangent.
 pub fn tanh(a: &mut Asm, x: V) -> V {
     let m = abs(a, x);

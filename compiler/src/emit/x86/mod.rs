@@ -6,6 +6,7 @@
 
 mod alloc;
 pub mod asm;
+mod attention;
 mod encode;
 pub mod expr;
 mod gemm;
@@ -14,6 +15,7 @@ pub mod math;
 mod nest;
 mod pack;
 mod quantized;
+mod tile;
 
 use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;
@@ -28,7 +30,7 @@ pub fn covers(kernel: &Kernel) -> bool {
         Body::Nest(n) => nest::covers(kernel, n),
         Body::Pack(p) => pack::covers(kernel, p),
         Body::Gemm(g) => gemm::covers(kernel, g),
-        Body::Attention(_) => false,
+        Body::Attention(a) => attention::covers(a),
     }
 }
 
@@ -44,7 +46,7 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
         Body::Nest(n) => nest::emit(&mut f, n, begin, end),
         Body::Pack(p) => pack::emit(&mut f, p, begin, end),
         Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
-        Body::Attention(_) => unreachable!("not covered"),
+        Body::Attention(a) => attention::emit(&mut f, a, begin, end),
     }
     let bytes = f.a.finish().map_err(|e| CodegenError::Unsupported(format!("wide code: {e}")))?;
     Ok(Code { bytes, align: 64 })

@@ -1,0 +1,526 @@
+//! Fused attention. For every block of keys a task computes the scores of its queries by register tiles,
+//! turns them into weights relative to the largest score so far, and adds the weighted values to sums,
+//! which it rescales when a larger score appears. Everything but operands and result is on the stack.
+//!
+//! A block is a run of panels. Panels whose keys the bias hides from all queries alike are in no block.
+
+use super::asm::{Asm, Cond, Label, M, Mem, R, V};
+use super::expr::{Base, Evaluator, Function};
+use super::gemm::ceil_div;
+use super::isa::Op;
+use super::math;
+use super::tile::{self, Product};
+use crate::kernel::Extent;
+use crate::kernel::attention::{Attention, HIDDEN, QUERY_TILE};
+use crate::kernel::gemm::PANEL;
+use tfc_ir::types::Elem;
+
+const ELEMENT: i64 = 4;
+const COLUMNS: i64 = PANEL as i64;
+const PANEL_ROW: i64 = COLUMNS * ELEMENT;
+const TILE: i64 = QUERY_TILE as i64;
+
+/// Keys of a block of scores, which stay in the first-level cache.
+const BLOCK: i64 = 256;
+
+/// The longest queries and values that are kept on the stack.
+const MAX_DEPTH: i64 = 512;
+
+/// Whether this emitter can emit an attention.
+pub fn covers(a: &Attention) -> bool {
+    let rows = |x: &crate::kernel::nest::Access| x.dynamic.is_empty() && x.strides[3] == Extent::Const(1);
+    rows(&a.q)
+        && rows(&a.out)
+        && a.bias.as_ref().is_none_or(|b| b.dynamic.is_empty() && matches!(b.strides[3], Extent::Const(0 | 1)))
+        && a.depth <= MAX_DEPTH
+        && a.value_depth <= MAX_DEPTH
+}
+
+/// Areas of the frame.
+struct Areas {
+    /// Scaled queries, rows of `query_pitch` bytes.
+    queries: R,
+    query_pitch: i64,
+    /// Scores, then weights, rows of [`SCORE_PITCH`].
+    scores: R,
+    /// Sums of weighted values, rows of `sum_pitch` bytes.
+    sums: R,
+    sum_pitch: i64,
+    /// The largest score of every query.
+    largest: R,
+    /// A vector per query, whose lanes add up to the sum of its weights.
+    totals: R,
+    /// A vector of the bias below which keys are hidden.
+    threshold: R,
+}
+
+const SCORE_PITCH: i64 = BLOCK * ELEMENT;
+
+/// Where a task is.
+struct Task {
+    batch: R,
+    head: R,
+    /// The first query, and how many there are.
+    first: R,
+    rows: R,
+    /// How many keys the first query sees, none if that is negative, and how many the last.
+    seen: [R; 2],
+    /// The bias at the first query and key 0.
+    bias: Option<Base>,
+    /// Whether a block came before.
+    begun: R,
+}
+
+/// Emits attention.
+pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
+    let round = |n: i64, to: i64| (n + to - 1) / to * to * ELEMENT;
+    let (query_pitch, sum_pitch, width) = (round(a.depth, f.a.isa.lanes()), round(a.value_depth, COLUMNS), f.a.isa.bytes());
+    let s = Areas {
+        queries: f.a.scratch(TILE * query_pitch.max(width)),
+        query_pitch,
+        scores: f.a.scratch(TILE * SCORE_PITCH),
+        sums: f.a.scratch(TILE * sum_pitch),
+        sum_pitch,
+        largest: f.a.scratch(64),
+        totals: f.a.scratch(TILE * width),
+        threshold: f.a.scratch(width),
+    };
+    let task = f.a.copy(begin);
+    let (head, exit) = (f.a.label(), f.a.label());
+    f.a.compare(task, end);
+    f.a.jump_if(Cond::Ge, exit);
+    f.a.bind(head);
+    let t = decode(f, a, task);
+    prepare(f, a, &t, &s);
+    blocks(f, a, &t, &s);
+    result(f, a, &t, &s);
+    f.a.add_imm(task, 1);
+    f.a.compare(task, end);
+    f.a.jump_if(Cond::Lt, head);
+    f.a.bind(exit);
+}
+
+fn decode(f: &mut Function, a: &Attention, task: R) -> Task {
+    let (queries, keys, heads) = (f.extent(a.queries), f.extent(a.keys), f.extent(a.heads));
+    let tiles = ceil_div(f, queries, TILE);
+    let (number, tile) = f.a.divide(task, tiles);
+    let (batch, head) = f.a.divide(number, heads);
+    let first = f.a.times_imm(tile, TILE);
+    let rows = f.a.minus(queries, first);
+    let most = f.a.imm(TILE);
+    let rows = f.a.min(rows, most);
+    let seen = if a.causal {
+        // Query `i` sees the keys up to `i + keys - queries`.
+        let ahead = f.a.minus(keys, queries);
+        let before = f.a.plus(first, ahead);
+        let zero = f.a.imm(0);
+        let last = f.a.plus(before, rows);
+        [f.a.lea(Mem::at(before, 1)), f.a.max(last, zero)]
+    } else {
+        [keys, keys]
+    };
+    let zero = f.a.imm(0);
+    let bias = a.bias.as_ref().map(|b| Evaluator::base(f, b, Elem::F32, &[batch, head, first, zero], Some(3)));
+    let begun = f.a.imm(0);
+    Task { batch, head, first, rows, seen, bias, begun }
+}
+
+/// Copies the queries, multiplied by the scale, and sets the sums to what they are without any keys.
+fn prepare(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let zero = f.a.imm(0);
+    let from = Evaluator::base(f, &a.q, Elem::F32, &[t.batch, t.head, t.first, zero], Some(3)).at;
+    let from = f.a.copy(from);
+    let step = row_bytes(f, a.q.strides[2]);
+    let (to, rows) = (f.a.copy(s.queries), f.a.copy(t.rows));
+    let whole = a.depth / lanes * lanes;
+    f.a.repeat(rows, |f| {
+        let (i, end) = (f.imm(0), f.imm(whole));
+        f.each(i, end, lanes, |f| {
+            let x = f.vector_of(Mem::indexed(from, i, 4, 0));
+            let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
+            f.store_vector(Mem::indexed(to, i, 4, 0), x);
+        });
+        if whole < a.depth {
+            let rest = f.imm(a.depth - whole);
+            let mask = f.first_lanes(rest);
+            let x = f.load_masked(Mem::at(from, whole * ELEMENT), mask);
+            let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
+            f.store_vector(Mem::at(to, whole * ELEMENT), x);
+        }
+        f.add_into(from, step);
+        f.add_imm(to, s.query_pitch);
+    });
+    let fill = |f: &mut Function, area: R, bytes: i64, x: f32| {
+        let x = f.a.vector_of(x);
+        let (i, end) = (f.a.imm(0), f.a.imm(bytes));
+        f.a.each(i, end, width, |a| a.store_vector(Mem::indexed(area, i, 1, 0), x));
+    };
+    fill(f, s.sums, TILE * s.sum_pitch, 0.0);
+    fill(f, s.totals, TILE * width, 0.0);
+    fill(f, s.largest, 64, f32::MIN);
+}
+
+/// The loop over blocks of keys.
+fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
+    let skips = a.bias.as_ref().is_some_and(|b| b.strides[2] == Extent::Const(0) && b.strides[3] == Extent::Const(1));
+    let skips = skips && !matches!(a.keys, Extent::Const(..=COLUMNS));
+    let bias = t.bias.filter(|_| skips);
+    if let Some(bias) = bias {
+        threshold(f, bias.at, t.seen[0], s);
+    }
+    let heights = match a.queries {
+        Extent::Const(_) => tile::heights(a.queries),
+        Extent::Param(_) => vec![1, 4, QUERY_TILE],
+    };
+    // The matrices of the key head.
+    let (per_group, heads) = (f.extent(a.heads_per_group), f.extent(a.heads));
+    let (groups, _) = f.a.divide(heads, per_group);
+    let (group, _) = f.a.divide(t.head, per_group);
+    let matrix = f.a.times(t.batch, groups);
+    f.a.add_into(matrix, group);
+    let keys = f.extent(a.keys);
+    let panels = ceil_div(f, keys, COLUMNS);
+    let before = f.a.times(matrix, panels);
+    let bytes = f.a.times_imm(before, a.depth * PANEL_ROW);
+    let panel = f.buffer(a.k);
+    f.a.add_into(panel, bytes);
+    let before = f.a.times(matrix, keys);
+    let bytes = f.a.times_imm(before, s.sum_pitch);
+    let values = f.buffer(a.v);
+    f.a.add_into(values, bytes);
+
+    let key = f.a.imm(0);
+    let (block, exit) = (f.a.label(), f.a.label());
+    f.a.bind(block);
+    f.a.compare(key, t.seen[1]);
+    f.a.jump_if(Cond::Ge, exit);
+    if let Some(bias) = bias {
+        let visible = f.a.label();
+        if_visible(f, bias.at, key, keys, s, visible);
+        f.a.add_imm(key, COLUMNS);
+        f.a.add_imm(panel, a.depth * PANEL_ROW);
+        f.a.jump(block);
+        f.a.bind(visible);
+    }
+    // Scores, panel by panel.
+    let (next, to) = (f.a.copy(key), f.a.copy(s.scores));
+    let block_end = f.a.lea(Mem::at(key, BLOCK));
+    let block_end = f.a.min(block_end, t.seen[1]);
+    let (head, scored) = (f.a.label(), f.a.label());
+    f.a.bind(head);
+    let depth = f.a.imm(a.depth);
+    let product = Product {
+        left: s.queries,
+        left_row: s.query_pitch,
+        left_k: ELEMENT,
+        right: panel,
+        k: depth,
+        k_multiple: a.depth.max(1),
+        columns: COLUMNS,
+        sums: to,
+        pitch: SCORE_PITCH,
+        accumulate: false,
+    };
+    tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
+    f.a.add_imm(panel, a.depth * PANEL_ROW);
+    f.a.add_imm(to, PANEL_ROW);
+    f.a.add_imm(next, COLUMNS);
+    f.a.compare(next, block_end);
+    if let Some(bias) = bias {
+        f.a.jump_if(Cond::Ge, scored);
+        if_visible(f, bias.at, next, keys, s, head);
+    } else {
+        f.a.jump_if(Cond::Lt, head);
+    }
+    f.a.bind(scored);
+    let columns = f.a.min(next, block_end);
+    f.a.sub_into(columns, key);
+    weigh(f, a, t, s, key, columns);
+    // Weighted values, panel by panel.
+    let right = f.a.times_imm(key, PANEL_ROW);
+    f.a.add_into(right, values);
+    let whole = a.value_depth / COLUMNS;
+    let mut product = Product {
+        left: s.scores,
+        left_row: SCORE_PITCH,
+        left_k: ELEMENT,
+        right,
+        k: columns,
+        k_multiple: if a.causal { 1 } else { keys_multiple(a.keys) },
+        columns: COLUMNS,
+        sums: s.sums,
+        pitch: s.sum_pitch,
+        accumulate: true,
+    };
+    if whole > 0 {
+        product.sums = f.a.copy(s.sums);
+        let panel_bytes = f.extent(a.keys);
+        let panel_bytes = f.a.times_imm(panel_bytes, PANEL_ROW);
+        let count = f.a.imm(whole);
+        let head = f.a.label();
+        f.a.bind(head);
+        tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
+        f.a.add_into(right, panel_bytes);
+        f.a.add_imm(product.sums, PANEL_ROW);
+        f.a.add_imm(count, -1);
+        f.a.compare_imm(count, 0);
+        f.a.jump_if(Cond::Gt, head);
+    }
+    if a.value_depth % COLUMNS != 0 {
+        product.columns = a.value_depth % COLUMNS;
+        tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
+    }
+    f.a.imm_into(t.begun, 1);
+    f.a.copy_into(key, next);
+    f.a.jump(block);
+    f.a.bind(exit);
+}
+
+/// What divides the number of keys of every block.
+fn keys_multiple(keys: Extent) -> i64 {
+    match keys {
+        Extent::Const(n) if n % COLUMNS == 0 => COLUMNS,
+        _ => 1,
+    }
+}
+
+/// Sets the threshold from the bias of the keys that all queries see.
+fn threshold(f: &mut Function, bias: R, seen: R, s: &Areas) {
+    let lanes = f.a.isa.lanes();
+    let lowest = f32::NEG_INFINITY;
+    let most = f.a.vector_of(lowest);
+    let i = f.a.imm(0);
+    let seen = f.a.max(seen, i);
+    f.a.each(i, seen, lanes, |a| {
+        let x = a.vector_of(Mem::indexed(bias, i, 4, 0));
+        a.binary_into(Op::MaxPs, most, x, most);
+    });
+    let rest = f.a.minus(seen, i);
+    let mask = f.a.first_lanes(rest);
+    let x = f.a.load_masked(Mem::indexed(bias, i, 4, 0), mask);
+    let low = f.a.vector_of(lowest);
+    let x = f.a.select(mask, x, low);
+    f.a.binary_into(Op::MaxPs, most, x, most);
+    let most = f.a.across(most, |a, x, y| a.binary(Op::MaxPs, x, y));
+    let most = f.a.splat(most);
+    let least = f.a.binary(Op::SubPs, most, HIDDEN);
+    f.a.store_vector(Mem::at(s.threshold, 0), least);
+}
+
+/// Goes to a label if a key of the panel at `key` is not hidden.
+fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: Label) {
+    let lanes = f.a.isa.lanes();
+    let (partly, hidden) = (f.a.label(), f.a.label());
+    let least = f.a.vector_of(Mem::at(s.threshold, 0));
+    let left = f.a.minus(keys, key);
+    f.a.compare_imm(left, COLUMNS);
+    f.a.jump_if(Cond::Lt, partly);
+    for exist in [false, true] {
+        for v in 0..COLUMNS / lanes {
+            let at = Mem::indexed(bias, key, 4, v * lanes * ELEMENT);
+            let x = if exist {
+                let mask = lanes_of(f, left, v * lanes);
+                let x = f.a.load_masked(at, mask);
+                let low = f.a.vector_of(f32::NEG_INFINITY);
+                f.a.select(mask, x, low)
+            } else {
+                f.a.vector_of(at)
+            };
+            let below = f.a.compare_ps(math::LESS, x, least);
+            let bits = f.a.lane_bits(below);
+            f.a.compare_imm(bits, (1 << lanes) - 1);
+            f.a.jump_if(Cond::Ne, visible);
+        }
+        if !exist {
+            f.a.jump(hidden);
+            f.a.bind(partly);
+        }
+    }
+    f.a.bind(hidden);
+}
+
+/// The lanes of a vector that are among the first `count`; the vector begins at `skipped`.
+fn lanes_of(f: &mut Function, count: R, skipped: i64) -> M {
+    let left = f.a.lea(Mem::at(count, -skipped));
+    let (zero, most) = (f.a.imm(0), f.a.imm(f.a.isa.lanes()));
+    let left = f.a.max(left, zero);
+    let left = f.a.min(left, most);
+    f.a.first_lanes(left)
+}
+
+/// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
+fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: R) {
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let vectors = COLUMNS / lanes;
+    let padded = ceil_div(f, columns, COLUMNS);
+    let padded = f.a.times_imm(padded, COLUMNS);
+    let (scores, sums, totals, largest) = (f.a.copy(s.scores), f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(s.largest));
+    // Keys of the block that the first query sees; every further one sees a key more.
+    let seen = f.a.minus(t.seen[0], key);
+    let bias = a.bias.as_ref().zip(t.bias).map(|(access, base)| {
+        let at = if base.moves { f.a.lea(Mem::indexed(base.at, key, 4, 0)) } else { f.a.copy(base.at) };
+        (at, base.moves, row_bytes(f, access.strides[2]))
+    });
+    let row = f.a.copy(t.rows);
+    let head = f.a.label();
+    f.a.bind(head);
+
+    // Scores with bias, and the largest of them.
+    let most: Vec<V> = (0..vectors).map(|_| f.a.vector_of(f32::NEG_INFINITY)).collect();
+    let i = f.a.imm(0);
+    let seen_here = if a.causal { clamp(f, seen, columns) } else { columns };
+    let all_lanes = |f: &mut Asm| {
+        for (v, &most) in most.iter().enumerate() {
+            let skipped = v as i64 * width;
+            let place = Mem::indexed(scores, i, 4, skipped);
+            let mut x = f.vector_of(place);
+            if let Some((at, moves, _)) = bias {
+                let more = if moves { f.vector_of(Mem::indexed(at, i, 4, skipped)) } else { f.broadcast(Mem::at(at, 0)) };
+                x = f.binary(Op::AddPs, x, more);
+                f.store_vector(place, x);
+            }
+            // Where a score is not a number the largest so far stays: it shows in the weights all the same.
+            f.binary_into(Op::MaxPs, most, x, most);
+        }
+    };
+    f.a.each(i, seen_here, COLUMNS, all_lanes);
+    if a.causal || !matches!(a.keys, Extent::Const(n) if n % COLUMNS == 0) {
+        let (head, exit) = (f.a.label(), f.a.label());
+        f.a.compare(i, padded);
+        f.a.jump_if(Cond::Ge, exit);
+        f.a.bind(head);
+        let left = f.a.minus(seen_here, i);
+        for (v, &most) in most.iter().enumerate() {
+            let skipped = v as i64 * width;
+            let mask = lanes_of(f, left, v as i64 * lanes);
+            let place = Mem::indexed(scores, i, 4, skipped);
+            let mut x = f.a.vector_of(place);
+            if let Some((at, moves, _)) = bias {
+                let more = if moves { f.a.load_masked(Mem::indexed(at, i, 4, skipped), mask) } else { f.a.broadcast(Mem::at(at, 0)) };
+                x = f.a.binary(Op::AddPs, x, more);
+            }
+            let low = f.a.vector_of(f32::NEG_INFINITY);
+            let x = f.a.select(mask, x, low);
+            f.a.store_vector(place, x);
+            f.a.binary_into(Op::MaxPs, most, x, most);
+        }
+        f.a.add_imm(i, COLUMNS);
+        f.a.compare(i, padded);
+        f.a.jump_if(Cond::Lt, head);
+        f.a.bind(exit);
+    }
+    let m = combine(f, &most, Op::MaxPs);
+    let m = f.a.across(m, |a, x, y| a.binary(Op::MaxPs, x, y));
+    let m = f.a.splat(m);
+    // No score is below this: weights are 0 where all scores are minus infinity.
+    let before = f.a.broadcast(Mem::at(largest, 0));
+    let m = f.a.binary(Op::MaxPs, m, before);
+    f.a.store_by(Op::StoreLane, Mem::at(largest, 0), m);
+
+    // Weights and their sum.
+    let parts: Vec<V> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
+    let i = f.a.imm(0);
+    f.a.each(i, padded, COLUMNS, |a| {
+        for (v, &sum) in parts.iter().enumerate() {
+            let place = Mem::indexed(scores, i, 4, v as i64 * width);
+            let x = a.vector_of(place);
+            let x = a.binary(Op::SubPs, x, m);
+            let w = math::exp_weight(a, x);
+            a.store_vector(place, w);
+            a.binary_into(Op::AddPs, sum, sum, w);
+        }
+    });
+    let total = combine(f, &parts, Op::AddPs);
+    let (first, done) = (f.a.label(), f.a.label());
+    f.a.compare_imm(t.begun, 0);
+    f.a.jump_if(Cond::Eq, first);
+    let shrink = f.a.binary(Op::SubPs, before, m);
+    let shrink = math::exp_weight(&mut f.a, shrink);
+    let scaled = f.a.fma(shrink, Mem::at(totals, 0), total);
+    f.a.store_vector(Mem::at(totals, 0), scaled);
+    let (i, end) = (f.a.imm(0), f.a.imm(s.sum_pitch));
+    f.a.each(i, end, width, |a| {
+        let x = a.binary(Op::MulPs, shrink, Mem::indexed(sums, i, 1, 0));
+        a.store_vector(Mem::indexed(sums, i, 1, 0), x);
+    });
+    f.a.jump(done);
+    f.a.bind(first);
+    f.a.store_vector(Mem::at(totals, 0), total);
+    f.a.bind(done);
+
+    f.a.add_imm(scores, SCORE_PITCH);
+    f.a.add_imm(sums, s.sum_pitch);
+    f.a.add_imm(totals, width);
+    f.a.add_imm(largest, ELEMENT);
+    if a.causal {
+        f.a.add_imm(seen, 1);
+    }
+    if let Some((at, _, step)) = bias {
+        f.a.add_into(at, step);
+    }
+    f.a.add_imm(row, -1);
+    f.a.compare_imm(row, 0);
+    f.a.jump_if(Cond::Gt, head);
+}
+
+/// `max(0, min(x, most))`.
+fn clamp(f: &mut Function, x: R, most: R) -> R {
+    let x = f.a.min(x, most);
+    let zero = f.a.imm(0);
+    f.a.max(x, zero)
+}
+
+fn combine(f: &mut Function, parts: &[V], op: Op) -> V {
+    let mut parts = parts.to_vec();
+    while parts.len() > 1 {
+        let half = parts.len() / 2;
+        parts = (0..half).map(|i| f.a.binary(op, parts[i], parts[i + half])).collect();
+    }
+    parts[0]
+}
+
+/// Divides the sums by the totals and stores them.
+fn result(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let zero = f.a.imm(0);
+    let to = Evaluator::base(f, &a.out, Elem::F32, &[t.batch, t.head, t.first, zero], Some(3)).at;
+    let to = f.a.copy(to);
+    let step = row_bytes(f, a.out.strides[2]);
+    // Without any keys the result is 0; where all are hidden it is 0 / 0.
+    let keys = f.extent(a.keys);
+    let one = f.a.imm(1);
+    let none = f.a.minus(one, keys);
+    let none = f.a.max(none, zero);
+    let none = f.a.float_of(none);
+    let (sums, totals, rows) = (f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(t.rows));
+    let whole = a.value_depth / lanes * lanes;
+    f.a.repeat(rows, |f| {
+        let total = f.vector_of(Mem::at(totals, 0));
+        let total = f.across(total, |a, x, y| a.binary(Op::AddPs, x, y));
+        let total = f.binary(Op::AddPs, total, none);
+        let total = f.splat(total);
+        let one = f.vector_of(1.0);
+        let factor = f.binary(Op::DivPs, one, total);
+        let (i, end) = (f.imm(0), f.imm(whole));
+        f.each(i, end, lanes, |f| {
+            let x = f.binary(Op::MulPs, factor, Mem::indexed(sums, i, 4, 0));
+            f.store_vector(Mem::indexed(to, i, 4, 0), x);
+        });
+        if whole < a.value_depth {
+            let rest = f.imm(a.value_depth - whole);
+            let mask = f.first_lanes(rest);
+            let x = f.binary(Op::MulPs, factor, Mem::at(sums, whole * ELEMENT));
+            f.store_masked(Mem::at(to, whole * ELEMENT), x, mask);
+        }
+        f.add_into(to, step);
+        f.add_imm(sums, s.sum_pitch);
+        f.add_imm(totals, width);
+    });
+}
+
+/// A stride in bytes.
+fn row_bytes(f: &mut Function, stride: Extent) -> R {
+    let elements = f.extent(stride);
+    f.a.times_imm(elements, ELEMENT)
+}

@@ -1,0 +1,155 @@
+//! Register tiles of f32 products: a few rows by a panel of columns, multiplied over the whole of k.
+
+use super::asm::{Cond, Mem, R, V};
+use super::expr::Function;
+use super::isa::{Isa, Op};
+use crate::kernel::Extent;
+use crate::kernel::gemm::{PANEL, TILE_ROWS};
+
+const ELEMENT: i64 = 4;
+const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
+
+/// Heights of register tiles: what is left of the rows is rounded up to one of them.
+const HEIGHTS: [usize; 6] = [1, 2, 4, 6, 8, TILE_ROWS];
+
+/// The register tile of an instruction set: rows and vectors.
+pub fn register_tile(isa: Isa) -> (usize, usize) {
+    if isa.evex() { (TILE_ROWS, 2) } else { (6, 2) }
+}
+
+/// The heights that tiles of `m` rows in all need, ascending.
+pub fn heights(m: Extent) -> Vec<usize> {
+    let Extent::Const(m) = m else { return HEIGHTS.to_vec() };
+    let rest = m % TILE_ROWS as i64;
+    let rest = HEIGHTS.into_iter().find(|&h| (1..=h as i64).contains(&rest));
+    let full = (m >= TILE_ROWS as i64).then_some(TILE_ROWS);
+    let mut heights: Vec<usize> = rest.into_iter().chain(full).collect();
+    heights.dedup();
+    heights
+}
+
+/// Runs the body of the least height, of several ascending ones, that holds a number of rows.
+pub fn by_height(f: &mut Function, heights: &[usize], rows: R, mut body: impl FnMut(&mut Function, usize)) {
+    let done = f.a.label();
+    for (i, &h) in heights.iter().enumerate() {
+        if i + 1 == heights.len() {
+            body(f, h);
+            break;
+        }
+        let next = f.a.label();
+        f.a.compare_imm(rows, h as i64);
+        f.a.jump_if(Cond::Gt, next);
+        body(f, h);
+        f.a.jump(done);
+        f.a.bind(next);
+    }
+    f.a.bind(done);
+}
+
+/// Rows by a panel.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// The left operand.
+    pub left: R,
+    /// Bytes from row to row of the left operand.
+    pub left_row: i64,
+    /// Bytes from one k to the next of the left operand.
+    pub left_k: i64,
+    /// The panel, or a part of its columns.
+    pub right: R,
+    /// Length of the dot products.
+    pub k: R,
+    /// What is known to divide k.
+    pub k_multiple: i64,
+    /// How many columns of the panel are wanted; others may be computed too.
+    pub columns: i64,
+    /// The sums.
+    pub sums: R,
+    /// Bytes from row to row of the sums.
+    pub pitch: i64,
+    /// Whether products are added to the sums that are there.
+    pub accumulate: bool,
+}
+
+impl Product {
+    /// Emits the product of the first `height` rows.
+    pub fn emit(&self, f: &mut Function, height: usize) {
+        let (most, widest) = register_tile(f.a.isa);
+        let lanes = f.a.isa.lanes();
+        let all = (self.columns + lanes - 1) / lanes;
+        for first in (0..height).step_by(most) {
+            let mut done = 0;
+            while done < all {
+                let vectors = (all - done).min(widest as i64);
+                self.strip(f, (first, most.min(height - first)), (done, vectors as usize));
+                done += vectors;
+            }
+        }
+    }
+
+    /// Emits some rows by some vectors, each given by the first and how many there are.
+    fn strip(&self, f: &mut Function, (first, rows): (usize, usize), (skipped, vectors): (i64, usize)) {
+        let width = f.a.isa.bytes();
+        let within = skipped * width;
+        let place = |i: usize| Mem::at(self.sums, (first + i / vectors) as i64 * self.pitch + within + (i % vectors) as i64 * width);
+        // A sum waits for the one before: low tiles keep several for different k.
+        let sets = match rows * vectors {
+            0..=3 => 4,
+            4..=7 => 2,
+            _ => 1,
+        };
+        let mut acc: Vec<Vec<V>> = vec![];
+        for set in 0..sets {
+            let begin = |f: &mut Function, i| if self.accumulate && set == 0 { f.a.vector_of(place(i)) } else { f.a.vector_of(0) };
+            acc.push((0..rows * vectors).map(|i| begin(f, i)).collect());
+        }
+        let (p, q) = (f.a.lea(Mem::at(self.left, first as i64 * self.left_row)), f.a.lea(Mem::at(self.right, within)));
+        let count = f.a.copy(self.k);
+        let step = |f: &mut Function, set: usize, n: i64| {
+            let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
+            for r in 0..rows {
+                let x = f.a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
+                for v in 0..vectors {
+                    f.a.update(Op::Fma231, acc[set][r * vectors + v], x, b[v]);
+                }
+            }
+        };
+        let advance = |f: &mut Function, n: i64| {
+            f.a.add_imm(p, n * self.left_k);
+            f.a.add_imm(q, n * PANEL_ROW);
+            f.a.add_imm(count, -n);
+        };
+        let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
+        let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
+        f.a.compare_imm(count, unroll);
+        f.a.jump_if(Cond::Lt, tail);
+        f.a.bind(head);
+        for n in 0..unroll {
+            step(f, n as usize % sets, n);
+        }
+        advance(f, unroll);
+        f.a.compare_imm(count, unroll);
+        f.a.jump_if(Cond::Ge, head);
+        f.a.bind(tail);
+        if self.k_multiple % unroll != 0 {
+            f.a.compare_imm(count, 0);
+            f.a.jump_if(Cond::Le, exit);
+            let one = f.a.label();
+            f.a.bind(one);
+            step(f, 0, 0);
+            advance(f, 1);
+            f.a.compare_imm(count, 0);
+            f.a.jump_if(Cond::Gt, one);
+        }
+        f.a.bind(exit);
+        while acc.len() > 1 {
+            let half = acc.split_off(acc.len() / 2);
+            for (x, y) in acc.iter().flatten().zip(half.iter().flatten()) {
+                f.a.binary_into(Op::AddPs, *x, *x, *y);
+            }
+        }
+        for (i, &sum) in acc[0].iter().enumerate() {
+            f.a.store_vector(place(i), sum);
+        }
+    }
+}
