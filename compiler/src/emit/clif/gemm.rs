@@ -4,9 +4,9 @@
 
 use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Strips};
-use super::{KernelBuilder, LANES, MEM};
+use super::{KernelBuilder, LANES, MEM, quantized};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -41,7 +41,10 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     b.reload_arguments();
     let t = Task::decode(b, g, number);
     let kept = tile::keep(b, &t.values());
-    product(b, g, &t, sums);
+    match &g.format {
+        Format::F32 => product(b, g, &t, sums),
+        Format::Quantized(q) => quantized::product(b, g, q, &t, sums),
+    }
     b.reload_arguments();
     let t = Task::of(&tile::kept(b, kept, t.values().len()));
     epilogue(b, g, &t, sums);
@@ -54,14 +57,17 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
 }
 
 /// Where a task is.
-struct Task {
-    batch: Vec<Value>,
-    first_row: Value,
-    first_column: Value,
+pub(super) struct Task {
+    /// Indices of the batch loops.
+    pub batch: Vec<Value>,
+    /// Index of the first row.
+    pub first_row: Value,
+    /// Index of the first column.
+    pub first_column: Value,
     /// Number of rows, at most those of a group.
-    rows: Value,
+    pub rows: Value,
     /// Number of columns, at most [`CHUNK`].
-    columns: Value,
+    pub columns: Value,
 }
 
 impl Task {
@@ -93,7 +99,7 @@ impl Task {
     }
 }
 
-/// The sums of a task: blocks of `k` one after the other.
+/// The f32 dot products of a task: blocks of `k` one after the other.
 fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let heights = Heights::of(g.m);
     let k = b.extent(g.k);
@@ -246,7 +252,7 @@ pub(super) fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) 
     out
 }
 
-/// An address in a buffer of f32.
+/// An address in a buffer, where elements have four bytes.
 pub(super) fn address<'a>(
     b: &mut KernelBuilder,
     buffer: u32,

@@ -20,6 +20,7 @@ pub mod nest;
 mod nest_tests;
 mod pack;
 mod prim;
+mod quantized;
 #[cfg(test)]
 mod reference;
 pub mod target;

@@ -1,0 +1,555 @@
+//! Products of packed `i8` rows with weights of 4 and 8 bits
+//! ([`Quantized`](crate::kernel::gemm::Quantized)).
+//!
+//! A register tile is a few rows by a strip of eight columns: four neighbours, and the four that are eight
+//! columns behind them, which share their bytes where weights have 4 bits. Both operands are widened to
+//! i16; pairs of products are added in i32, and the two pairs of a column once per group.
+//!
+//! Within a panel, groups are the outer loop: the weights of a group stay in the first-level cache for all
+//! rows of a task, while the sums wait in memory.
+
+use super::gemm::{Task, address, ceil_div, rest};
+use super::tile;
+use super::{KernelBuilder, MEM};
+use crate::kernel::Extent;
+use crate::kernel::gemm::{CHUNK, Gemm, PANEL, Quantized, TILE_ROWS};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_frontend::Variable;
+
+/// Bytes of an f32, an i32 and a unit.
+const ELEMENT: i64 = 4;
+
+/// Bytes of a unit of all rows of a packed tile.
+const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
+
+/// Bytes of the elements of a panel's columns.
+const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
+
+/// Columns between the two halves of a strip.
+const HALF: i64 = 8;
+
+/// Vectors of sums of a row of a strip: each has the two pairs of two columns.
+const PAIRS: usize = 4;
+
+/// What a group of a row tile is computed from and where it goes, all `i64`.
+struct Group {
+    /// Address of the units of the rows.
+    left: Value,
+    /// Address of the units of the panel.
+    right: Value,
+    /// Number of units.
+    count: Value,
+    /// Address of the scales of the panel.
+    scales: Value,
+    /// Address of the sums of the rows.
+    row_sums: Value,
+    /// Number of strips.
+    strips: Value,
+    /// Address of the results.
+    sums: Value,
+}
+
+/// `at + n * bytes`.
+fn offset(b: &mut KernelBuilder, at: Value, n: Value, bytes: i64) -> Value {
+    let bytes = b.times(n, Extent::Const(bytes));
+    b.f.ins().iadd(at, bytes)
+}
+
+/// Emits the dot products of a task, [`CHUNK`] f32 to a row at `sums`.
+pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, sums: Value) {
+    let k = g.k.as_const().expect("weights have known sizes");
+    let units = (k + 3) / 4;
+    let per_group = (q.group + 3) / 4;
+    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
+
+    let left = address(b, g.left.buffer, t.batch.iter().copied(), &g.left.batch);
+    let left = offset(b, left, t.first_row, units * ELEMENT);
+    // The sums of rows are ordered like the row tiles, which lie one behind the other.
+    let begin = b.buffer(g.left.buffer);
+    let before = b.f.ins().isub(left, begin);
+    let tiles = b.f.ins().udiv_imm_u(before, (units * TILE_ROW).max(1));
+    let row_sums = b.buffer(q.sums);
+    let row_sums = offset(b, row_sums, tiles, q.groups * TILE_ROW);
+    let right = address(b, g.right.buffer, t.batch.iter().copied(), &g.right.batch);
+    let right = offset(b, right, t.first_column, units * unit_bytes / PANEL as i64);
+    let scales = b.buffer(q.scales);
+    let scales = offset(b, scales, t.first_column, q.groups * ELEMENT);
+
+    let zero = b.int(0);
+    if q.groups != 1 {
+        let zeros = b.float_of(F32X4, 0.0);
+        let tiles = ceil_div(b, t.rows, TILE_ROWS as i64);
+        let all = b.times(tiles, Extent::Const((TILE_ROWS * CHUNK) as i64));
+        tile::fill(b, sums, all, zeros);
+    }
+    let end = b.f.ins().iadd_imm_s(t.columns, PANEL as i64 - 1);
+    let Some(panel) = b.open_loop(zero, end, PANEL as i64) else { return };
+    let columns = rest(b, t.columns, panel.index, PANEL as i64);
+    let pairs_of_strips = ceil_div(b, columns, 2 * HALF);
+    let strips = b.times(pairs_of_strips, Extent::Const(2));
+    let right = offset(b, right, panel.index, units * unit_bytes / PANEL as i64);
+    let scales = offset(b, scales, panel.index, q.groups * ELEMENT);
+    let sums = offset(b, sums, panel.index, ELEMENT);
+    let (all_units, all_groups) = (b.int(units), b.int(q.groups));
+    if let Some(group) = b.open_loop(zero, all_groups, 1) {
+        let first = b.times(group.index, Extent::Const(per_group));
+        let count = rest(b, all_units, first, per_group);
+        let left = offset(b, left, first, TILE_ROW);
+        let right = offset(b, right, first, unit_bytes);
+        let scales = offset(b, scales, group.index, PANEL_ROW);
+        let row_sums = offset(b, row_sums, group.index, TILE_ROW);
+        let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
+        if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
+            let left = offset(b, left, tile.index, units * ELEMENT);
+            let row_sums = offset(b, row_sums, tile.index, q.groups * ELEMENT);
+            let sums = offset(b, sums, tile.index, CHUNK as i64 * ELEMENT);
+            let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
+            row_tile(b, g.m, q, rows, &Group { left, right, count, scales, row_sums, strips, sums });
+            b.close_loop(tile);
+        }
+        b.close_loop(group);
+    }
+    b.close_loop(panel);
+}
+
+/// A group of `rows` rows, of `m` in all: several at a time, a last one alone.
+fn row_tile(b: &mut KernelBuilder, m: Extent, q: &Quantized, rows: Value, tile: &Group) {
+    // The sums of two rows by a strip are eight vectors, beside four of weights.
+    let height = if b.cpu.vector_registers() >= 32 { 4 } else { 2 };
+    let zero = b.int(0);
+    let end = b.f.ins().iadd_imm_s(rows, height - 1);
+    let Some(row) = b.open_loop(zero, end, height) else { return };
+    let group = Group {
+        left: offset(b, tile.left, row.index, ELEMENT),
+        row_sums: offset(b, tile.row_sums, row.index, ELEMENT),
+        sums: offset(b, tile.sums, row.index, CHUNK as i64 * ELEMENT),
+        ..*tile
+    };
+    match m {
+        Extent::Const(1) => strips(b, q, 1, &group),
+        Extent::Const(m) if m % height != 1 => strips(b, q, height as usize, &group),
+        _ => {
+            let [one, several, done] = [b.f.create_block(), b.f.create_block(), b.f.create_block()];
+            let last = b.f.ins().iadd_imm_s(rows, -1);
+            let alone = b.f.ins().icmp(IntCC::Equal, row.index, last);
+            b.f.ins().brif(alone, one, &[], several, &[]);
+            for (block, height) in [(one, 1), (several, height as usize)] {
+                b.f.seal_block(block);
+                b.f.switch_to_block(block);
+                strips(b, q, height, &group);
+                b.f.ins().jump(done, &[]);
+            }
+            b.f.seal_block(done);
+            b.f.switch_to_block(done);
+        }
+    }
+    b.close_loop(row);
+}
+
+/// A group of `height` rows by the strips of a panel, as a helper function.
+fn strips(b: &mut KernelBuilder, q: &Quantized, height: usize, g: &Group) {
+    let (bits, add) = (q.bits, q.groups != 1);
+    let name = format!("quantized {bits} {add} {height}");
+    let args = [g.left, g.right, g.count, g.scales, g.row_sums, g.strips, g.sums];
+    b.call(name, &args, |b, p| {
+        let &[left, right, count, scales, row_sums, strips, sums] = p else { unreachable!("seven parameters") };
+        let zero = b.int(0);
+        let strip = b.open_loop(zero, strips, 1).expect("a number that is not known");
+        // Strip 2 i + j begins with column 16 i + 4 j.
+        let odd = b.f.ins().band_imm_u(strip.index, 1);
+        let even = b.f.ins().isub(strip.index, odd);
+        let odd = b.times(odd, Extent::Const(4));
+        let column = offset(b, odd, even, HALF);
+        let right = match bits {
+            4 => offset(b, right, strip.index, 16),
+            _ => offset(b, right, column, 4),
+        };
+        let scales = offset(b, scales, column, ELEMENT);
+        let sums = offset(b, sums, column, ELEMENT);
+        let pairs = dots(b, bits, height, left, right, count);
+        finish(b, add, &pairs, scales, row_sums, sums);
+        b.close_loop(strip);
+    });
+}
+
+/// The i32 sums of `height` rows by a strip over `count` units, [`PAIRS`] vectors to a row.
+fn dots(b: &mut KernelBuilder, bits: u8, height: usize, left: Value, right: Value, count: Value) -> Vec<Value> {
+    let unit_bytes = PANEL_ROW * i64::from(bits) / 8;
+    let rows = b.f.declare_var(I64);
+    b.f.def_var(rows, left);
+    let acc: Vec<Variable> = (0..height * PAIRS).map(|_| b.f.declare_var(I32X4)).collect();
+    let zeros = b.int_of(I32X4, 0);
+    for &a in &acc {
+        b.f.def_var(a, zeros);
+    }
+    let end = offset(b, right, count, unit_bytes);
+    let mut at = right;
+    for several in [2, 1] {
+        let unit = b.open_loop(at, end, several * unit_bytes).expect("a number that is not known");
+        let left = b.f.use_var(rows);
+        for n in 0..several {
+            let w = weights(b, bits, unit.index, n * unit_bytes);
+            for first in (0..height).step_by(2) {
+                let x = b.f.ins().sload8x8(MEM, left, (n * TILE_ROW + first as i64 * ELEMENT) as i32);
+                let x = b.bits(I32X4, x);
+                for row in first..height.min(first + 2) {
+                    let low = 2 * (row - first) as u8;
+                    let x = b.shuffle(x, x, [low, low + 1, low, low + 1]);
+                    let x = b.bits(I16X8, x);
+                    for (&a, &w) in acc[row * PAIRS..].iter().zip(&w) {
+                        let products = add_pairs(b, x, w);
+                        let sum = b.f.use_var(a);
+                        let sum = b.f.ins().iadd(sum, products);
+                        b.f.def_var(a, sum);
+                    }
+                }
+            }
+        }
+        let left = b.f.ins().iadd_imm_s(left, several * TILE_ROW);
+        b.f.def_var(rows, left);
+        at = b.close_loop(unit);
+    }
+    acc.into_iter().map(|a| b.f.use_var(a)).collect()
+}
+
+/// The codes of a unit of a strip in i16, two columns to a vector.
+fn weights(b: &mut KernelBuilder, bits: u8, at: Value, place: i64) -> [Value; PAIRS] {
+    let load = |b: &mut KernelBuilder, place: i64| b.f.ins().load(I8X16, MEM, at, place as i32);
+    let [low, high] = match bits {
+        4 => {
+            let both = load(b, place);
+            let nibble = b.int_of(I8X16, 0x0f);
+            let wide = b.bits(I16X8, both);
+            let high = b.shr(wide, 4);
+            let high = b.bits(I8X16, high);
+            [b.f.ins().band(both, nibble), b.f.ins().band(high, nibble)]
+        }
+        _ => [load(b, place), load(b, place + HALF * 4)],
+    };
+    [b.f.ins().uwiden_low(low), b.f.ins().uwiden_high(low), b.f.ins().uwiden_low(high), b.f.ins().uwiden_high(high)]
+}
+
+/// `x[2 i] y[2 i] + x[2 i + 1] y[2 i + 1]` of vectors of i16, in i32. Cranelift has one instruction for it on x86-64.
+fn add_pairs(b: &mut KernelBuilder, x: Value, y: Value) -> Value {
+    let (x_low, y_low) = (b.f.ins().swiden_low(x), b.f.ins().swiden_low(y));
+    let (x_high, y_high) = (b.f.ins().swiden_high(x), b.f.ins().swiden_high(y));
+    let (low, high) = (b.f.ins().imul(x_low, y_low), b.f.ins().imul(x_high, y_high));
+    b.f.ins().iadd_pairwise(low, high)
+}
+
+/// Converts the sums of a strip and multiplies them by their scales, on top of the groups before if `add`.
+fn finish(b: &mut KernelBuilder, add: bool, pairs: &[Value], scales: Value, row_sums: Value, sums: Value) {
+    let half = (HALF * ELEMENT) as i32;
+    let scales = [0, half].map(|place| b.f.ins().load(F32X4, MEM, scales, place));
+    for (r, pairs) in pairs.chunks(PAIRS).enumerate() {
+        let row_sum = b.f.ins().load(I32, MEM, row_sums, r as i32 * ELEMENT as i32);
+        let row_sum = b.splat(row_sum);
+        for (h, pairs) in pairs.chunks(2).enumerate() {
+            let dot = b.f.ins().iadd_pairwise(pairs[0], pairs[1]);
+            let dot = b.f.ins().iadd(dot, row_sum);
+            let dot = b.f.ins().fcvt_from_sint(F32X4, dot);
+            let place = (r * CHUNK * ELEMENT as usize) as i32 + h as i32 * half;
+            let before = if add { b.f.ins().load(F32X4, MEM, sums, place) } else { b.float_of(F32X4, 0.0) };
+            let sum = b.fma(dot, scales[h], before);
+            b.f.ins().store(MEM, sum, sums, place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::Cpu;
+    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, TILE_ROWS, pack_scales, pack_weights};
+    use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+    use crate::kernel::pack::{SLACK, pack};
+    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
+    use cranelift_entity::{EntityRef, PrimaryMap};
+    use proptest::prelude::*;
+    use tfc_ir::scalar::Prim;
+    use tfc_ir::types::Elem;
+
+    /// Where the values of an operand are from.
+    #[derive(Clone, Copy, Debug)]
+    enum Values {
+        Mixed,
+        Smallest,
+        Largest,
+    }
+
+    impl Values {
+        /// Value `i` of a type of that many bits.
+        fn at(self, bits: u8, i: usize) -> i32 {
+            let end = 1 << (bits - 1);
+            match self {
+                Values::Mixed => ((i.wrapping_mul(2_654_435_761) >> 7) % (2 * end) as usize) as i32 - end,
+                Values::Smallest => -end,
+                Values::Largest => end - 1,
+            }
+        }
+    }
+
+    /// `out[b, m, n] = a[b, m] w[n] * row_scale[b, m]`.
+    #[derive(Clone, Debug)]
+    struct Problem {
+        batch: usize,
+        m: usize,
+        n: usize,
+        k: usize,
+        bits: u8,
+        /// Values of k in a group; 0 is all of k.
+        group: usize,
+        left: Values,
+        weights: Values,
+        /// Whether all matrices of the batch have the same left operand.
+        shared: bool,
+        /// Whether sizes and strides are parameters.
+        symbolic: bool,
+    }
+
+    impl Problem {
+        fn group(&self) -> usize {
+            if self.group == 0 { self.k } else { self.group }
+        }
+
+        fn groups(&self) -> usize {
+            self.k.div_ceil(self.group())
+        }
+
+        fn kernel(&self) -> (Kernel, Vec<i64>) {
+            let Problem { batch, m, n, k, bits, .. } = *self;
+            let mut params = vec![];
+            let mut extent = |x: usize| {
+                if !self.symbolic || x < 2 {
+                    return Extent::Const(x as i64);
+                }
+                params.push(x as i64);
+                Extent::Param(params.len() as u32 - 1)
+            };
+            let mut access = |buffer: u32, strides: [usize; 3]| Access {
+                buffer,
+                offset: Extent::Const(0),
+                strides: strides.map(&mut extent).to_vec(),
+                dynamic: vec![],
+            };
+            let row_scale = access(4, [m, 1, 0]);
+            let out = access(5, [m * n, n, 1]);
+            let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
+            let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
+            let row_scale = exprs.push((Expr::Load(row_scale), Elem::F32));
+            let y = exprs.push((Expr::Prim(Prim::Mul, vec![dot, row_scale]), Elem::F32));
+            let matrix = m.div_ceil(TILE_ROWS) * TILE_ROWS * k.div_ceil(4);
+            let body = Gemm {
+                batch: vec![extent(batch)],
+                m: extent(m),
+                n: extent(n),
+                k: Extent::Const(k as i64),
+                format: Format::Quantized(Quantized { bits, group: self.group() as i64, groups: self.groups() as i64, scales: 2, sums: 3 }),
+                left: Operand { buffer: 0, batch: vec![extent(if self.shared { 0 } else { matrix })] },
+                right: Operand { buffer: 1, batch: vec![Extent::Const(0)] },
+                exprs,
+                effects: vec![Effect::Store(out, y)],
+            };
+            let elems = [Elem::I32, Elem::U8, Elem::F32, Elem::I32, Elem::F32, Elem::F32];
+            let buffers = elems.into_iter().enumerate();
+            let buffers = buffers.map(|(i, elem)| BufferParam { elem, usage: if i == 5 { Use::Write } else { Use::Read } }).collect();
+            (Kernel { buffers, ints: params.len() as u32, body: Body::Gemm(body) }, params)
+        }
+
+        fn a(&self, b: usize, i: usize, x: usize) -> i32 {
+            let b = if self.shared { 0 } else { b };
+            self.left.at(8, (b * self.m + i) * self.k + x)
+        }
+
+        fn w(&self, x: usize, j: usize) -> i32 {
+            self.weights.at(self.bits, x * self.n + j + 12_345)
+        }
+
+        fn scale(g: usize, j: usize) -> f32 {
+            let s = 1e-3 * (1.0 + ((g * 7 + j * 13) % 101) as f32 / 37.0);
+            if (g + j) % 5 == 0 { -s } else { s }
+        }
+
+        fn row_scale(row: usize) -> f32 {
+            0.01 + (row % 17) as f32 / 3.0
+        }
+
+        /// The buffers of the kernel. What the packed rows hold behind the last one is not used.
+        fn buffers(&self) -> [Vec<u8>; 6] {
+            let Problem { batch, m, n, k, bits, .. } = *self;
+            let matrices = if self.shared { 1 } else { batch };
+            let unit = |b: usize, i: usize, u: usize| -> [u8; 4] {
+                std::array::from_fn(|j| if 4 * u + j < k { self.a(b, i, 4 * u + j) as u8 } else { 0 })
+            };
+            let mut left: Vec<[u8; 4]> = (0..matrices).flat_map(|b| pack(m, k.div_ceil(4), |i, u| unit(b, i, u))).collect();
+            left.extend(vec![[0xa5; 4]; SLACK as usize / 4]);
+            let zero = 1 << (bits - 1);
+            let sum = |b: usize, i: usize, g: usize| -> i32 {
+                let end = k.min((g + 1) * self.group());
+                (g * self.group()..end).map(|x| self.a(b, i, x)).sum::<i32>() * -zero
+            };
+            let mut sums = vec![];
+            for (b, tile) in (0..matrices).flat_map(|b| (0..m.div_ceil(TILE_ROWS)).map(move |t| (b, t))) {
+                for (g, r) in (0..self.groups()).flat_map(|g| (0..TILE_ROWS).map(move |r| (g, r))) {
+                    let row = tile * TILE_ROWS + r;
+                    sums.push(if row < m { sum(b, row, g) } else { 1 << 30 });
+                }
+            }
+            let scales = pack_scales(self.groups(), n, Self::scale);
+            let row_scales: Vec<f32> = (0..batch * m).map(Self::row_scale).collect();
+            [
+                left.concat(),
+                pack_weights(bits, k, n, |x, j| self.w(x, j)),
+                bytemuck::cast_slice(&scales).to_vec(),
+                bytemuck::cast_slice(&sums).to_vec(),
+                bytemuck::cast_slice(&row_scales).to_vec(),
+                bytemuck::cast_slice(&vec![f32::NAN; batch * m * n]).to_vec(),
+            ]
+        }
+
+        /// The result in integers, with the multiply-adds of groups as the CPU has them.
+        fn expected(&self, cpu: &Cpu) -> Vec<f32> {
+            let Problem { batch, m, n, k, .. } = *self;
+            let weights: Vec<i32> = (0..n).flat_map(|j| (0..k).map(move |x| self.w(x, j))).collect();
+            let mut out = Vec::with_capacity(batch * m * n);
+            for (b, i) in (0..batch).flat_map(|b| (0..m).map(move |i| (b, i))) {
+                let row: Vec<i32> = (0..k).map(|x| self.a(b, i, x)).collect();
+                for j in 0..n {
+                    let column = &weights[j * k..][..k];
+                    let dots = row.chunks(self.group()).zip(column.chunks(self.group()));
+                    let dot = dots.enumerate().fold(0f32, |t, (g, (a, w))| {
+                        let dot: i32 = a.iter().zip(w).map(|(x, y)| x * y).sum();
+                        let (dot, scale) = (dot as f32, Self::scale(g, j));
+                        if cpu.has_fma() { dot.mul_add(scale, t) } else { dot * scale + t }
+                    });
+                    out.push(dot * Self::row_scale(b * m + i));
+                }
+            }
+            out
+        }
+
+        fn check(&self) {
+            let Problem { batch, m, n, .. } = *self;
+            let (kernel, ints) = self.kernel();
+            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let operands = self.buffers();
+            for cpu in host_cpus() {
+                let run = Compiled::new(&kernel, &cpu);
+                let expected = self.expected(&cpu);
+                for pieces in [1, 3] {
+                    let mut buffers = operands.clone();
+                    for p in 0..pieces {
+                        assert_eq!(run.run(&mut buffers, &ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
+                    }
+                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[5]);
+                    let wrong = out.iter().zip(&expected).position(|(x, y)| x.to_bits() != y.to_bits());
+                    if let Some(at) = wrong {
+                        let (row, column) = (at / n, at % n);
+                        let (x, y) = (out[at], expected[at]);
+                        panic!("{}, {pieces} pieces: {self:?}, row {row}, column {column}: {x} for {y}", cpu.name);
+                    }
+                }
+            }
+        }
+    }
+
+    const SMALL: Problem = Problem {
+        batch: 1,
+        m: 5,
+        n: 9,
+        k: 24,
+        bits: 4,
+        group: 0,
+        left: Values::Mixed,
+        weights: Values::Mixed,
+        shared: false,
+        symbolic: false,
+    };
+
+    #[test]
+    fn every_number_of_rows() {
+        for bits in [4, 8] {
+            for m in (1..=17).chain([29, 50]) {
+                Problem { m, bits, n: 37, k: 67, ..SMALL }.check();
+                Problem { m, bits, n: 33, k: 96, group: 32, symbolic: true, ..SMALL }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_at_the_edges() {
+        for bits in [4, 8] {
+            for symbolic in [false, true] {
+                let small = Problem { bits, symbolic, ..SMALL };
+                Problem { m: 0, ..small.clone() }.check();
+                Problem { n: 0, ..small.clone() }.check();
+                Problem { batch: 0, ..small.clone() }.check();
+                for k in 1..=9 {
+                    Problem { k, ..small.clone() }.check();
+                }
+                for n in [1, 4, 5, 8, 16, 17, 31, 32, 64, CHUNK, 2 * CHUNK + 5] {
+                    Problem { n, ..small.clone() }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_of_every_size() {
+        for bits in [4, 8] {
+            for (group, k) in [(4, 30), (8, 9), (32, 32), (32, 100), (32, 129), (64, 192), (64, 130), (128, 129), (128, 383), (128, 100)] {
+                Problem { bits, group, k, m: 13, ..SMALL }.check();
+                Problem { bits, group, k, m: 1, n: 34, ..SMALL }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_extreme_values_are_exact() {
+        use Values::{Largest, Mixed, Smallest};
+        for bits in [4, 8] {
+            for left in [Smallest, Largest, Mixed] {
+                for weights in [Smallest, Largest, Mixed] {
+                    let most = Problem { bits, left, weights, k: 65_536, m: 2, n: 2, ..SMALL };
+                    Problem { m: 13, n: 17, k: 131, ..most.clone() }.check();
+                    Problem { m: 7, k: 1024, group: 128, ..most.clone() }.check();
+                    most.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn matrices_of_a_batch_may_be_one() {
+        for symbolic in [false, true] {
+            Problem { batch: 3, m: 13, shared: true, group: 8, symbolic, ..SMALL }.check();
+            Problem { batch: 3, m: 13, group: 8, symbolic, ..SMALL }.check();
+        }
+    }
+
+    #[test]
+    fn other_architectures() {
+        for cpu in foreign_cpus() {
+            for (bits, group, symbolic) in [(4, 0, false), (4, 8, true), (8, 0, true), (8, 8, false)] {
+                let code = machine_code(&Problem { bits, group, symbolic, ..SMALL }.kernel().0, &cpu);
+                assert!(!code.bytes.is_empty());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn is_the_product_in_integers(
+            [batch, m, n, k] in [1usize..3, 1..60, 1..150, 1..200],
+            (units, bits) in (0usize..40, prop_oneof![Just(4u8), Just(8)]),
+            [shared, symbolic]: [bool; 2],
+        ) {
+            let group = if 4 * units < k { 4 * units } else { 0 };
+            Problem { batch, m, n, k, bits, group, shared, symbolic, ..SMALL }.check();
+        }
+    }
+}
