@@ -9,9 +9,9 @@ use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape};
 
 /// Whether there is a kernel for an operator if its weights are constants: symmetric activations of 8
-/// bits, symmetric signed weights, and groups of whole units.
+/// bits, symmetric signed weights, a depth that is known and not 0, and groups of whole units.
 pub(super) fn has_kernel(op: &QuantizedMatmul, k: Option<i64>) -> bool {
-    let Some(k) = k.and_then(|k| usize::try_from(k).ok()) else { return false };
+    let Some(k) = k.and_then(|k| usize::try_from(k).ok()).filter(|&k| k > 0) else { return false };
     let group = op.group(k);
     op.activations.is_some_and(|a| a.symmetric)
         && op.weights.symmetric

@@ -131,8 +131,10 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     let depth = b.int(a.depth);
     let one_depth = a.depth <= tile::DEPTH;
     let (row_stride, k_stride) = (a.q.strides[2], a.q.strides[3]);
+    let row_bytes = b.extent(row_stride);
+    let row_bytes = b.times(row_bytes, Extent::Const(F32_BYTES));
     if one_depth && a.depth > 0 {
-        tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_stride, k_stride }, s.queries);
+        tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_bytes, k_stride }, s.queries);
     }
     let heights = match a.queries {
         Extent::Const(_) => Heights::of(a.queries),
@@ -168,7 +170,7 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         let offset = b.times(l.index, k_stride);
         let offset = b.times(offset, Extent::Const(F32_BYTES));
         let at = b.f.ins().iadd(query, offset);
-        tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_stride, k_stride }, s.queries);
+        tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_bytes, k_stride }, s.queries);
         let offset = b.times(l.index, Extent::Const(PANEL as i64 * F32_BYTES));
         scores.right = b.f.ins().iadd(right, offset);
         scores.accumulate = true;
@@ -176,11 +178,8 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         b.close_loop(l);
     }
     weigh(b, a, t, s, block.index, columns, visible);
-    tile::pack(
-        b,
-        &Rows { at: s.scores, rows: t.rows, k: columns, row_stride: Extent::Const(BLOCK), k_stride: Extent::Const(1) },
-        s.weights,
-    );
+    let row_bytes = b.int(BLOCK * F32_BYTES);
+    tile::pack(b, &Rows { at: s.scores, rows: t.rows, k: columns, row_bytes, k_stride: Extent::Const(1) }, s.weights);
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(value_matrix, offset);
     let panel_bytes = b.times(keys, Extent::Const(PANEL as i64 * F32_BYTES));

@@ -104,12 +104,12 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let heights = Heights::of(g.m);
     let k = b.extent(g.k);
     let batch = t.batch.iter().copied();
-    let left = address(b, g.left.buffer, batch.clone(), &g.left.batch);
+    let left = address(b, g.left.buffer, F32_BYTES, batch.clone(), &g.left.batch);
     // Groups begin with tiles: `first_row` rows before them take `first_row * k` elements.
     let skipped = b.f.ins().imul(t.first_row, k);
     let skipped = b.times(skipped, Extent::Const(F32_BYTES));
     let left = b.f.ins().iadd(left, skipped);
-    let right = address(b, g.right.buffer, batch, &g.right.batch);
+    let right = address(b, g.right.buffer, F32_BYTES, batch, &g.right.batch);
     // Chunks begin with panels: `first_column` columns before them take `first_column * k` elements.
     let skipped = b.f.ins().imul(t.first_column, k);
     let skipped = b.times(skipped, Extent::Const(F32_BYTES));
@@ -252,10 +252,11 @@ pub(super) fn split(b: &mut KernelBuilder, mut number: Value, loops: &[Extent]) 
     out
 }
 
-/// An address in a buffer, where elements have four bytes.
+/// An address in a buffer of elements of `bytes` bytes.
 pub(super) fn address<'a>(
     b: &mut KernelBuilder,
     buffer: u32,
+    bytes: i64,
     index: impl IntoIterator<Item = Value>,
     strides: impl IntoIterator<Item = &'a Extent>,
 ) -> Value {
@@ -264,7 +265,7 @@ pub(super) fn address<'a>(
         let x = b.times(x, stride);
         at = b.f.ins().iadd(at, x);
     }
-    let at = b.times(at, Extent::Const(F32_BYTES));
+    let at = b.times(at, Extent::Const(bytes));
     let base = b.buffer(buffer);
     b.f.ins().iadd(base, at)
 }

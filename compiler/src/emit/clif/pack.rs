@@ -1,15 +1,19 @@
 //! Packing of left operands, a row tile a task.
 
-use super::KernelBuilder;
 use super::gemm::{address, ceil_div, div_rem, rest, split};
 use super::tile::{self, Rows};
+use super::{KernelBuilder, LANES, MEM};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::Pack;
-use cranelift_codegen::ir::InstBuilder;
+use crate::kernel::pack::{Form, Pack};
+use cranelift_codegen::ir::types::{I8X16, I32X4, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
 
-/// Bytes of an element.
+/// Bytes of an element of a packed tile.
 const ELEMENT: i64 = 4;
+
+/// Bytes of the elements of all rows of a tile.
+const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 
 /// Emits a packing kernel.
 pub fn emit(b: &mut KernelBuilder, p: &Pack) {
@@ -22,20 +26,135 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let first = b.times(tile, Extent::Const(TILE_ROWS as i64));
     let rows = rest(b, m, first, TILE_ROWS as i64);
     let batch = split(b, matrix, &p.batch);
-    let at = address(b, p.from.buffer, batch.into_iter().chain([first]), p.from.batch.iter().chain([&p.from.row]));
-    let to = b.times(task.index, Extent::Const(TILE_ROWS as i64 * ELEMENT));
-    let to = b.f.ins().imul(to, k);
+    let (bytes, elements) = match p.form {
+        Form::Floats => (ELEMENT, k),
+        Form::Bytes { .. } => (1, ceil_div(b, k, 4)),
+    };
+    let at = address(b, p.from.buffer, bytes, batch.into_iter().chain([first]), p.from.batch.iter().chain([&p.from.row]));
+    let row_bytes = b.extent(p.from.row);
+    let row_bytes = b.times(row_bytes, Extent::Const(bytes));
+    let to = b.times(task.index, Extent::Const(TILE_ROW));
+    let to = b.f.ins().imul(to, elements);
     let base = b.buffer(p.to);
     let to = b.f.ins().iadd(base, to);
-    tile::pack(b, &Rows { at, rows, k, row_stride: p.from.row, k_stride: p.from.k }, to);
+    let from = Rows { at, rows, k, row_bytes, k_stride: p.from.k };
+    match p.form {
+        Form::Floats => tile::pack(b, &from, to),
+        Form::Bytes { sums, group, factor } => {
+            pack_bytes(b, &from, elements, to);
+            let group_units = ((group + 3) / 4).max(1);
+            let groups = ceil_div(b, elements, group_units);
+            let before = b.f.ins().imul(task.index, groups);
+            let before = b.times(before, Extent::Const(TILE_ROW));
+            let sums = b.buffer(sums);
+            let sums = b.f.ins().iadd(sums, before);
+            row_sums(b, to, elements, group_units, factor, sums);
+        }
+    }
     b.close_loop(task);
+}
+
+/// Packs rows of bytes, of which `k_stride` counts single ones, as `units` units: whole units as
+/// elements of four bytes where the bytes are neighbours, what is left byte by byte.
+fn pack_bytes(b: &mut KernelBuilder, from: &Rows, units: Value, to: Value) {
+    let zero = b.int(0);
+    let whole = match b.as_const(from.k) {
+        Some(k) => b.int(k / 4),
+        None => b.f.ins().ushr_imm_u(from.k, 2),
+    };
+    let mut done = zero;
+    if from.k_stride == Extent::Const(1) {
+        tile::pack(b, &Rows { k: whole, ..*from }, to);
+        done = match b.as_const(from.k) {
+            Some(k) => b.int(k / 4 * 4),
+            None => b.times(whole, Extent::Const(4)),
+        };
+    }
+    // A unit that is not whole ends with zeros.
+    if let Some(l) = b.open_loop(whole, units, 1) {
+        let place = b.times(l.index, Extent::Const(TILE_ROW));
+        let place = b.f.ins().iadd(to, place);
+        let zeros = b.int_of(I32X4, 0);
+        for v in 0..TILE_ROWS / LANES {
+            b.f.ins().store(MEM, zeros, place, 16 * v as i32);
+        }
+        b.close_loop(l);
+    }
+    let k_bytes = b.extent(from.k_stride);
+    let Some(row) = b.open_loop(zero, from.rows, 1) else { return };
+    let before = b.f.ins().imul(row.index, from.row_bytes);
+    let from_row = b.f.ins().iadd(from.at, before);
+    let place = b.times(row.index, Extent::Const(ELEMENT));
+    let to_row = b.f.ins().iadd(to, place);
+    if let Some(l) = b.open_loop(done, from.k, 1) {
+        let before = b.f.ins().imul(l.index, k_bytes);
+        let p = b.f.ins().iadd(from_row, before);
+        let byte = b.f.ins().uload8(I64, MEM, p, 0);
+        let within = b.f.ins().band_imm_u(l.index, 3);
+        let unit = b.f.ins().ushr_imm_u(l.index, 2);
+        let place = b.times(unit, Extent::Const(TILE_ROW));
+        let p = b.f.ins().iadd(to_row, place);
+        let p = b.f.ins().iadd(p, within);
+        b.f.ins().istore8(MEM, byte, p, 0);
+        b.close_loop(l);
+    }
+    b.close_loop(row);
+}
+
+/// Writes the sums of the bytes of every row of a packed tile to `to`, group by group, times a factor.
+fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, factor: i64, to: Value) {
+    const VECTORS: usize = TILE_ROWS / LANES;
+    let next = b.f.declare_var(I64);
+    b.f.def_var(next, to);
+    let zero = b.int(0);
+    let end = match b.as_const(units) {
+        Some(n) => b.int(n + group_units - 1),
+        None => b.f.ins().iadd_imm_s(units, group_units - 1),
+    };
+    let Some(group) = b.open_loop(zero, end, group_units) else { return };
+    let count = rest(b, units, group.index, group_units);
+    let before = b.times(group.index, Extent::Const(TILE_ROW));
+    let begin = b.f.ins().iadd(tile, before);
+    let bytes = b.times(count, Extent::Const(TILE_ROW));
+    let end = b.f.ins().iadd(begin, bytes);
+    // Two vectors of pairs for four rows.
+    let zeros = b.int_of(I32X4, 0);
+    let acc: Vec<_> = (0..2 * VECTORS).map(|_| b.f.declare_var(I32X4)).collect();
+    for &a in &acc {
+        b.f.def_var(a, zeros);
+    }
+    if let Some(unit) = b.open_loop(begin, end, TILE_ROW) {
+        for (v, acc) in acc.chunks(2).enumerate() {
+            let bytes = b.f.ins().load(I8X16, MEM, unit.index, 16 * v as i32);
+            let halves = [b.f.ins().swiden_low(bytes), b.f.ins().swiden_high(bytes)];
+            for (x, &a) in halves.into_iter().zip(acc) {
+                let (low, high) = (b.f.ins().swiden_low(x), b.f.ins().swiden_high(x));
+                let pairs = b.f.ins().iadd_pairwise(low, high);
+                let sum = b.f.use_var(a);
+                let sum = b.f.ins().iadd(sum, pairs);
+                b.f.def_var(a, sum);
+            }
+        }
+        b.close_loop(unit);
+    }
+    let to = b.f.use_var(next);
+    let factor = b.int_of(I32X4, factor);
+    for (v, acc) in acc.chunks(2).enumerate() {
+        let (low, high) = (b.f.use_var(acc[0]), b.f.use_var(acc[1]));
+        let sum = b.f.ins().iadd_pairwise(low, high);
+        let sum = b.f.ins().imul(sum, factor);
+        b.f.ins().store(MEM, sum, to, 16 * v as i32);
+    }
+    let to = b.f.ins().iadd_imm_s(to, TILE_ROW);
+    b.f.def_var(next, to);
+    b.close_loop(group);
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use crate::kernel::gemm::TILE_ROWS;
-    use crate::kernel::pack::{Form, Pack, Rows, pack};
+    use crate::kernel::pack::{Form, Pack, Rows, SLACK, pack};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use proptest::prelude::*;
     use tfc_ir::types::Elem;
@@ -85,6 +204,103 @@ mod tests {
                     prop_assert!(tile * TILE_ROWS + r >= m || x == y, "{}: element {i}: {x} for {y}", cpu.name);
                 }
             }
+        }
+    }
+
+    /// Rows of bytes with their sums.
+    #[derive(Clone, Debug)]
+    struct Bytes {
+        batch: usize,
+        m: usize,
+        k: usize,
+        group: usize,
+        factor: i64,
+        transposed: bool,
+        symbolic: bool,
+    }
+
+    impl Bytes {
+        fn kernel(&self) -> (Kernel, Vec<i64>) {
+            let Bytes { batch, m, k, group, factor, transposed, symbolic } = *self;
+            let (mut kernel, ints) = kernel([batch, m, k], transposed, symbolic);
+            if let Body::Pack(p) = &mut kernel.body {
+                p.form = Form::Bytes { sums: 2, group: group as i64, factor };
+            }
+            kernel.buffers = [(Elem::I8, Use::Read), (Elem::I32, Use::Write), (Elem::I32, Use::Write)]
+                .map(|(elem, usage)| BufferParam { elem, usage })
+                .to_vec();
+            (kernel, ints)
+        }
+
+        /// Checks units and sums for the values that `at` gives by their place.
+        fn check(&self, at: impl Fn(usize) -> i8) {
+            let Bytes { batch, m, k, group, factor, transposed, .. } = *self;
+            let (kernel, ints) = self.kernel();
+            let from: Vec<i8> = (0..batch * m * k).map(at).collect();
+            let value =
+                |b: usize, r: usize, x: usize| if x < k { from[b * m * k + if transposed { x * m + r } else { r * k + x }] } else { 0 };
+            let (units, tiles, groups) = (k.div_ceil(4), m.div_ceil(TILE_ROWS), k.div_ceil(group));
+            let empty = [
+                bytemuck::cast_slice(&from).to_vec(),
+                vec![0x77; batch * tiles * TILE_ROWS * units * 4 + SLACK as usize],
+                vec![0x77; batch * tiles * TILE_ROWS * groups * 4],
+            ];
+            for cpu in host_cpus() {
+                let mut buffers = empty.clone();
+                let run = Compiled::new(&kernel, &cpu);
+                assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+                assert_eq!(run.run(&mut buffers, &ints, 1, (batch * tiles) as i64), 0);
+                let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[2]);
+                for (b, r) in (0..batch).flat_map(|b| (0..m).map(move |r| (b, r))) {
+                    let (tile, row) = (b * tiles + r / TILE_ROWS, r % TILE_ROWS);
+                    for x in 0..4 * units {
+                        let y = buffers[1][((tile * units + x / 4) * TILE_ROWS + row) * 4 + x % 4] as i8;
+                        assert_eq!(y, value(b, r, x), "{}: {self:?}: matrix {b}, row {r}, k {x}", cpu.name);
+                    }
+                    for g in 0..groups {
+                        let sum: i64 = (g * group..(g + 1) * group).map(|x| i64::from(value(b, r, x))).sum();
+                        let y = sums[(tile * groups + g) * TILE_ROWS + row];
+                        assert_eq!(i64::from(y), sum * factor, "{}: {self:?}: matrix {b}, row {r}, group {g}", cpu.name);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_extreme_bytes_are_exact() {
+        for (k, group) in [(65_536, 65_536), (65_535, 65_535), (4096, 128), (1000, 64)] {
+            let bytes = Bytes { batch: 1, m: 13, k, group, factor: -128, transposed: false, symbolic: false };
+            bytes.check(|_| -128);
+            bytes.check(|_| 127);
+        }
+    }
+
+    #[test]
+    fn other_architectures_pack_bytes() {
+        for cpu in foreign_cpus() {
+            for (transposed, symbolic) in [(false, false), (true, true)] {
+                let bytes = Bytes { batch: 2, m: 3, k: 5, group: 4, factor: -8, transposed, symbolic };
+                assert!(!machine_code(&bytes.kernel().0, &cpu).bytes.is_empty());
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn bytes_become_units_with_sums(
+            [batch, m, k] in [1usize..3, 1..40, 1..150],
+            group in 0usize..20,
+            whole: bool,
+            factor in prop_oneof![Just(-8i64), Just(-128)],
+            [transposed, symbolic]: [bool; 2],
+        ) {
+            let k = if whole { 4 * k } else { k };
+            let group = if group == 0 || 4 * group > k { k } else { 4 * group };
+            let bytes = Bytes { batch, m, k, group, factor, transposed, symbolic };
+            bytes.check(|i| (i.wrapping_mul(2_654_435_761) >> 9) as i8);
         }
     }
 }

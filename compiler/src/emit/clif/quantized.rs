@@ -64,7 +64,7 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
     let per_group = (q.group + 3) / 4;
     let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
 
-    let left = address(b, g.left.buffer, t.batch.iter().copied(), &g.left.batch);
+    let left = address(b, g.left.buffer, ELEMENT, t.batch.iter().copied(), &g.left.batch);
     let left = offset(b, left, t.first_row, units * ELEMENT);
     // The sums of rows are ordered like the row tiles, which lie one behind the other.
     let begin = b.buffer(g.left.buffer);
@@ -72,7 +72,7 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
     let tiles = b.f.ins().udiv_imm_u(before, (units * TILE_ROW).max(1));
     let row_sums = b.buffer(q.sums);
     let row_sums = offset(b, row_sums, tiles, q.groups * TILE_ROW);
-    let right = address(b, g.right.buffer, t.batch.iter().copied(), &g.right.batch);
+    let right = address(b, g.right.buffer, ELEMENT, t.batch.iter().copied(), &g.right.batch);
     let right = offset(b, right, t.first_column, units * unit_bytes / PANEL as i64);
     let scales = b.buffer(q.scales);
     let scales = offset(b, scales, t.first_column, q.groups * ELEMENT);

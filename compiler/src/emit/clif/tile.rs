@@ -100,11 +100,11 @@ pub struct Rows {
     pub at: Value,
     /// Number of rows, at least 1.
     pub rows: Value,
-    /// Number of elements of a row.
+    /// Number of elements of a row, of four bytes each.
     pub k: Value,
-    /// Distance of rows, in elements.
-    pub row_stride: Extent,
-    /// Distance of the elements of a row.
+    /// Distance of rows, in bytes.
+    pub row_bytes: Value,
+    /// Distance of the elements of a row, in elements.
     pub k_stride: Extent,
 }
 
@@ -117,13 +117,11 @@ pub fn pack(b: &mut KernelBuilder, from: &Rows, to: Value) {
     let Some(groups) = b.open_loop(zero, group_end, 4) else { return };
     let to_group = b.times(groups.index, Extent::Const(F32_BYTES));
     let to = b.f.ins().iadd(to, to_group);
-    let stride = b.extent(from.row_stride);
-    let stride = b.times(stride, Extent::Const(F32_BYTES));
     let rows: Vec<Value> = (0..LANES as i64)
         .map(|r| {
             let row = b.f.ins().iadd_imm_s(groups.index, r);
             let row = b.f.ins().smin(row, last);
-            let offset = b.f.ins().imul(row, stride);
+            let offset = b.f.ins().imul(row, from.row_bytes);
             b.f.ins().iadd(from.at, offset)
         })
         .collect();

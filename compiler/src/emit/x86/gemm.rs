@@ -69,13 +69,13 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let parameters = match &g.format {
         Format::F32 => None,
         Format::Quantized(q) => {
+            // The sums of rows are ordered like the row tiles, which lie one behind the other.
+            let begin = f.buffer(g.left.buffer);
+            let before = f.a.minus(left, begin);
+            let tile_bytes = f.a.times_imm(k, TILE_ROW);
+            let (tiles, _) = f.a.divide(before, tile_bytes);
             let row_sums = f.buffer(q.sums);
-            let m = f.extent(g.m);
-            let tiles = ceil_div(f, m, TILE_ROWS as i64);
-            let before = f.a.times(matrix, tiles);
-            let group_tiles = f.a.times_imm(group, GROUP_TILES as i64);
-            f.a.add_into(before, group_tiles);
-            let skipped = f.a.times_imm(before, q.groups * TILE_ROW);
+            let skipped = f.a.times_imm(tiles, q.groups * TILE_ROW);
             f.a.add_into(row_sums, skipped);
             let scales = f.buffer(q.scales);
             let skipped = f.a.times_imm(column, q.groups * ELEMENT);
