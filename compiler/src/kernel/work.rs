@@ -215,8 +215,8 @@ mod tests {
              %p = matmul %x, %w : f32[n, 16]\n%y = add %p, %b : f32[n, 16]\n\noutput y = %y\n",
         );
         let last = steps.last().expect("steps");
-        // Twice n * 16 * 32; rows, the packed matrix, the bias, the result.
-        assert_eq!(last, "1024*n Some(F32) 0 of 192*n+2112");
+        // Twice n * 16 * 32; the result, tiles of 12 rows and what is behind them, the packed matrix, the bias.
+        assert_eq!(last, "1024*n Some(F32) 0 of 64*n+1536*div(n+11, 12)+4224");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) fn has_kernel(op: &QuantizedMatmul, k: Option<i64>) -> bool {
     op.activations.is_some_and(|a| a.symmetric)
         && op.weights.symmetric
         && matches!(op.weights.storage, Elem::I4 | Elem::I8)
-        && (group == k || group % 4 == 0)
+        && (group == k || group.is_multiple_of(4))
 }
 
 impl Scheduler {

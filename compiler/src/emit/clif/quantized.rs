@@ -369,7 +369,7 @@ mod tests {
 
         fn scale(g: usize, j: usize) -> f32 {
             let s = 1e-3 * (1.0 + ((g * 7 + j * 13) % 101) as f32 / 37.0);
-            if (g + j) % 5 == 0 { -s } else { s }
+            if (g + j).is_multiple_of(5) { -s } else { s }
         }
 
         fn row_scale(row: usize) -> f32 {
