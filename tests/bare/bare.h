@@ -68,15 +68,16 @@ static inline void set_xcr0(uint32_t mask) {
     if (mask) __asm__ volatile("xsetbv" ::"a"(cpuid(0xD, 0).a & mask), "d"(0), "c"(0));
 }
 
-/* Fenced memory: FENCES pieces of 2 MiB from 256 MiB on, each with an unmapped page behind it. What
- * reads or writes behind its end faults. */
+/* Fenced memory: FENCES pieces of two pages of 2 MiB from 256 MiB on, each with an unmapped page behind
+ * it. What reads or writes behind its end faults. */
 #define FENCES 64
-#define FENCE_BYTES ((uint64_t)1 << 21)
+#define PAGE_BYTES ((uint64_t)1 << 21)
+#define FENCE_BYTES (2 * PAGE_BYTES)
 static inline uint8_t *fenced_end(int piece) {
-    return (uint8_t *)(((uint64_t)128 + 2 * (uint64_t)piece + 1) * FENCE_BYTES);
+    return (uint8_t *)(((uint64_t)128 + 3 * (uint64_t)piece + 2) * PAGE_BYTES);
 }
 static inline void build_fences(void) {
-    for (int i = 0; i < FENCES; i++) page_directory[(uint64_t)fenced_end(i) / FENCE_BYTES] = 0;
+    for (int i = 0; i < FENCES; i++) page_directory[(uint64_t)fenced_end(i) / PAGE_BYTES] = 0;
     __asm__ volatile("mov %%cr3,%%rax; mov %%rax,%%cr3" ::: "rax", "memory");
 }
 

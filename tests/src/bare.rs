@@ -34,7 +34,7 @@ use tfc_runtime::weights::write_header;
 pub const XCR0: [u32; 4] = [0xE7, 0x07, 0x03, 0];
 
 /// Bytes that one buffer may have: `FENCE_BYTES` of `bare.h` without what lies before it.
-const MOST_BYTES: usize = (1 << 21) - 4096;
+const MOST_BYTES: usize = (2 << 21) - 4096;
 
 /// Commands, and files of Debian's packages bochs, bochs-term, bochsbios, vgabios, isolinux and
 /// syslinux-common.
