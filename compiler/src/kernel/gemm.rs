@@ -2,8 +2,8 @@
 //! epilogue on every element.
 //!
 //! The right operand is packed in panels of [`PANEL`] columns: element `(k, n)` of one matrix is at
-//! `(n / PANEL) * K * PANEL + k * PANEL + n % PANEL`, the last panel filled up with zeros. Constants are
-//! packed by [`pack`] at compile time, everything else by a nest before. The left operand is packed in
+//! `(n / PANEL) * K * PANEL + k * PANEL + n % PANEL`, the last panel filled up with anything. Constants are
+//! packed by [`pack`] at compile time, everything else by a kernel before. The left operand is packed in
 //! row tiles by a kernel before ([`super::pack`]).
 //!
 //! # Tasks

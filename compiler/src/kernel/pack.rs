@@ -1,8 +1,9 @@
-//! Packing of the left operands of matrix products.
+//! Packing of the operands of matrix products.
 //!
-//! A matrix of `m` rows becomes tiles of [`TILE_ROWS`] rows: element `(r, k)` is at
-//! `(r / TILE_ROWS) * K * TILE_ROWS + k * TILE_ROWS + r % TILE_ROWS`. Rows of the last tile that do not
-//! exist repeat the last one that does. A register tile reads, for one `k`, all of its rows from one place.
+//! A matrix of `m` rows becomes tiles of `T` rows: element `(r, k)` is at `(r / T) * K * T + k * T + r % T`.
+//! Rows of the last tile that do not exist hold anything. A register tile reads, for one `k`, all of its
+//! rows from one place. Left operands have tiles of [`TILE_ROWS`] rows; the panels of a right operand are
+//! tiles of [`PANEL`](super::gemm::PANEL) rows of its transpose.
 //!
 //! Of `i8` rows an element is a unit of four neighbours, the last one filled up with zeros, so `K` is
 //! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too.
@@ -20,6 +21,8 @@ pub struct Pack {
     pub m: Extent,
     /// Elements of a row.
     pub k: Extent,
+    /// Rows of a tile.
+    pub tile: usize,
     /// What is packed.
     pub from: Rows,
     /// Buffer parameter of the packed matrices, contiguous.
@@ -33,7 +36,7 @@ pub struct Pack {
 pub enum Form {
     /// f32 elements.
     Floats,
-    /// Units of four `i8`.
+    /// Units of four `i8`, in tiles of [`TILE_ROWS`] rows.
     Bytes {
         /// Buffer parameter of the sums, i32: tile after tile, group after group, one for every row of a tile.
         sums: u32,
@@ -60,17 +63,17 @@ pub struct Rows {
 /// Bytes behind a packed operand that kernels may read: whole vectors at the end of a tile.
 pub const SLACK: i64 = 64;
 
-/// Elements of a packed matrix.
+/// Elements of a packed left operand.
 pub fn packed_len(m: &Dim, k: &Dim) -> Dim {
     m.ceil_div(TILE_ROWS as i64) * Dim::from(TILE_ROWS) * k.clone()
 }
 
-/// Packs the row-major `m` x `k` matrix that `at(m, k)` reads.
-pub fn pack<T: Copy>(m: usize, k: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
-    let mut out = Vec::with_capacity(m.div_ceil(TILE_ROWS) * TILE_ROWS * k);
-    for first in (0..m).step_by(TILE_ROWS) {
+/// Packs the row-major `m` x `k` matrix that `at(m, k)` reads; the last row is repeated in place of those that do not exist.
+pub fn pack<T: Copy>(m: usize, k: usize, tile: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
+    let mut out = Vec::with_capacity(m.div_ceil(tile) * tile * k);
+    for first in (0..m).step_by(tile) {
         for x in 0..k {
-            out.extend((first..first + TILE_ROWS).map(|r| at(r.min(m - 1), x)));
+            out.extend((first..first + tile).map(|r| at(r.min(m - 1), x)));
         }
     }
     out

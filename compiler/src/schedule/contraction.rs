@@ -220,6 +220,7 @@ impl Scheduler {
             batch: args.extents(kept.iter().map(|&i| &sizes[i])),
             m: args.extent(m),
             k: args.extent(&p.k),
+            tile: gemm::TILE_ROWS,
             from: Rows {
                 buffer: args.buffer(&p.left, Use::Read),
                 batch: kept.iter().map(|&i| args.extent(&strides[axes[i]])).collect(),
@@ -260,7 +261,7 @@ impl Scheduler {
         views
     }
 
-    /// The right operand in panels: constants are packed now, others by a nest at run time.
+    /// The right operand in panels: constants are packed now, others by a kernel at run time.
     fn packed(&mut self, right: &Source, batch: &[Dim], loc: &Loc) -> Packed {
         let (rank, shape) = match right {
             Source::Const(t) => (t.rank(), t.ty().shape),
@@ -297,41 +298,26 @@ impl Scheduler {
     fn pack_at_run_time(&mut self, v: &View, full: &Shape, loc: &Loc) -> View {
         let to = self.temporary(&Type::new(Elem::F32, full.clone()));
         let rank = v.shape.rank();
-        let (k, n) = (v.shape[rank - 2].clone(), v.shape[rank - 1].clone());
-        let (sk, sn) = (v.strides[rank - 2].clone(), v.strides[rank - 1].clone());
-        let width = Dim::from(PANEL);
-        let whole = n.floor_div(&width);
-        let rest = n.rem(&width).simplify(&self.program.symbols);
-        let batch = &full.0[..rank - 2];
-        let batch_strides =
-            |strides: &[Dim]| (0..rank - 2).map(|i| if full[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect::<Vec<_>>();
-        let (from_batch, to_batch) = (batch_strides(&v.strides), batch_strides(&to.strides));
-        let make = |base: &View, batch_strides: &[Dim], offset: Dim, shape: Vec<Dim>, strides: Vec<Dim>| View {
-            buffer: base.buffer,
-            elem: Elem::F32,
-            offset: base.offset.clone() + offset,
-            shape: batch.iter().cloned().chain(shape).collect(),
-            strides: batch_strides.iter().cloned().chain(strides).collect(),
+        let (k, n) = (&v.shape[rank - 2], &v.shape[rank - 1]);
+        let batch: Vec<usize> = (0..rank - 2).filter(|&i| !full[i].is(1)).collect();
+        let mut args = Args::default();
+        // Panels are tiles of the transpose.
+        let body = Pack {
+            batch: args.extents(batch.iter().map(|&i| &full[i])),
+            m: args.extent(n),
+            k: args.extent(k),
+            tile: PANEL,
+            from: Rows {
+                buffer: args.buffer(v, Use::Read),
+                batch: batch.iter().map(|&i| args.extent(&v.strides[i])).collect(),
+                row: args.extent(&v.strides[rank - 1]),
+                k: args.extent(&v.strides[rank - 2]),
+            },
+            to: args.buffer(&to, Use::Write),
+            form: Form::Floats,
         };
-        let panel = width.clone() * k.clone();
-        if !whole.is(0) {
-            let shape = vec![whole.clone(), k.clone(), width.clone()];
-            let from = make(v, &from_batch, Dim::from(0), shape.clone(), vec![sn.clone() * width.clone(), sk.clone(), sn.clone()]);
-            let into = make(&to, &to_batch, Dim::from(0), shape, vec![panel.clone(), width.clone(), Dim::from(1)]);
-            self.copy(&from, &into, loc);
-        }
-        if !rest.is(0) {
-            // One last panel, or none when a symbolic width turns out to be a multiple.
-            let last = n.ceil_div(PANEL as i64) - whole.clone();
-            let at = panel.clone() * whole.clone();
-            let fill =
-                make(&to, &to_batch, at.clone(), vec![last.clone(), k.clone(), width.clone()], vec![panel, width.clone(), Dim::from(1)]);
-            self.fill(&fill, 0.0, loc);
-            let shape = vec![k, rest];
-            let from = make(v, &from_batch, sn.clone() * width.clone() * whole, shape.clone(), vec![sk, sn]);
-            let into = make(&to, &to_batch, at, shape, vec![width, Dim::from(1)]);
-            self.copy(&from, &into, loc);
-        }
+        let tasks = batch.iter().map(|&i| full[i].clone()).product::<Dim>() * n.ceil_div(PANEL as i64);
+        self.launch(Body::Pack(body), args, tasks, full.elements(), "pack", loc);
         to
     }
 

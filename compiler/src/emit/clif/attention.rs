@@ -134,7 +134,7 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     let row_bytes = b.extent(row_stride);
     let row_bytes = b.times(row_bytes, Extent::Const(F32_BYTES));
     if one_depth && a.depth > 0 {
-        tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_bytes, k_stride }, s.queries);
+        tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_bytes, together: false, k_stride }, QUERY_TILE, s.queries);
     }
     let heights = match a.queries {
         Extent::Const(_) => Heights::of(a.queries),
@@ -170,7 +170,7 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         let offset = b.times(l.index, k_stride);
         let offset = b.times(offset, Extent::Const(F32_BYTES));
         let at = b.f.ins().iadd(query, offset);
-        tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_bytes, k_stride }, s.queries);
+        tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_bytes, together: false, k_stride }, QUERY_TILE, s.queries);
         let offset = b.times(l.index, Extent::Const(PANEL as i64 * F32_BYTES));
         scores.right = b.f.ins().iadd(right, offset);
         scores.accumulate = true;
@@ -179,7 +179,12 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     }
     weigh(b, a, t, s, block.index, columns, visible);
     let row_bytes = b.int(BLOCK * F32_BYTES);
-    tile::pack(b, &Rows { at: s.scores, rows: t.rows, k: columns, row_bytes, k_stride: Extent::Const(1) }, s.weights);
+    tile::pack(
+        b,
+        &Rows { at: s.scores, rows: t.rows, k: columns, row_bytes, together: false, k_stride: Extent::Const(1) },
+        QUERY_TILE,
+        s.weights,
+    );
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(value_matrix, offset);
     let panel_bytes = b.times(keys, Extent::Const(PANEL as i64 * F32_BYTES));
@@ -411,6 +416,7 @@ fn address(b: &mut KernelBuilder, access: &Access, index: &[Value]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::Cpu;
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
     use crate::kernel::gemm::pack;
@@ -428,10 +434,13 @@ mod tests {
         depth: usize,
         width: usize,
         causal: bool,
-        /// 0: none, 1: per key, 2: per query and key, 3: for some keys minus infinity.
+        /// 0: none, 1: per key, 2: per query and key, 3: for some keys minus infinity; then per key again, 4: the
+        /// last keys are hidden, 5: the keys of every other panel are hidden, 6: all are hidden.
         bias: u8,
         /// Whether sizes are parameters.
         symbolic: bool,
+        /// Whether the result is transposed.
+        transposed: bool,
     }
 
     fn value(i: usize) -> f32 {
@@ -455,10 +464,18 @@ mod tests {
             self.groups * self.per_group
         }
 
+        fn bias_per_key(&self) -> bool {
+            self.bias == 1 || self.bias > 3
+        }
+
         fn bias_at(&self, row: usize, key: usize) -> f32 {
             match self.bias {
                 0 => 0.0,
                 1 => value(key + 77) * 3.0,
+                4 if key < self.keys / 3 => value(key + 77) * 3.0,
+                5 if !(key / PANEL).is_multiple_of(2) => value(key),
+                4 | 6 => f32::MIN,
+                5 => -1e9,
                 2 => value(row * self.keys + key + 99) * 3.0,
                 _ if (row + key * 3).is_multiple_of(4) => f32::NEG_INFINITY,
                 _ => value(key),
@@ -477,7 +494,8 @@ mod tests {
                             return f64::NEG_INFINITY;
                         }
                         let dot: f64 = (0..d).map(|x| f64::from(value(row * d + x)) * f64::from(value((group * m + j) * d + x + 5))).sum();
-                        0.5 * dot + f64::from(self.bias_at(row, j))
+                        // What a bias swallows is gone.
+                        f64::from((0.5 * dot) as f32 + self.bias_at(row, j))
                     })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -508,18 +526,18 @@ mod tests {
                 value_depth: e as i64,
                 scale: 0.5f32.to_bits(),
                 causal: self.causal,
-                // Queries lie as [batch, query, head, depth], the result transposed as [batch, head, width, query].
+                // Queries lie as [batch, query, head, depth], the result as [batch, head, query, width] or [batch, head, width, query].
                 q: access(0, &[n * h * d, d, h * d, 1], params),
                 k: 1,
                 v: 2,
                 bias: (self.bias > 0).then(|| {
-                    let row = if self.bias == 1 { 0 } else { m };
+                    let row = if self.bias_per_key() { 0 } else { m };
                     access(3, &[h * n * row, n * row, row, 1], params)
                 }),
-                out: if self.symbolic {
-                    access(4, &[h * n * e, n * e, e, 1], params)
-                } else {
+                out: if self.transposed {
                     access(4, &[h * n * e, n * e, 1, n], params)
+                } else {
+                    access(4, &[h * n * e, n * e, e, 1], params)
                 },
             };
             let buffers = (0..5).map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
@@ -539,26 +557,31 @@ mod tests {
             let matrices = self.batch * self.groups;
             let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| value((g * m + j) * d + x + 5))).collect();
             let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| value((g * m + j) * e + x + 11))).collect();
-            let rows = if self.bias == 1 { 1 } else { self.batch * h * n };
+            let rows = if self.bias_per_key() { 1 } else { self.batch * h * n };
             let bias: Vec<f32> = (0..rows * m).map(|i| self.bias_at(i / m, i % m)).collect();
             let out = vec![f32::NAN; self.batch * h * n * e];
             [q, k, v, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec()).to_vec()
         }
 
         fn check(&self) {
+            self.check_on(&host_cpus(), || self.buffers());
+        }
+
+        fn check_on(&self, cpus: &[Cpu], buffers: impl Fn() -> Vec<Vec<u8>>) {
             let (kernel, ints) = self.kernel();
             let expected = self.expected();
             let tolerance = 4e-6 * (2.0 + (self.depth as f64).sqrt());
             let tasks = (self.batch * self.heads() * self.queries.div_ceil(QUERY_TILE)) as i64;
-            for cpu in host_cpus() {
-                let mut buffers = self.buffers();
-                let run = Compiled::new(&kernel, &cpu);
+            for cpu in cpus {
+                let mut buffers = buffers();
+                let run = Compiled::new(&kernel, cpu);
                 assert_eq!(run.run(&mut buffers, &ints, 0, tasks / 2), 0);
                 assert_eq!(run.run(&mut buffers, &ints, tasks / 2, tasks), 0);
                 let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[4]);
                 for (i, &x) in expected.iter().enumerate() {
                     let (row, column) = (i / self.width, i % self.width);
-                    let at = if self.symbolic { i } else { (row / self.queries * self.width + column) * self.queries + row % self.queries };
+                    let at =
+                        if !self.transposed { i } else { (row / self.queries * self.width + column) * self.queries + row % self.queries };
                     let y = f64::from(out[at]);
                     assert!((x - y).abs() <= tolerance || x.is_nan() && y.is_nan(), "{}: {self:?}, element {i}: {y} for {x}", cpu.name);
                 }
@@ -566,18 +589,51 @@ mod tests {
         }
     }
 
-    const SMALL: Problem =
-        Problem { batch: 1, groups: 1, per_group: 1, queries: 2, keys: 3, depth: 4, width: 4, causal: false, bias: 0, symbolic: false };
+    const SMALL: Problem = Problem {
+        batch: 1,
+        groups: 1,
+        per_group: 1,
+        queries: 2,
+        keys: 3,
+        depth: 4,
+        width: 4,
+        causal: false,
+        bias: 0,
+        symbolic: false,
+        transposed: false,
+    };
 
     #[test]
     fn sizes_at_the_edges() {
         SMALL.check();
         Problem { keys: 0, ..SMALL }.check();
         Problem { queries: 0, ..SMALL }.check();
+        Problem { queries: 1, keys: 77, depth: 64, width: 80, ..SMALL }.check();
+        Problem { queries: 30, keys: 300, depth: 16, transposed: true, ..SMALL }.check();
         Problem { depth: 0, width: 1, ..SMALL }.check();
         Problem { queries: 128, keys: 128, depth: 64, width: 64, bias: 1, ..SMALL }.check();
         // Longer rows than are multiplied at once.
         Problem { depth: 401, width: 37, queries: 13, keys: 70, symbolic: true, ..SMALL }.check();
+    }
+
+    #[test]
+    fn hidden_keys_count_for_nothing() {
+        let padded = Problem { queries: 14, keys: 200, bias: 4, ..SMALL };
+        for bias in 4..=6 {
+            for [causal, symbolic] in [[false, false], [false, true], [true, false], [true, true]] {
+                Problem { bias, causal, symbolic, ..padded }.check();
+                Problem { bias, causal, symbolic, keys: 600, ..padded }.check();
+            }
+        }
+        // Wide code does not even read them.
+        let mut cpus = host_cpus();
+        cpus.retain(|cpu| cpu.wide.is_some());
+        let hidden = padded.keys.div_ceil(3).next_multiple_of(PANEL) * padded.depth * 4;
+        padded.check_on(&cpus, || {
+            let mut buffers = padded.buffers();
+            buffers[1][hidden..].fill(0xff);
+            buffers
+        });
     }
 
     #[test]
@@ -602,11 +658,11 @@ mod tests {
         #[test]
         fn is_softmax_between_products(
             [batch, groups, per_group] in [1usize..3, 1..3, 1..3],
-            [queries, keys, depth, width] in [0usize..40, 0..150, 0..20, 1..20],
-            [causal, symbolic]: [bool; 2],
-            bias in 0u8..4,
+            [queries, keys, depth, width] in [0usize..40, 0..400, 0..20, 1..40],
+            [causal, symbolic, transposed]: [bool; 3],
+            bias in 0u8..7,
         ) {
-            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic }.check();
+            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic, transposed }.check();
         }
     }
 }

@@ -356,7 +356,7 @@ mod tests {
             let Problem { batch, m, n, k, .. } = *self;
             let (kernel, ints) = self.kernel();
             let a = |b: usize, i: usize, x: usize| value((b * m + i) * k + x);
-            let left: Vec<f32> = (0..batch).flat_map(|b| pack_rows(m, k, |i, x| a(b, i, x))).collect();
+            let left: Vec<f32> = (0..batch).flat_map(|b| pack_rows(m, k, TILE_ROWS, |i, x| a(b, i, x))).collect();
             let matrix = |b: usize| if self.shared { 0 } else { b };
             let right = |b: usize, i: usize, j: usize| value((matrix(b) * k + i) * n + j + 7);
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();

@@ -1,4 +1,4 @@
-//! Packing of left operands, a row tile a task.
+//! Packing of the operands of products, a tile a task.
 
 use super::gemm::{address, ceil_div, div_rem, rest, split};
 use super::tile::{self, Rows};
@@ -20,11 +20,12 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let (begin, end) = (b.begin, b.end);
     let Some(task) = b.open_loop(begin, end, 1) else { return };
     b.reload_arguments();
+    let height = p.tile as i64;
     let (m, k) = (b.extent(p.m), b.extent(p.k));
-    let tiles = ceil_div(b, m, TILE_ROWS as i64);
+    let tiles = ceil_div(b, m, height);
     let (matrix, tile) = div_rem(b, task.index, tiles);
-    let first = b.times(tile, Extent::Const(TILE_ROWS as i64));
-    let rows = rest(b, m, first, TILE_ROWS as i64);
+    let first = b.times(tile, Extent::Const(height));
+    let rows = rest(b, m, first, height);
     let batch = split(b, matrix, &p.batch);
     let (bytes, elements) = match p.form {
         Form::Floats => (ELEMENT, k),
@@ -33,13 +34,13 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let at = address(b, p.from.buffer, bytes, batch.into_iter().chain([first]), p.from.batch.iter().chain([&p.from.row]));
     let row_bytes = b.extent(p.from.row);
     let row_bytes = b.times(row_bytes, Extent::Const(bytes));
-    let to = b.times(task.index, Extent::Const(TILE_ROW));
+    let to = b.times(task.index, Extent::Const(height * ELEMENT));
     let to = b.f.ins().imul(to, elements);
     let base = b.buffer(p.to);
     let to = b.f.ins().iadd(base, to);
-    let from = Rows { at, rows, k, row_bytes, k_stride: p.from.k };
+    let from = Rows { at, rows, k, row_bytes, together: p.from.row == Extent::Const(1), k_stride: p.from.k };
     match p.form {
-        Form::Floats => tile::pack(b, &from, to),
+        Form::Floats => tile::pack(b, &from, p.tile, to),
         Form::Bytes { sums, group, factor } => {
             pack_bytes(b, &from, elements, to);
             let group_units = ((group + 3) / 4).max(1);
@@ -64,7 +65,7 @@ fn pack_bytes(b: &mut KernelBuilder, from: &Rows, units: Value, to: Value) {
     };
     let mut done = zero;
     if from.k_stride == Extent::Const(1) {
-        tile::pack(b, &Rows { k: whole, ..*from }, to);
+        tile::pack(b, &Rows { k: whole, together: false, ..*from }, TILE_ROWS, to);
         done = match b.as_const(from.k) {
             Some(k) => b.int(k / 4 * 4),
             None => b.times(whole, Extent::Const(4)),
@@ -153,13 +154,13 @@ fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
-    use crate::kernel::gemm::TILE_ROWS;
+    use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{Form, Pack, Rows, SLACK, pack};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use proptest::prelude::*;
     use tfc_ir::types::Elem;
 
-    fn kernel([batch, m, k]: [usize; 3], transposed: bool, symbolic: bool) -> (Kernel, Vec<i64>) {
+    fn kernel([batch, m, k]: [usize; 3], tile: usize, transposed: bool, symbolic: bool) -> (Kernel, Vec<i64>) {
         let mut ints = vec![];
         let mut extent = |n: usize| {
             if !symbolic || n == 1 {
@@ -170,7 +171,7 @@ mod tests {
         };
         let (row, column) = if transposed { (1, m) } else { (k, 1) };
         let from = Rows { buffer: 0, batch: vec![extent(m * k)], row: extent(row), k: extent(column) };
-        let body = Pack { batch: vec![extent(batch)], m: extent(m), k: extent(k), from, to: 1, form: Form::Floats };
+        let body = Pack { batch: vec![extent(batch)], m: extent(m), k: extent(k), tile, from, to: 1, form: Form::Floats };
         let buffers = [Use::Read, Use::Write].map(|usage| BufferParam { elem: Elem::F32, usage }).to_vec();
         (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
     }
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn other_architectures() {
         for cpu in foreign_cpus() {
-            assert!(!machine_code(&kernel([2, 3, 4], false, true).0, &cpu).bytes.is_empty());
+            assert!(!machine_code(&kernel([2, 3, 4], TILE_ROWS, false, true).0, &cpu).bytes.is_empty());
         }
     }
 
@@ -186,13 +187,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn rows_are_where_the_kernel_layer_says([batch, m, k] in [1usize..3, 1..40, 0..50], [transposed, symbolic]: [bool; 2]) {
-            let (kernel, ints) = kernel([batch, m, k], transposed, symbolic);
+        fn rows_are_where_the_kernel_layer_says([batch, m, k] in [1usize..3, 1..80, 0..50], [panels, transposed, symbolic]: [bool; 3]) {
+            let height = if panels { PANEL } else { TILE_ROWS };
+            let (kernel, ints) = kernel([batch, m, k], height, transposed, symbolic);
             let from: Vec<f32> = (0..batch * m * k).map(|i| i as f32).collect();
             let expected: Vec<f32> = (0..batch)
-                .flat_map(|b| pack(m, k, |r, x| from[b * m * k + if transposed { x * m + r } else { r * k + x }]))
+                .flat_map(|b| pack(m, k, height, |r, x| from[b * m * k + if transposed { x * m + r } else { r * k + x }]))
                 .collect();
-            let tiles = batch * m.div_ceil(TILE_ROWS);
+            let tiles = batch * m.div_ceil(height);
             for cpu in host_cpus() {
                 let mut buffers = [&from, &vec![f32::NAN; expected.len()]].map(|x| bytemuck::cast_slice(x).to_vec());
                 let run = Compiled::new(&kernel, &cpu);
@@ -200,8 +202,8 @@ mod tests {
                 prop_assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
                 let packed: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[1]);
                 for (i, (x, y)) in packed.iter().zip(&expected).enumerate() {
-                    let (tile, r) = (i / TILE_ROWS / k % m.div_ceil(TILE_ROWS), i % TILE_ROWS);
-                    prop_assert!(tile * TILE_ROWS + r >= m || x == y, "{}: element {i}: {x} for {y}", cpu.name);
+                    let (tile, r) = (i / height / k % m.div_ceil(height), i % height);
+                    prop_assert!(tile * height + r >= m || x == y, "{}: element {i}: {x} for {y}", cpu.name);
                 }
             }
         }
@@ -222,7 +224,7 @@ mod tests {
     impl Bytes {
         fn kernel(&self) -> (Kernel, Vec<i64>) {
             let Bytes { batch, m, k, group, factor, transposed, symbolic } = *self;
-            let (mut kernel, ints) = kernel([batch, m, k], transposed, symbolic);
+            let (mut kernel, ints) = kernel([batch, m, k], TILE_ROWS, transposed, symbolic);
             if let Body::Pack(p) = &mut kernel.body {
                 p.form = Form::Bytes { sums: 2, group: group as i64, factor };
             }

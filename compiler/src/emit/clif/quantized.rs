@@ -383,7 +383,7 @@ mod tests {
             let unit = |b: usize, i: usize, u: usize| -> [u8; 4] {
                 std::array::from_fn(|j| if 4 * u + j < k { self.a(b, i, 4 * u + j) as u8 } else { 0 })
             };
-            let mut left: Vec<[u8; 4]> = (0..matrices).flat_map(|b| pack(m, k.div_ceil(4), |i, u| unit(b, i, u))).collect();
+            let mut left: Vec<[u8; 4]> = (0..matrices).flat_map(|b| pack(m, k.div_ceil(4), TILE_ROWS, |i, u| unit(b, i, u))).collect();
             left.extend(vec![[0xa5; 4]; SLACK as usize / 4]);
             let zero = 1 << (bits - 1);
             let sum = |b: usize, i: usize, g: usize| -> i32 {

@@ -104,17 +104,38 @@ pub struct Rows {
     pub k: Value,
     /// Distance of rows, in bytes.
     pub row_bytes: Value,
+    /// Whether the rows of one k are neighbours in memory.
+    pub together: bool,
     /// Distance of the elements of a row, in elements.
     pub k_stride: Extent,
 }
 
-/// Packs up to [`TILE_ROWS`] rows at `to`: element `(r, k)` goes to `k * TILE_ROWS + r`. Rows are packed
-/// by four; what of them does not exist repeats the last row.
-pub fn pack(b: &mut KernelBuilder, from: &Rows, to: Value) {
+/// Packs a tile of `height` rows at `to`, of which `from.rows` exist: element `(r, k)` goes to
+/// `k * height + r`. Rows are packed by four; what of them does not exist repeats the last row.
+pub fn pack(b: &mut KernelBuilder, from: &Rows, height: usize, to: Value) {
+    let packed = height as i64 * F32_BYTES;
     let zero = b.int(0);
     let group_end = b.f.ins().iadd_imm_s(from.rows, 3);
     let last = b.f.ins().iadd_imm_s(from.rows, -1);
-    let Some(groups) = b.open_loop(zero, group_end, 4) else { return };
+    let mut begin = zero;
+    if from.together
+        && let Some(groups) = b.open_loop(zero, from.rows, LANES as i64)
+    {
+        let group = b.times(groups.index, Extent::Const(F32_BYTES));
+        let (at, to) = (b.f.ins().iadd(from.at, group), b.f.ins().iadd(to, group));
+        if let Some(l) = b.open_loop(zero, from.k, 1) {
+            let offset = b.times(l.index, from.k_stride);
+            let offset = b.times(offset, Extent::Const(F32_BYTES));
+            let p = b.f.ins().iadd(at, offset);
+            let x = b.f.ins().load(F32X4, MEM, p, 0);
+            let offset = b.times(l.index, Extent::Const(packed));
+            let p = b.f.ins().iadd(to, offset);
+            b.f.ins().store(MEM, x, p, 0);
+            b.close_loop(l);
+        }
+        begin = b.close_loop(groups);
+    }
+    let Some(groups) = b.open_loop(begin, group_end, 4) else { return };
     let to_group = b.times(groups.index, Extent::Const(F32_BYTES));
     let to = b.f.ins().iadd(to, to_group);
     let rows: Vec<Value> = (0..LANES as i64)
@@ -137,10 +158,10 @@ pub fn pack(b: &mut KernelBuilder, from: &Rows, to: Value) {
                 b.f.ins().load(F32X4, MEM, p, 0)
             })
             .collect();
-        let offset = b.times(l.index, Extent::Const(PACKED));
+        let offset = b.times(l.index, Extent::Const(packed));
         let p = b.f.ins().iadd(to, offset);
         for (k, v) in transpose(b, [x[0], x[1], x[2], x[3]]).into_iter().enumerate() {
-            b.f.ins().store(MEM, v, p, (k as i64 * PACKED) as i32);
+            b.f.ins().store(MEM, v, p, (k as i64 * packed) as i32);
         }
         done = b.close_loop(l);
     }
@@ -148,7 +169,7 @@ pub fn pack(b: &mut KernelBuilder, from: &Rows, to: Value) {
     let k_stride = b.times(k_stride, Extent::Const(F32_BYTES));
     if let Some(l) = b.open_loop(done, from.k, 1) {
         let offset = b.f.ins().imul(l.index, k_stride);
-        let to_offset = b.times(l.index, Extent::Const(PACKED));
+        let to_offset = b.times(l.index, Extent::Const(packed));
         let to = b.f.ins().iadd(to, to_offset);
         for (r, &row) in rows.iter().enumerate() {
             let p = b.f.ins().iadd(row, offset);

@@ -1,13 +1,15 @@
-//! Packing of left operands: four rows at a time, transposed in registers.
+//! Packing of the operands of products: four rows at a time, transposed in registers; or all rows of a tile
+//! where those of one `k` are together.
 
 use super::asm::{Cond, Mem, R};
 use super::expr::Function;
+use super::gemm::ceil_div;
 use super::isa::Op;
 use crate::kernel::gemm::TILE_ROWS;
 use crate::kernel::pack::{Form, Pack};
 use crate::kernel::{Extent, Kernel};
 
-/// Bytes of an element, and of the elements of one `k` in a tile.
+/// Bytes of an element, and of the elements of one `k` in a tile of a left operand.
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 
@@ -18,7 +20,8 @@ pub fn covers(_: &Kernel, p: &Pack) -> bool {
         Form::Floats => true,
         Form::Bytes { .. } => matches!(p.k, Extent::Const(k) if k % 4 == 0),
     };
-    whole && p.from.k == Extent::Const(1)
+    let together = p.from.row == Extent::Const(1) && p.form == Form::Floats;
+    whole && (p.from.k == Extent::Const(1) || together)
 }
 
 /// Emits a packing kernel.
@@ -29,11 +32,10 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     f.a.jump_if(Cond::Ge, exit);
     f.a.bind(head);
     let m = f.extent(p.m);
-    let up = f.a.lea(Mem::at(m, TILE_ROWS as i64 - 1));
-    let by = f.a.imm(TILE_ROWS as i64);
-    let (tiles, _) = f.a.divide(up, by);
+    let height = p.tile as i64;
+    let tiles = ceil_div(f, m, height);
     let (matrix, tile) = f.a.divide(task, tiles);
-    let first = f.a.times_imm(tile, TILE_ROWS as i64);
+    let first = f.a.times_imm(tile, height);
     let (depth, bytes) = match p.form {
         Form::Floats => (p.k, ELEMENT),
         Form::Bytes { .. } => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
@@ -41,21 +43,29 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
     let k = f.extent(depth);
     let to = f.a.times(task, k);
-    let to = f.a.times_imm(to, TILE_ROW);
+    let to = f.a.times_imm(to, height * ELEMENT);
     let base = f.buffer(p.to);
     f.a.add_into(to, base);
     let last = f.a.lea(Mem::at(m, -1));
-    let rows_end = f.a.lea(Mem::at(first, TILE_ROWS as i64));
+    let rows_end = f.a.lea(Mem::at(first, height));
     let rows_end = f.a.min(rows_end, m);
     let begin_of_tile = f.a.copy(to);
-    let row = f.a.copy(first);
-    let groups = f.a.label();
-    f.a.bind(groups);
-    four_rows(f, p, from, row, last, k, to, bytes);
-    f.a.add_imm(to, 4 * ELEMENT);
-    f.a.add_imm(row, 4);
-    f.a.compare(row, rows_end);
-    f.a.jump_if(Cond::Lt, groups);
+    if p.from.k == Extent::Const(1) {
+        let row = f.a.copy(first);
+        // All of a panel is multiplied, and what it holds by chance may be slow to multiply.
+        let rows_end = if p.tile == TILE_ROWS { rows_end } else { f.a.lea(Mem::at(first, height)) };
+        let groups = f.a.label();
+        f.a.bind(groups);
+        four_rows(f, p, from, row, last, k, to, bytes);
+        f.a.add_imm(to, 4 * ELEMENT);
+        f.a.add_imm(row, 4);
+        f.a.compare(row, rows_end);
+        f.a.jump_if(Cond::Lt, groups);
+    } else {
+        let from = f.a.lea(Mem::indexed(from, first, 4, 0));
+        let rows = f.a.minus(rows_end, first);
+        rows_together(f, p, from, rows, k, to);
+    }
     if let Form::Bytes { sums, group, factor } = p.form {
         let units = depth.as_const().expect("known");
         row_sums(f, units, (group + 3) / 4, factor, begin_of_tile, sums, task);
@@ -67,9 +77,10 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
 }
 
 /// Packs the rows from `row` on; those behind `last` repeat it.
+#[expect(clippy::too_many_arguments, reason = "a part of a tile")]
 fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R, bytes: i64) {
     let pieces = f.a.isa.bytes() / 16;
-    let step = 4 * pieces;
+    let (step, tile_row) = (4 * pieces, p.tile as i64 * ELEMENT);
     let rows: Vec<R> = (0..4)
         .map(|r| {
             let row = f.a.lea(Mem::at(row, r));
@@ -92,18 +103,64 @@ fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R, 
         ];
         for (j, v) in out.into_iter().enumerate() {
             for q in 0..pieces {
-                a.store_piece(Mem::at(at, (4 * q + j as i64) * TILE_ROW), v, q as u8);
+                a.store_piece(Mem::at(at, (4 * q + j as i64) * tile_row), v, q as u8);
             }
         }
-        a.add_imm(at, step * TILE_ROW);
+        a.add_imm(at, step * tile_row);
     });
     f.a.each(i, k, 1, |a| {
         for (j, &r) in rows.iter().enumerate() {
             let x = a.load_word(Mem::indexed(r, i, 4, 0));
             a.store_word(Mem::at(at, j as i64 * ELEMENT), x);
         }
-        a.add_imm(at, TILE_ROW);
+        a.add_imm(at, tile_row);
     });
+}
+
+/// Packs the `rows` rows of a tile, at least one, of which those of one `k` are neighbours in memory.
+fn rows_together(f: &mut Function, p: &Pack, from: R, rows: R, k: R, to: R) {
+    let (lanes, height) = (f.a.isa.lanes(), p.tile as i64);
+    let step = f.extent(p.from.k);
+    let step = f.a.times_imm(step, ELEMENT);
+    let (zero, all, most) = (f.a.imm(0), f.a.imm(lanes), f.a.imm(height));
+    let (partly, done) = (f.a.label(), f.a.label());
+    f.a.compare(rows, most);
+    f.a.jump_if(Cond::Lt, partly);
+    for whole in [true, false] {
+        // What is left of a row behind its whole vectors is stored through a mask.
+        let masks: Vec<_> = (0..(height + lanes - 1) / lanes)
+            .map(|v| {
+                let exist = if whole { most } else { rows };
+                (!whole || (v + 1) * lanes > height).then(|| {
+                    let left = f.a.lea(Mem::at(exist, -v * lanes));
+                    let left = f.a.max(left, zero);
+                    let left = f.a.min(left, all);
+                    f.a.first_lanes(left)
+                })
+            })
+            .collect();
+        let (i, from, to) = (f.a.imm(0), f.a.copy(from), f.a.copy(to));
+        f.a.each(i, k, 1, |a| {
+            for (v, mask) in masks.iter().enumerate() {
+                let (at, into) = (Mem::at(from, v as i64 * a.isa.bytes()), Mem::at(to, v as i64 * a.isa.bytes()));
+                let x = match *mask {
+                    Some(mask) => a.load_masked(at, mask),
+                    None => a.vector_of(at),
+                };
+                match *mask {
+                    Some(mask) if (v as i64 + 1) * lanes > height => a.store_masked(into, x, mask),
+                    _ => a.store_vector(into, x),
+                }
+            }
+            a.add_into(from, step);
+            a.add_imm(to, height * ELEMENT);
+        });
+        if whole {
+            f.a.jump(done);
+            f.a.bind(partly);
+        }
+    }
+    f.a.bind(done);
 }
 
 /// Sums of the bytes of every row of a packed tile, group by group, times a factor.
