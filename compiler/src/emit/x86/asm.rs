@@ -308,8 +308,13 @@ impl Asm {
 
     /// `x += n`.
     pub fn add_imm(&mut self, x: R, n: i64) {
-        let n = i32::try_from(n).expect("offsets within code are small");
-        self.push(Code::Add_rm64_imm32, First::Update, vec![long(x), Operand::Imm32(n)]);
+        match i32::try_from(n) {
+            Ok(n) => self.push(Code::Add_rm64_imm32, First::Update, vec![long(x), Operand::Imm32(n)]),
+            Err(_) => {
+                let n = self.imm(n);
+                self.add_into(x, n);
+            }
+        }
     }
 
     /// `x -= y`.
@@ -385,8 +390,13 @@ impl Asm {
 
     /// Compares a register with a number.
     pub fn compare_imm(&mut self, x: R, n: i64) {
-        let n = i32::try_from(n).expect("numbers within code are small");
-        self.push(Code::Cmp_rm64_imm32, First::Read, vec![long(x), Operand::Imm32(n)]);
+        match i32::try_from(n) {
+            Ok(n) => self.push(Code::Cmp_rm64_imm32, First::Read, vec![long(x), Operand::Imm32(n)]),
+            Err(_) => {
+                let n = self.imm(n);
+                self.compare(x, n);
+            }
+        }
     }
 
     /// The address of a new area of scratch memory of the frame, aligned to 64 bytes.

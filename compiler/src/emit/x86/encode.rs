@@ -112,8 +112,7 @@ impl Encode<'_> {
             }
             Ins::Move { dst, src } => self.moved(*dst, *src),
             Ins::Divide { quotient, remainder, x, by } => {
-                let mut spare = Spare::default();
-                spare.general = 1;
+                let mut spare = Spare { general: 1, vector: 0 };
                 let by = self.value(*by, Width::Long, &mut spare);
                 let x = self.place(*x, Width::Long);
                 self.emit(Code::Mov_r64_rm64, &[Fixed::Reg(Register::RAX), x]);
