@@ -5,6 +5,8 @@ use super::kernel_functions;
 use super::target::Cpu;
 use crate::emit::candidates::compile;
 use crate::kernel::Kernel;
+use cranelift_codegen::ir::types::I64;
+use cranelift_codegen::ir::{AbiParam, Signature};
 use target_lexicon::Triple;
 
 /// The CPU variants of the host that it can run.
@@ -41,12 +43,17 @@ pub struct Compiled {
 impl Compiled {
     /// Compiles a kernel for a CPU that the host can run.
     pub fn new(kernel: &Kernel, cpu: &Cpu) -> Compiled {
+        Compiled::of(&machine_code(kernel, cpu), cpu)
+    }
+
+    /// Code that takes what kernels take, made for a CPU that the host can run.
+    pub fn of(code: &Code, cpu: &Cpu) -> Compiled {
         use cranelift_module::Module;
         // The code is independent of its position, which the module's own compiler refuses.
-        let code = machine_code(kernel, cpu);
         let builder = cranelift_jit::JITBuilder::new(cranelift_module::default_libcall_names()).expect("a supported host");
         let mut module = cranelift_jit::JITModule::new(builder);
-        let signature = kernel_functions(kernel, cpu)[0].signature.clone();
+        let mut signature = Signature::new(cpu.isa.default_call_conv());
+        signature.params.extend([AbiParam::new(I64); 3]);
         let id = module.declare_anonymous_function(&signature).expect("a fresh function");
         module.define_function_bytes(id, code.align, &code.bytes, &[]).expect("memory for code");
         module.finalize_definitions().expect("no undefined symbols");

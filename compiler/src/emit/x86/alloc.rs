@@ -76,9 +76,7 @@ pub fn touched(ins: &Ins, mut read: impl FnMut(Reg), mut write: impl FnMut(Reg))
                         }
                     }
                     // A register combined with itself is a 0: not a use of what it held.
-                    (_, Operand::Reg(r, _)) if *first == First::Write && operands[0] == *o && operands.iter().all(|p| p == o) => {
-                        let _ = r;
-                    }
+                    (_, Operand::Reg(..)) if *first == First::Write && operands.iter().all(|p| p == o) => {}
                     _ => operand(o, &mut read),
                 }
             }

@@ -15,6 +15,8 @@ pub mod math;
 mod nest;
 mod pack;
 mod quantized;
+#[cfg(test)]
+mod tests;
 mod tile;
 
 use crate::emit::clif::code::Code;
