@@ -14,6 +14,9 @@ use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
 const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
 const PANEL_ROW: i64 = PANEL as i64 * 4;
 
+/// How far ahead weights are fetched, in bytes: the first tile of a panel finds them in memory or a far cache.
+const AHEAD: i64 = 2048;
+
 /// Units that are added up in i16.
 const NARROW: i64 = 8;
 
@@ -187,6 +190,10 @@ fn wide_group(
         .collect();
     let step = |a: &mut Asm, set: usize, n: i64| {
         let w = weights(a, q, right, n);
+        let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
+        for line in (0..unit_bytes).step_by(64) {
+            a.prefetch(Mem::at(right, n * unit_bytes + line + AHEAD));
+        }
         for (r, sums) in acc[set].iter().enumerate() {
             let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
