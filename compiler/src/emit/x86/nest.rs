@@ -27,9 +27,10 @@ pub fn covers(kernel: &Kernel, nest: &Nest) -> bool {
             // Stages that run once have no lanes: any stride will do.
             let lanes = if s.once { u32::MAX } else { lane_loop };
             let wanted = wanted(nest, s);
-            let exprs = nest.exprs.clone();
-            let own = |e: ExprId| matches!(&nest.exprs[e].0, Expr::Reduced(r) if s.effects.iter().any(|f| matches!(f, Effect::Reduce(q, _) if q == r)));
-            stores_lanes && supported(kernel, &exprs, &s.effects, lanes) && !exprs.keys().any(|e| wanted[e] && own(e)) && safe(nest, s, &wanted)
+            let reduces = |r: &Reduction| s.effects.iter().any(|e| matches!(e, Effect::Reduce(own, _) if own == r));
+            // A stage that reads what it reduces runs in order, element by element.
+            let running = nest.exprs.iter().any(|(id, (e, _))| wanted[id] && matches!(e, Expr::Reduced(r) if reduces(r)));
+            stores_lanes && !running && supported(kernel, &nest.exprs, &s.effects, lanes) && safe(nest, s, &wanted)
         })
 }
 
