@@ -13,8 +13,9 @@ use crate::table::Context;
 use egg::{Id, Language};
 use std::collections::HashMap;
 
-/// How often all classes are gone through in either phase. Both phases end by themselves when nothing
-/// improves, usually after three rounds; the limit bounds the time on graphs built to be hostile.
+/// How often all classes are gone through in either phase once every class that can be reached has been. Both
+/// phases end by themselves when nothing improves, usually after three rounds; the limit bounds the time on
+/// graphs built to be hostile.
 const MAX_ROUNDS: usize = 12;
 
 /// How much cheaper a choice must be to replace another: above the rounding of sums of costs.
@@ -78,6 +79,16 @@ pub(super) fn extract(egraph: &Classes, outputs: &[Id], cx: &Context, original: 
     let number: HashMap<Id, usize> = dense.ids.iter().enumerate().map(|(i, &id)| (id, i)).collect();
     let roots: Vec<usize> = outputs.iter().map(|&id| number[&egraph.find(id)]).collect();
     let mut choice = dense.cheapest_terms();
+    let position = |i: usize, n: &ENode| {
+        let canonical = |n: &ENode| n.clone().map_children(|c| egraph.find(c));
+        egraph[dense.ids[i]].iter().position(|m| canonical(m) == canonical(n))
+    };
+    let mut first: Vec<Option<usize>> = vec![None; dense.ids.len()];
+    for (&id, n) in original {
+        let i = number[&egraph.find(id)];
+        first[i] = position(i, n);
+    }
+    dense.break_cycles(&roots, &mut choice, &first);
     let cost = dense.improve(&roots, &mut choice);
     let chosen = |i: usize, node: usize| (dense.ids[i], egraph[dense.ids[i]].iter().nth(node).expect("an e-node of the class").clone());
     match cost {
@@ -111,8 +122,9 @@ impl Dense {
         let n = self.ids.len();
         let mut best: Vec<Option<Best>> = Vec::new();
         best.resize_with(n, || None);
-        for _ in 0..MAX_ROUNDS {
-            let mut changed = false;
+        let mut rounds = 0;
+        while rounds < MAX_ROUNDS {
+            let (mut changed, mut reached) = (false, false);
             for i in 0..n {
                 for (k, (children, own)) in self.nodes[i].iter().enumerate() {
                     let Some(needs) = needs(&best, i, children, n) else { continue };
@@ -125,6 +137,7 @@ impl Dense {
                         Some(b) => cost + MIN_GAIN < b.cost,
                     };
                     if better {
+                        reached |= best[i].is_none();
                         best[i] = Some(Best { node: k, cost, needs });
                         changed = true;
                     }
@@ -133,8 +146,52 @@ impl Dense {
             if !changed {
                 break;
             }
+            // The terms of a class may come after it, layer by layer.
+            rounds = if reached { 0 } else { rounds + 1 };
         }
         best.into_iter().map(|b| b.map(|b| b.node)).collect()
+    }
+
+    /// Goes back to the e-node that the graph had in a class of every cycle. The cheapest terms of two classes
+    /// may need each other where a rule moves an operator to and fro.
+    fn break_cycles(&self, roots: &[usize], choice: &mut [Option<usize>], original: &[Option<usize>]) {
+        while let Some(cycle) = self.cycle(roots, choice) {
+            let changed = cycle.into_iter().filter(|&i| original[i].is_some() && choice[i] != original[i]).min();
+            let Some(i) = changed else { return };
+            choice[i] = original[i];
+        }
+    }
+
+    /// The classes of a cycle among what the roots need; `None` if there is none.
+    fn cycle(&self, roots: &[usize], choice: &[Option<usize>]) -> Option<Vec<usize>> {
+        let (mut open, mut done) = (vec![false; self.ids.len()], vec![false; self.ids.len()]);
+        let mut stack: Vec<(usize, usize)> = vec![];
+        for &root in roots {
+            if !done[root] {
+                stack.push((root, 0));
+                open[root] = true;
+            }
+            while let Some((i, next)) = stack.last_mut() {
+                match self.nodes[*i][choice[*i]?].0.get(*next) {
+                    Some(&child) => {
+                        *next += 1;
+                        if open[child] {
+                            let begin = stack.iter().position(|(j, _)| *j == child).expect("open classes are on the stack");
+                            return Some(stack[begin..].iter().map(|(j, _)| *j).collect());
+                        }
+                        if !done[child] {
+                            open[child] = true;
+                            stack.push((child, 0));
+                        }
+                    }
+                    None => {
+                        (open[*i], done[*i]) = (false, true);
+                        stack.pop();
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Changes single choices while the whole program gets cheaper; its cost, or `None` if the choices
