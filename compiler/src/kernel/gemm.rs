@@ -77,6 +77,11 @@ pub struct Quantized {
 }
 
 impl Quantized {
+    /// Bytes of the weights of a unit in a panel.
+    pub fn unit_bytes(&self) -> i64 {
+        PANEL as i64 * i64::from(self.bits) / 2
+    }
+
     /// The code of the weight 0.
     pub fn zero(&self) -> i64 {
         1 << (self.bits - 1)

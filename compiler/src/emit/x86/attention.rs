@@ -4,7 +4,7 @@
 //!
 //! A block is a run of panels. Panels whose keys the bias hides from all queries alike are in no block.
 
-use super::asm::{Asm, Cond, Label, M, Mem, R, V};
+use super::asm::{Asm, Cond, Label, Mem, R, V};
 use super::expr::{Base, Evaluator, Function};
 use super::gemm::ceil_div;
 use super::isa::Op;
@@ -85,19 +85,12 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
         totals: f.a.scratch(TILE * width),
         threshold: f.a.scratch(width),
     };
-    let task = f.a.copy(begin);
-    let (head, exit) = (f.a.label(), f.a.label());
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Ge, exit);
-    f.a.bind(head);
-    let t = decode(f, a, task);
-    prepare(f, a, &t, &s);
-    blocks(f, a, &t, &s);
-    result(f, a, &t, &s);
-    f.a.add_imm(task, 1);
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Lt, head);
-    f.a.bind(exit);
+    f.tasks(begin, end, |f, task| {
+        let t = decode(f, a, task);
+        prepare(f, a, &t, &s);
+        blocks(f, a, &t, &s);
+        result(f, a, &t, &s);
+    });
 }
 
 fn decode(f: &mut Function, a: &Attention, task: R) -> Task {
@@ -320,7 +313,7 @@ fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: La
         for v in 0..COLUMNS / lanes {
             let at = Mem::indexed(bias, key, 4, v * lanes * ELEMENT);
             let x = if exist {
-                let mask = lanes_of(f, left, v * lanes);
+                let mask = f.lanes_among(left, v * lanes);
                 let x = f.a.load_masked(at, mask);
                 let low = f.a.vector_of(f32::NEG_INFINITY);
                 f.a.select(mask, x, low)
@@ -338,15 +331,6 @@ fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: La
         }
     }
     f.a.bind(hidden);
-}
-
-/// The lanes of a vector that are among the first `count`; the vector begins at `skipped`.
-fn lanes_of(f: &mut Function, count: R, skipped: i64) -> M {
-    let left = f.a.lea(Mem::at(count, -skipped));
-    let (zero, most) = (f.a.imm(0), f.a.imm(f.a.isa.lanes()));
-    let left = f.a.max(left, zero);
-    let left = f.a.min(left, most);
-    f.a.first_lanes(left)
 }
 
 /// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
@@ -393,7 +377,7 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: 
         let left = f.a.minus(seen_here, i);
         for (v, &most) in most.iter().enumerate() {
             let skipped = v as i64 * width;
-            let mask = lanes_of(f, left, v as i64 * lanes);
+            let mask = f.lanes_among(left, v as i64 * lanes);
             let place = Mem::indexed(scores, i, 4, skipped);
             let mut x = f.a.vector_of(place);
             if let Some((at, moves, _)) = bias {

@@ -5,7 +5,7 @@
 //! (in i32 lanes), `bool` as masks, and `i64` as numbers that do not vary. Everything else is left to the
 //! portable emitter: see [`supported`].
 
-use super::asm::{Asm, M, Mem, R, Src, V};
+use super::asm::{Asm, Cond, M, Mem, R, Src, V};
 use super::isa::Op;
 use super::math;
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
@@ -39,6 +39,29 @@ impl Function {
             Extent::Const(n) => self.a.imm(n),
             Extent::Param(p) => self.a.load(Mem::at(self.args, 8 * (1 + self.buffers as i64 + i64::from(p)))),
         }
+    }
+
+    /// Runs the body for the tasks `begin..end`.
+    pub fn tasks(&mut self, begin: R, end: R, body: impl FnOnce(&mut Function, R)) {
+        let task = self.a.copy(begin);
+        let (head, exit) = (self.a.label(), self.a.label());
+        self.a.compare(task, end);
+        self.a.jump_if(Cond::Ge, exit);
+        self.a.bind(head);
+        body(self, task);
+        self.a.add_imm(task, 1);
+        self.a.compare(task, end);
+        self.a.jump_if(Cond::Lt, head);
+        self.a.bind(exit);
+    }
+
+    /// The lanes of a vector that are among the first `count`; the vector begins at `skipped`.
+    pub fn lanes_among(&mut self, count: R, skipped: i64) -> M {
+        let left = self.a.lea(Mem::at(count, -skipped));
+        let (zero, most) = (self.a.imm(0), self.a.imm(self.a.isa.lanes()));
+        let left = self.a.max(left, zero);
+        let left = self.a.min(left, most);
+        self.a.first_lanes(left)
     }
 
     /// `x * by`.

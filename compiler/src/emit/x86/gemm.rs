@@ -36,15 +36,15 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
         Format::F32 => (g.k, PANEL_ROW),
         Format::Quantized(q) => {
             let k = g.k.as_const().expect("weights have known sizes");
-            (Extent::Const((k + 3) / 4), PANEL_ROW * i64::from(q.bits) / 8)
+            (Extent::Const((k + 3) / 4), q.unit_bytes())
         }
     };
-    let task = f.a.copy(begin);
-    let (head, exit) = (f.a.label(), f.a.label());
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Ge, exit);
-    f.a.bind(head);
-    // Where the task is.
+    f.tasks(begin, end, |f, t| task(f, g, t, sums, (depth, panel_row)));
+}
+
+/// A task, with room for the sums of its tiles; `depth` is k in elements of 4 bytes, `panel_row` the bytes of one in a panel.
+fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64)) {
+    let height = (GROUP_TILES * TILE_ROWS) as i64;
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let groups = ceil_div(f, m, height);
     let chunks = ceil_div(f, n, CHUNK as i64);
@@ -128,11 +128,6 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     f.a.add_imm(column, PANEL as i64);
     f.a.compare(column, columns_end);
     f.a.jump_if(Cond::Lt, panel);
-
-    f.a.add_imm(task, 1);
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Lt, head);
-    f.a.bind(exit);
 }
 
 /// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them, and `next` between tiles.
@@ -283,15 +278,7 @@ fn epilogue(f: &mut Function, g: &Gemm, p: &Part) {
     f.a.jump(done);
     f.a.bind(partly);
     let lanes = f.a.isa.lanes();
-    let masks: Vec<Lanes> = (0..vectors)
-        .map(|v| {
-            let rest = f.a.lea(Mem::at(left, -v * lanes));
-            let (none, all) = (f.a.imm(0), f.a.imm(lanes));
-            let count = f.a.max(rest, none);
-            let count = f.a.min(count, all);
-            Lanes::Some(f.a.first_lanes(count))
-        })
-        .collect();
+    let masks: Vec<Lanes> = (0..vectors).map(|v| Lanes::Some(f.lanes_among(left, v * lanes))).collect();
     rows(f, g, p, &masks);
     f.a.bind(done);
 }

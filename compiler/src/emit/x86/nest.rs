@@ -82,38 +82,31 @@ pub fn emit(f: &mut Function, nest: &Nest, begin: R, end: R) {
         }
     }
     index.reverse();
-    let task = f.a.copy(begin);
-    let (head, exit) = (f.a.label(), f.a.label());
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Ge, exit);
-    f.a.bind(head);
-    let mut all = index.clone();
-    let zero = f.a.imm(0);
-    all.resize(nest.loops(), zero);
-    let mut reduced: SecondaryMap<Reduction, Option<V>> = SecondaryMap::new();
-    for stage in &nest.stages {
-        if stage.once {
-            once(f, nest, stage, &all, &reduced);
-        } else {
-            looped(f, nest, stage, &all, &mut reduced);
+    f.tasks(begin, end, |f, _| {
+        let mut all = index.clone();
+        let zero = f.a.imm(0);
+        all.resize(nest.loops(), zero);
+        let mut reduced: SecondaryMap<Reduction, Option<V>> = SecondaryMap::new();
+        for stage in &nest.stages {
+            if stage.once {
+                once(f, nest, stage, &all, &reduced);
+            } else {
+                looped(f, nest, stage, &all, &mut reduced);
+            }
         }
-    }
-    // The next task.
-    let next = f.a.label();
-    for n in (0..tasks).rev() {
-        f.a.add_imm(index[n], 1);
-        if n > 0 {
-            let extent = f.extent(nest.tasks[n]);
-            f.a.compare(index[n], extent);
-            f.a.jump_if(Cond::Lt, next);
-            f.a.imm_into(index[n], 0);
+        // The next task.
+        let next = f.a.label();
+        for n in (0..tasks).rev() {
+            f.a.add_imm(index[n], 1);
+            if n > 0 {
+                let extent = f.extent(nest.tasks[n]);
+                f.a.compare(index[n], extent);
+                f.a.jump_if(Cond::Lt, next);
+                f.a.imm_into(index[n], 0);
+            }
         }
-    }
-    f.a.bind(next);
-    f.a.add_imm(task, 1);
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Lt, head);
-    f.a.bind(exit);
+        f.a.bind(next);
+    });
 }
 
 fn once(f: &mut Function, nest: &Nest, stage: &Stage, index: &[R], reduced: &SecondaryMap<Reduction, Option<V>>) {

@@ -26,54 +26,47 @@ pub fn covers(_: &Kernel, p: &Pack) -> bool {
 
 /// Emits a packing kernel.
 pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
-    let task = f.a.copy(begin);
-    let (head, exit) = (f.a.label(), f.a.label());
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Ge, exit);
-    f.a.bind(head);
-    let m = f.extent(p.m);
-    let height = p.tile as i64;
-    let tiles = ceil_div(f, m, height);
-    let (matrix, tile) = f.a.divide(task, tiles);
-    let first = f.a.times_imm(tile, height);
-    let (depth, bytes) = match p.form {
-        Form::Floats => (p.k, ELEMENT),
-        Form::Bytes { .. } => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
-    };
-    let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
-    let k = f.extent(depth);
-    let to = f.a.times(task, k);
-    let to = f.a.times_imm(to, height * ELEMENT);
-    let base = f.buffer(p.to);
-    f.a.add_into(to, base);
-    let last = f.a.lea(Mem::at(m, -1));
-    let rows_end = f.a.lea(Mem::at(first, height));
-    let rows_end = f.a.min(rows_end, m);
-    let begin_of_tile = f.a.copy(to);
-    if p.from.k == Extent::Const(1) {
-        let row = f.a.copy(first);
-        // All of a panel is multiplied, and what it holds by chance may be slow to multiply.
-        let rows_end = if p.tile == TILE_ROWS { rows_end } else { f.a.lea(Mem::at(first, height)) };
-        let groups = f.a.label();
-        f.a.bind(groups);
-        four_rows(f, p, from, row, last, k, to, bytes);
-        f.a.add_imm(to, 4 * ELEMENT);
-        f.a.add_imm(row, 4);
-        f.a.compare(row, rows_end);
-        f.a.jump_if(Cond::Lt, groups);
-    } else {
-        let from = f.a.lea(Mem::indexed(from, first, 4, 0));
-        let rows = f.a.minus(rows_end, first);
-        rows_together(f, p, from, rows, k, to);
-    }
-    if let Form::Bytes { sums, group, factor } = p.form {
-        let units = depth.as_const().expect("known");
-        row_sums(f, units, (group + 3) / 4, factor, begin_of_tile, sums, task);
-    }
-    f.a.add_imm(task, 1);
-    f.a.compare(task, end);
-    f.a.jump_if(Cond::Lt, head);
-    f.a.bind(exit);
+    f.tasks(begin, end, |f, task| {
+        let m = f.extent(p.m);
+        let height = p.tile as i64;
+        let tiles = ceil_div(f, m, height);
+        let (matrix, tile) = f.a.divide(task, tiles);
+        let first = f.a.times_imm(tile, height);
+        let (depth, bytes) = match p.form {
+            Form::Floats => (p.k, ELEMENT),
+            Form::Bytes { .. } => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
+        };
+        let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
+        let k = f.extent(depth);
+        let to = f.a.times(task, k);
+        let to = f.a.times_imm(to, height * ELEMENT);
+        let base = f.buffer(p.to);
+        f.a.add_into(to, base);
+        let last = f.a.lea(Mem::at(m, -1));
+        let rows_end = f.a.lea(Mem::at(first, height));
+        let rows_end = f.a.min(rows_end, m);
+        let begin_of_tile = f.a.copy(to);
+        if p.from.k == Extent::Const(1) {
+            let row = f.a.copy(first);
+            // All of a panel is multiplied, and what it holds by chance may be slow to multiply.
+            let rows_end = if p.tile == TILE_ROWS { rows_end } else { f.a.lea(Mem::at(first, height)) };
+            let groups = f.a.label();
+            f.a.bind(groups);
+            four_rows(f, p, from, row, last, k, to, bytes);
+            f.a.add_imm(to, 4 * ELEMENT);
+            f.a.add_imm(row, 4);
+            f.a.compare(row, rows_end);
+            f.a.jump_if(Cond::Lt, groups);
+        } else {
+            let from = f.a.lea(Mem::indexed(from, first, 4, 0));
+            let rows = f.a.minus(rows_end, first);
+            rows_together(f, p, from, rows, k, to);
+        }
+        if let Form::Bytes { sums, group, factor } = p.form {
+            let units = depth.as_const().expect("known");
+            row_sums(f, units, (group + 3) / 4, factor, begin_of_tile, sums, task);
+        }
+    });
 }
 
 /// Packs the rows from `row` on; those behind `last` repeat it.

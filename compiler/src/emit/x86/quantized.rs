@@ -3,8 +3,8 @@
 //!
 //! With VNNI one instruction adds four products of bytes to an i32, and the sums of a group never leave
 //! their registers. Without it, `vpmaddubsw` adds two products of a nibble and a byte in i16 (at most
-//! 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of 8 bits are two nibbles there:
-//! the sums of the upper ones count sixteen times.
+//! 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of 8
+//! bits are two nibbles there: the sums of the upper ones count sixteen times.
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
@@ -62,12 +62,11 @@ pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &O
 }
 
 fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
-    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
-    let column_bytes = unit_bytes / PANEL as i64;
+    let column_bytes = q.unit_bytes() / PANEL as i64;
     let a = &mut f.a;
     let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
     let right = a.lea(Mem::at(o.right, s.first_column * column_bytes));
-    let per_group = q.group.div_euclid(4) + i64::from(q.group % 4 != 0);
+    let per_group = (q.group + 3) / 4;
     if q.groups == 1 {
         let count = a.imm(units);
         let place = |r: usize| Mem::at(o.row_sums, (s.first_row + r) as i64 * 4);
@@ -149,7 +148,7 @@ fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
 
 /// The two vectors of weights of a unit.
 fn weights(a: &mut Asm, q: &Quantized, right: R, unit: i64) -> [V; 2] {
-    let at = Mem::at(right, unit * PANEL_ROW * i64::from(q.bits) / 8);
+    let at = Mem::at(right, unit * q.unit_bytes());
     if q.bits == 8 && a.isa.has_vnni() {
         return [a.vector_of(at), a.vector_of(at.plus(a.isa.bytes()))];
     }
@@ -190,9 +189,8 @@ fn wide_group(
         .collect();
     let step = |a: &mut Asm, set: usize, n: i64| {
         let w = weights(a, q, right, n);
-        let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
-        for line in (0..unit_bytes).step_by(64) {
-            a.prefetch(Mem::at(right, n * unit_bytes + line + AHEAD));
+        for line in (0..q.unit_bytes()).step_by(64) {
+            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD));
         }
         for (r, sums) in acc[set].iter().enumerate() {
             let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
@@ -212,15 +210,17 @@ fn wide_group(
     first
 }
 
+/// Moves both operands behind `n` units, of which `count` are left.
+fn advance(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, n: i64) {
+    a.add_imm(left, n * TILE_ROW);
+    a.add_imm(right, n * q.unit_bytes());
+    a.add_imm(count, -n);
+}
+
 /// Runs a step for `count` units, several at a time, and moves the operands behind them.
 #[expect(clippy::too_many_arguments, reason = "a loop over both operands")]
 fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, usual: i64, step: impl Fn(&mut Asm, i64)) {
-    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
-    let advance = |a: &mut Asm, n: i64| {
-        a.add_imm(left, n * TILE_ROW);
-        a.add_imm(right, n * unit_bytes);
-        a.add_imm(count, -n);
-    };
+    let advance = |a: &mut Asm, n: i64| advance(a, q, left, right, count, n);
     let (head, tail, exit) = (a.label(), a.label(), a.label());
     a.compare_imm(count, unroll);
     a.jump_if(Cond::Lt, tail);
@@ -289,12 +289,7 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
             }
         }
     };
-    let unit_bytes = PANEL_ROW * i64::from(q.bits) / 8;
-    let advance = |a: &mut Asm, n: i64| {
-        a.add_imm(left, n * TILE_ROW);
-        a.add_imm(right, n * unit_bytes);
-        a.add_imm(count, -n);
-    };
+    let advance = |a: &mut Asm, n: i64| advance(a, q, left, right, count, n);
     let (head, tail, exit) = (a.label(), a.label(), a.label());
     a.compare_imm(count, NARROW);
     a.jump_if(Cond::Lt, tail);
