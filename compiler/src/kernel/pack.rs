@@ -6,7 +6,8 @@
 //! tiles of [`PANEL`](super::gemm::PANEL) rows of its transpose.
 //!
 //! Of `i8` rows an element is a unit of four neighbours, the last one filled up with zeros, so `K` is
-//! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too.
+//! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too. Rows of f32 may be
+//! quantized to such rows while they are packed.
 
 use super::Extent;
 use super::gemm::TILE_ROWS;
@@ -37,15 +38,51 @@ pub enum Form {
     /// f32 elements.
     Floats,
     /// Units of four `i8`, in tiles of [`TILE_ROWS`] rows.
-    Bytes {
-        /// Buffer parameter of the sums, i32: tile after tile, group after group, one for every row of a tile.
-        sums: u32,
-        /// Values of k that are summed up: a multiple of 4, or all of k.
-        group: i64,
-        /// What sums are multiplied by.
-        factor: i64,
+    Bytes(Sums),
+    /// f32 rows, quantized to units of four `i8`: every row by [`RowRange::symmetric`] of its largest
+    /// magnitude, as the operator `quantize_rows` does it, bit for bit.
+    ///
+    /// [`RowRange::symmetric`]: tfc_ir::quant::RowRange::symmetric
+    Quantize {
+        /// Buffer parameter of the scales, f32: tile after tile, one for every row of a tile, 0 for rows that
+        /// do not exist.
+        scales: u32,
+        /// The sums that are wanted.
+        sums: Option<Sums>,
     },
 }
+
+impl Form {
+    /// The sums that are written.
+    pub fn sums(&self) -> Option<Sums> {
+        match *self {
+            Form::Floats => None,
+            Form::Bytes(sums) => Some(sums),
+            Form::Quantize { sums, .. } => sums,
+        }
+    }
+}
+
+/// Sums of packed bytes along k.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Sums {
+    /// Buffer parameter of the sums, i32: tile after tile, group after group, one for every row of a tile.
+    pub buffer: u32,
+    /// Values of k that are summed up: a multiple of 4, or at least k for a single sum.
+    pub group: i64,
+    /// What sums are multiplied by.
+    pub factor: i64,
+}
+
+impl Sums {
+    /// Units of a group.
+    pub fn group_units(&self) -> i64 {
+        (self.group / 4 + i64::from(self.group % 4 != 0)).clamp(1, MOST_UNITS)
+    }
+}
+
+/// More units than a row has whose sum fits an i32.
+const MOST_UNITS: i64 = 1 << 28;
 
 /// Rows in memory with any strides, in elements.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -74,6 +111,45 @@ pub fn pack<T: Copy>(m: usize, k: usize, tile: usize, at: impl Fn(usize, usize) 
     for first in (0..m).step_by(tile) {
         for x in 0..k {
             out.extend((first..first + tile).map(|r| at(r.min(m - 1), x)));
+        }
+    }
+    out
+}
+
+/// What [`Form::Quantize`] writes.
+#[cfg(test)]
+#[derive(Default)]
+pub struct QuantizedRows {
+    /// Units, byte by byte.
+    pub codes: Vec<i8>,
+    /// Scales.
+    pub scales: Vec<f32>,
+    /// Sums.
+    pub sums: Vec<i32>,
+}
+
+/// Quantizes and packs the row-major `m` x `k` matrix that `at(m, k)` reads; `sums` are group and factor. Rows that do not exist are 0.
+#[cfg(test)]
+pub fn quantize(m: usize, k: usize, tile: usize, sums: Option<(usize, i32)>, at: impl Fn(usize, usize) -> f32) -> QuantizedRows {
+    use tfc_ir::quant::RowRange;
+    let largest =
+        |row: usize| (0..k).map(|x| at(row, x).abs()).fold(0.0, |a: f32, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) });
+    let mut out = QuantizedRows::default();
+    for first in (0..m).step_by(tile) {
+        let rows = (first..first + tile).map(|row| (row, RowRange::symmetric(if row < m { largest(row) } else { 0.0 })));
+        let rows: Vec<(usize, RowRange)> = rows.collect();
+        let code = |(row, range): &(usize, RowRange), x: usize| {
+            if *row < m && x < k { range.quantize(at(*row, x), -127, 127) as i8 } else { 0 }
+        };
+        out.scales.extend(rows.iter().map(|r| r.1.scale));
+        for unit in 0..k.div_ceil(4) {
+            out.codes.extend(rows.iter().flat_map(|r| (4 * unit..4 * unit + 4).map(|x| code(r, x))));
+        }
+        if let Some((group, factor)) = sums {
+            for begin in (0..k).step_by(group) {
+                let sum = |r| (begin..k.min(begin + group)).map(|x| i32::from(code(r, x))).sum::<i32>() * factor;
+                out.sums.extend(rows.iter().map(sum));
+            }
         }
     }
     out

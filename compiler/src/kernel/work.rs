@@ -3,6 +3,7 @@
 
 use super::gemm::Format;
 use super::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp};
+use super::pack::Form;
 use super::{Body, Extent, Program, Step, Storage};
 use cranelift_entity::PrimaryMap;
 use std::collections::BTreeMap;
@@ -86,6 +87,12 @@ pub fn of(program: &Program, step: &Step) -> Work {
         Body::Pack(pack) => {
             touched.all(pack.from.buffer);
             touched.all(pack.to);
+            if let Form::Quantize { scales, .. } = pack.form {
+                touched.all(scales);
+            }
+            if let Some(sums) = pack.form.sums() {
+                touched.all(sums.buffer);
+            }
             (Dim::from(0), None)
         }
         Body::Attention(a) => {

@@ -8,7 +8,7 @@ use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
 use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
-use crate::kernel::pack::{self, Form, Pack, Rows};
+use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
 use crate::kernel::{Body, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
@@ -230,7 +230,7 @@ impl Scheduler {
             to: args.buffer(&view, Use::Write),
             form: match (quantized, &sums) {
                 (Some(q), Some(sums)) => {
-                    Form::Bytes { sums: args.buffer(sums, Use::Write), group: q.format.group, factor: -q.format.zero() }
+                    Form::Bytes(Sums { buffer: args.buffer(sums, Use::Write), group: q.format.group, factor: -q.format.zero() })
                 }
                 _ => Form::Floats,
             },

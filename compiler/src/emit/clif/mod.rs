@@ -20,6 +20,7 @@ pub mod nest;
 mod nest_tests;
 mod pack;
 mod prim;
+mod quantize;
 mod quantized;
 #[cfg(test)]
 mod reference;

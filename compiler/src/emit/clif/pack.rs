@@ -2,17 +2,17 @@
 
 use super::gemm::{address, ceil_div, div_rem, rest, split};
 use super::tile::{self, Rows};
-use super::{KernelBuilder, LANES, MEM};
+use super::{KernelBuilder, LANES, MEM, quantize};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, Pack};
+use crate::kernel::pack::{Form, Pack, Sums};
 use cranelift_codegen::ir::types::{I8X16, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 /// Bytes of an element of a packed tile.
-const ELEMENT: i64 = 4;
+pub const ELEMENT: i64 = 4;
 
-/// Bytes of the elements of all rows of a tile.
+/// Bytes of the elements of all rows of a tile of a left operand.
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 
 /// Emits a packing kernel.
@@ -27,10 +27,8 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let first = b.times(tile, Extent::Const(height));
     let rows = rest(b, m, first, height);
     let batch = split(b, matrix, &p.batch);
-    let (bytes, elements) = match p.form {
-        Form::Floats => (ELEMENT, k),
-        Form::Bytes { .. } => (1, ceil_div(b, k, 4)),
-    };
+    let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
+    let elements = if p.form == Form::Floats { k } else { ceil_div(b, k, 4) };
     let at = address(b, p.from.buffer, bytes, batch.into_iter().chain([first]), p.from.batch.iter().chain([&p.from.row]));
     let row_bytes = b.extent(p.from.row);
     let row_bytes = b.times(row_bytes, Extent::Const(bytes));
@@ -41,16 +39,21 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let from = Rows { at, rows, k, row_bytes, together: p.from.row == Extent::Const(1), k_stride: p.from.k };
     match p.form {
         Form::Floats => tile::pack(b, &from, p.tile, to),
-        Form::Bytes { sums, group, factor } => {
-            pack_bytes(b, &from, elements, to);
-            let group_units = ((group + 3) / 4).max(1);
-            let groups = ceil_div(b, elements, group_units);
-            let before = b.f.ins().imul(task.index, groups);
-            let before = b.times(before, Extent::Const(TILE_ROW));
-            let sums = b.buffer(sums);
-            let sums = b.f.ins().iadd(sums, before);
-            row_sums(b, to, elements, group_units, factor, sums);
+        Form::Bytes(_) => pack_bytes(b, &from, elements, to),
+        Form::Quantize { scales, .. } => {
+            let before = b.times(task.index, Extent::Const(height * ELEMENT));
+            let scales = b.buffer(scales);
+            let scales = b.f.ins().iadd(scales, before);
+            quantize::rows(b, &from, elements, p.tile, to, scales);
         }
+    }
+    if let Some(sums) = p.form.sums() {
+        let groups = ceil_div(b, elements, sums.group_units());
+        let before = b.f.ins().imul(task.index, groups);
+        let before = b.times(before, Extent::Const(height * ELEMENT));
+        let at = b.buffer(sums.buffer);
+        let at = b.f.ins().iadd(at, before);
+        row_sums(b, p.tile, to, elements, &sums, at);
     }
     b.close_loop(task);
 }
@@ -102,9 +105,9 @@ fn pack_bytes(b: &mut KernelBuilder, from: &Rows, units: Value, to: Value) {
     b.close_loop(row);
 }
 
-/// Writes the sums of the bytes of every row of a packed tile to `to`, group by group, times a factor.
-fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, factor: i64, to: Value) {
-    const VECTORS: usize = TILE_ROWS / LANES;
+/// Writes the sums of the bytes of every row of a packed tile of `height` rows to `to`, group by group, times a factor.
+fn row_sums(b: &mut KernelBuilder, height: usize, tile: Value, units: Value, sums: &Sums, to: Value) {
+    let (vectors, tile_row, group_units) = (height / LANES, height as i64 * ELEMENT, sums.group_units());
     let next = b.f.declare_var(I64);
     b.f.def_var(next, to);
     let zero = b.int(0);
@@ -114,17 +117,17 @@ fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, 
     };
     let Some(group) = b.open_loop(zero, end, group_units) else { return };
     let count = rest(b, units, group.index, group_units);
-    let before = b.times(group.index, Extent::Const(TILE_ROW));
+    let before = b.times(group.index, Extent::Const(tile_row));
     let begin = b.f.ins().iadd(tile, before);
-    let bytes = b.times(count, Extent::Const(TILE_ROW));
+    let bytes = b.times(count, Extent::Const(tile_row));
     let end = b.f.ins().iadd(begin, bytes);
     // Two vectors of pairs for four rows.
     let zeros = b.int_of(I32X4, 0);
-    let acc: Vec<_> = (0..2 * VECTORS).map(|_| b.f.declare_var(I32X4)).collect();
+    let acc: Vec<_> = (0..2 * vectors).map(|_| b.f.declare_var(I32X4)).collect();
     for &a in &acc {
         b.f.def_var(a, zeros);
     }
-    if let Some(unit) = b.open_loop(begin, end, TILE_ROW) {
+    if let Some(unit) = b.open_loop(begin, end, tile_row) {
         for (v, acc) in acc.chunks(2).enumerate() {
             let bytes = b.f.ins().load(I8X16, MEM, unit.index, 16 * v as i32);
             let halves = [b.f.ins().swiden_low(bytes), b.f.ins().swiden_high(bytes)];
@@ -139,14 +142,14 @@ fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, 
         b.close_loop(unit);
     }
     let to = b.f.use_var(next);
-    let factor = b.int_of(I32X4, factor);
+    let factor = b.int_of(I32X4, sums.factor);
     for (v, acc) in acc.chunks(2).enumerate() {
         let (low, high) = (b.f.use_var(acc[0]), b.f.use_var(acc[1]));
         let sum = b.f.ins().iadd_pairwise(low, high);
         let sum = b.f.ins().imul(sum, factor);
         b.f.ins().store(MEM, sum, to, 16 * v as i32);
     }
-    let to = b.f.ins().iadd_imm_s(to, TILE_ROW);
+    let to = b.f.ins().iadd_imm_s(to, tile_row);
     b.f.def_var(next, to);
     b.close_loop(group);
 }
@@ -155,7 +158,7 @@ fn row_sums(b: &mut KernelBuilder, tile: Value, units: Value, group_units: i64, 
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
-    use crate::kernel::pack::{Form, Pack, Rows, SLACK, pack};
+    use crate::kernel::pack::{Form, Pack, Rows, SLACK, Sums, pack};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use proptest::prelude::*;
     use tfc_ir::types::Elem;
@@ -226,7 +229,7 @@ mod tests {
             let Bytes { batch, m, k, group, factor, transposed, symbolic } = *self;
             let (mut kernel, ints) = kernel([batch, m, k], TILE_ROWS, transposed, symbolic);
             if let Body::Pack(p) = &mut kernel.body {
-                p.form = Form::Bytes { sums: 2, group: group as i64, factor };
+                p.form = Form::Bytes(Sums { buffer: 2, group: group as i64, factor });
             }
             kernel.buffers = [(Elem::I8, Use::Read), (Elem::I32, Use::Write), (Elem::I32, Use::Write)]
                 .map(|(elem, usage)| BufferParam { elem, usage })

@@ -18,7 +18,8 @@ pub fn covers(_: &Kernel, p: &Pack) -> bool {
     // Bytes are packed by units, whose loads may not go beyond a row: rows are known to be whole units.
     let whole = match p.form {
         Form::Floats => true,
-        Form::Bytes { .. } => matches!(p.k, Extent::Const(k) if k % 4 == 0),
+        Form::Bytes(_) => matches!(p.k, Extent::Const(k) if k % 4 == 0),
+        Form::Quantize { .. } => return false,
     };
     let together = p.from.row == Extent::Const(1) && p.form == Form::Floats;
     whole && (p.from.k == Extent::Const(1) || together)
@@ -33,8 +34,8 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let (matrix, tile) = f.a.divide(task, tiles);
         let first = f.a.times_imm(tile, height);
         let (depth, bytes) = match p.form {
-            Form::Floats => (p.k, ELEMENT),
-            Form::Bytes { .. } => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
+            Form::Bytes(_) => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
+            _ => (p.k, ELEMENT),
         };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
         let k = f.extent(depth);
@@ -62,9 +63,9 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             let rows = f.a.minus(rows_end, first);
             rows_together(f, p, from, rows, k, to);
         }
-        if let Form::Bytes { sums, group, factor } = p.form {
+        if let Form::Bytes(sums) = p.form {
             let units = depth.as_const().expect("known");
-            row_sums(f, units, (group + 3) / 4, factor, begin_of_tile, sums, task);
+            row_sums(f, units, sums.group_units(), sums.factor, begin_of_tile, sums.buffer, task);
         }
     });
 }

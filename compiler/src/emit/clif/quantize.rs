@@ -1,0 +1,395 @@
+//! Packing that quantizes: four rows at a time, in two passes, for the largest magnitudes and for the codes.
+
+use super::pack::ELEMENT;
+use super::tile::Rows;
+use super::{KernelBuilder, LANES, MEM};
+use crate::kernel::Extent;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4, I64};
+use cranelift_codegen::ir::{InstBuilder, Value};
+use tfc_ir::quant::MIN_RANGE;
+
+/// A float of at most 2^22 plus this has the nearest integer, half to even, in its lowest bits.
+const ROUNDING: f64 = 12_582_912.0;
+
+/// Four rows: the addresses of their first elements.
+struct Four<'a> {
+    from: &'a Rows,
+    rows: Vec<Value>,
+    /// Bytes from one k to the next.
+    k_bytes: Value,
+}
+
+impl Four<'_> {
+    /// Four neighbours along k of a row.
+    fn along_k(&self, b: &mut KernelBuilder, row: usize, unit: Value) -> Value {
+        if self.from.k_stride == Extent::Const(1) {
+            let before = b.times(unit, Extent::Const(4 * ELEMENT));
+            let p = b.f.ins().iadd(self.rows[row], before);
+            return b.f.ins().load(F32X4, MEM, p, 0);
+        }
+        let first = b.times(unit, Extent::Const(4));
+        let before = b.f.ins().imul(first, self.k_bytes);
+        let mut p = b.f.ins().iadd(self.rows[row], before);
+        let lanes: Vec<Value> = (0..LANES)
+            .map(|n| {
+                if n > 0 {
+                    p = b.f.ins().iadd(p, self.k_bytes);
+                }
+                b.f.ins().load(F32, MEM, p, 0)
+            })
+            .collect();
+        b.pack(&lanes)
+    }
+
+    /// The elements of all four rows at one k.
+    fn along_rows(&self, b: &mut KernelBuilder, k: Value) -> Value {
+        let before = b.f.ins().imul(k, self.k_bytes);
+        let lanes: Vec<Value> = self
+            .rows
+            .iter()
+            .map(|&row| {
+                let p = b.f.ins().iadd(row, before);
+                b.f.ins().load(F32, MEM, p, 0)
+            })
+            .collect();
+        b.pack(&lanes)
+    }
+
+    /// The bits of the largest magnitude of every row: as integers they have the order of the numbers, NaN last.
+    fn largest(&self, b: &mut KernelBuilder, whole: Value, done: Value) -> Value {
+        let zeros = b.int_of(I32X4, 0);
+        let magnitude = b.int_of(I32X4, 0x7fff_ffff);
+        let most: Vec<_> = (0..=LANES).map(|_| b.f.declare_var(I32X4)).collect();
+        most.iter().for_each(|&v| b.f.def_var(v, zeros));
+        let raise = |b: &mut KernelBuilder, n: usize, x: Value| {
+            let x = b.bits(I32X4, x);
+            let x = b.f.ins().band(x, magnitude);
+            let before = b.f.use_var(most[n]);
+            let x = b.f.ins().smax(before, x);
+            b.f.def_var(most[n], x);
+        };
+        let zero = b.int(0);
+        if let Some(l) = b.open_loop(zero, whole, 1) {
+            for row in 0..LANES {
+                let x = self.along_k(b, row, l.index);
+                raise(b, row, x);
+            }
+            b.close_loop(l);
+        }
+        if let Some(l) = b.open_loop(done, self.from.k, 1) {
+            let x = self.along_rows(b, l.index);
+            raise(b, LANES, x);
+            b.close_loop(l);
+        }
+        let lanes: Vec<Value> = (0..LANES)
+            .map(|row| {
+                let x = b.f.use_var(most[row]);
+                b.across(x, |b, x, y| b.f.ins().smax(x, y))
+            })
+            .collect();
+        let (x, y) = (b.pack(&lanes), b.f.use_var(most[LANES]));
+        b.f.ins().smax(x, y)
+    }
+}
+
+/// Quantizes and packs a tile of `height` rows to `to`, of which `from.rows` exist, and writes their scales.
+pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to: Value, scales: Value) {
+    let zero = b.int(0);
+    let none = b.int_of(I32X4, 0);
+    for v in 0..height / LANES {
+        b.f.ins().store(MEM, none, scales, 16 * v as i32);
+    }
+    let (whole, done) = match b.as_const(from.k) {
+        Some(k) => (b.int(k / 4), b.int(k / 4 * 4)),
+        None => {
+            let whole = b.f.ins().ushr_imm_u(from.k, 2);
+            (whole, b.times(whole, Extent::Const(4)))
+        }
+    };
+    let k_bytes = b.extent(from.k_stride);
+    let k_bytes = b.times(k_bytes, Extent::Const(ELEMENT));
+    let tile_row = height as i64 * ELEMENT;
+    let last = b.f.ins().iadd_imm_s(from.rows, -1);
+    let end = b.f.ins().iadd_imm_s(from.rows, LANES as i64 - 1);
+    let Some(group) = b.open_loop(zero, end, LANES as i64) else { return };
+    let addresses = (0..LANES as i64).map(|r| {
+        let row = b.f.ins().iadd_imm_s(group.index, r);
+        let row = b.f.ins().smin(row, last);
+        let before = b.f.ins().imul(row, from.row_bytes);
+        b.f.ins().iadd(from.at, before)
+    });
+    let four = Four { from, rows: addresses.collect(), k_bytes };
+    let largest = four.largest(b, whole, done);
+    // Rows that do not exist are 0.
+    let left = b.f.ins().isub(from.rows, group.index);
+    let left = b.f.ins().ireduce(I32, left);
+    let left = b.splat(left);
+    let numbers: Vec<u8> = (0..LANES as i32).flat_map(i32::to_le_bytes).collect();
+    let numbers = b.vector(I32X4, &numbers);
+    let exist = b.f.ins().icmp(IntCC::SignedGreaterThan, left, numbers);
+    let largest = b.f.ins().band(largest, exist);
+    let largest = b.bits(F32X4, largest);
+    let [steps, least, infinity, rounding] = [127.0, MIN_RANGE.into(), f64::INFINITY, ROUNDING].map(|x| b.float_of(F32X4, x));
+    let scale = b.f.ins().fdiv(largest, steps);
+    let place = b.times(group.index, Extent::Const(ELEMENT));
+    let p = b.f.ins().iadd(scales, place);
+    b.f.ins().store(MEM, scale, p, 0);
+    let enough = b.f.ins().fcmp(FloatCC::GreaterThanOrEqual, largest, least);
+    let finite = b.f.ins().fcmp(FloatCC::LessThan, largest, infinity);
+    let useful = b.f.ins().band(enough, finite);
+    let inverse = b.f.ins().fdiv(steps, largest);
+    // The codes of a row without a usable range are 0 whatever its values are.
+    let byte = b.int_of(I32X4, 0xff);
+    let kept = b.f.ins().band(byte, useful);
+    let code = |b: &mut KernelBuilder, x: Value, inverse: Value, kept: Value| {
+        let x = b.f.ins().fmul(x, inverse);
+        let x = b.f.ins().fadd(x, rounding);
+        let x = b.bits(I32X4, x);
+        b.f.ins().band(x, kept)
+    };
+    let by_row: Vec<[Value; 2]> = (0..LANES)
+        .map(|row| {
+            [inverse, kept].map(|x| {
+                let x = b.lane(x, row);
+                b.splat(x)
+            })
+        })
+        .collect();
+    let to = b.f.ins().iadd(to, place);
+    if let Some(unit) = b.open_loop(zero, whole, 1) {
+        let codes: Vec<Value> = (0..LANES)
+            .map(|row| {
+                let x = four.along_k(b, row, unit.index);
+                code(b, x, by_row[row][0], by_row[row][1])
+            })
+            .collect();
+        // The bytes of a row are neighbours, those of the rows too.
+        let (low, high) = (b.f.ins().snarrow(codes[0], codes[1]), b.f.ins().snarrow(codes[2], codes[3]));
+        let bytes = b.f.ins().unarrow(low, high);
+        debug_assert_eq!(b.ty(bytes), I8X16);
+        let before = b.times(unit.index, Extent::Const(tile_row));
+        let p = b.f.ins().iadd(to, before);
+        b.f.ins().store(MEM, bytes, p, 0);
+        b.close_loop(unit);
+    }
+    // A unit that is not whole ends with zeros.
+    if let Some(unit) = b.open_loop(whole, units, 1) {
+        let bytes = b.f.declare_var(I32X4);
+        b.f.def_var(bytes, none);
+        if let Some(k) = b.open_loop(done, from.k, 1) {
+            let x = four.along_rows(b, k.index);
+            let x = code(b, x, inverse, kept);
+            let bits = b.f.ins().band_imm_u(k.index, 3);
+            let bits = b.times(bits, Extent::Const(8));
+            let x = b.f.ins().ishl(x, bits);
+            let before = b.f.use_var(bytes);
+            let x = b.f.ins().bor(before, x);
+            b.f.def_var(bytes, x);
+            b.close_loop(k);
+        }
+        let x = b.f.use_var(bytes);
+        let before = b.times(unit.index, Extent::Const(tile_row));
+        let p = b.f.ins().iadd(to, before);
+        b.f.ins().store(MEM, x, p, 0);
+        b.close_loop(unit);
+    }
+    debug_assert_eq!(b.ty(zero), I64);
+    b.close_loop(group);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use crate::kernel::gemm::{PANEL, TILE_ROWS};
+    use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
+    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
+    use proptest::prelude::*;
+    use tfc_ir::types::Elem;
+
+    /// How rows are in memory.
+    #[derive(Clone, Copy, Debug)]
+    enum Order {
+        /// Row after row.
+        AlongK,
+        /// The elements of one k after those of another.
+        AlongRows,
+        /// With gaps between any elements.
+        Apart,
+    }
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        batch: usize,
+        m: usize,
+        k: usize,
+        tile: usize,
+        order: Order,
+        /// Length of a group and factor.
+        sums: Option<(usize, i32)>,
+        /// Which extents are integer parameters.
+        symbolic: [bool; 3],
+    }
+
+    impl Case {
+        fn strides(&self) -> [usize; 3] {
+            let (m, k) = (self.m, self.k);
+            match self.order {
+                Order::AlongK => [m * k + 3, k, 1],
+                Order::AlongRows => [m * k + 3, 1, m],
+                Order::Apart => [2 * m * (k + 1), 2 * (k + 1), 2],
+            }
+        }
+
+        fn kernel(&self) -> (Kernel, Vec<i64>) {
+            let mut ints = vec![];
+            let mut extent = |n: usize, symbolic: bool| {
+                if !symbolic {
+                    return Extent::Const(n as i64);
+                }
+                ints.push(n as i64);
+                Extent::Param(ints.len() as u32 - 1)
+            };
+            let [s, t, u] = self.symbolic;
+            let [matrix, row, k] = self.strides();
+            let from = Rows { buffer: 0, batch: vec![extent(matrix, t)], row: extent(row, u && row != 1), k: extent(k, u && k != 1) };
+            let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
+            let form = Form::Quantize { scales: 2, sums };
+            let body =
+                Pack { batch: vec![extent(self.batch, t)], m: extent(self.m, s), k: extent(self.k, t), tile: self.tile, from, to: 1, form };
+            let buffers = [(Elem::F32, Use::Read), (Elem::I32, Use::Write), (Elem::F32, Use::Write), (Elem::I32, Use::Write)];
+            let buffers = buffers.map(|(elem, usage)| BufferParam { elem, usage }).to_vec();
+            (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
+        }
+
+        /// Checks codes, scales and sums for the values that `value` gives.
+        fn check(&self, value: impl Fn(usize) -> f32) {
+            let Case { batch, m, k, tile, sums, .. } = *self;
+            let (kernel, ints) = self.kernel();
+            let [matrix, row, step] = self.strides();
+            let from: Vec<f32> = (0..batch * matrix).map(value).collect();
+            let mut expected = QuantizedRows::default();
+            for b in 0..batch {
+                let one = pack::quantize(m, k, tile, sums, |r, x| from[b * matrix + r * row + x * step]);
+                expected.codes.extend(one.codes);
+                expected.scales.extend(one.scales);
+                expected.sums.extend(one.sums);
+            }
+            let (tiles, untouched) = (batch * m.div_ceil(tile), 0x77);
+            let units = k.div_ceil(4);
+            for cpu in host_cpus() {
+                // What a kernel reads ends with the last element.
+                let mut buffers = [
+                    bytemuck::cast_slice(&from[..from.len().min((batch - 1) * matrix + (m - 1) * row + k.saturating_sub(1) * step + 1)])
+                        .to_vec(),
+                    vec![untouched; expected.codes.len() + SLACK as usize],
+                    vec![untouched; 4 * expected.scales.len() + 64],
+                    vec![untouched; 4 * expected.sums.len() + 64],
+                ];
+                let run = Compiled::new(&kernel, &cpu);
+                assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
+                assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+                let behind = [expected.codes.len(), 4 * expected.scales.len(), 4 * expected.sums.len()];
+                for (buffer, behind) in buffers[1..].iter().zip(behind) {
+                    assert!(buffer[behind..].iter().all(|&x| x == untouched), "{}: {self:?}: more is written", cpu.name);
+                }
+                let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[2][..4 * expected.scales.len()]);
+                let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[3][..4 * expected.sums.len()]);
+                let at = |what: &str, i: usize, r: usize| format!("{}: {self:?}: {what} of tile {i}, row {r}", cpu.name);
+                for (i, r) in (0..tiles).flat_map(|i| (0..tile).map(move |r| (i, r))) {
+                    let (x, y) = (scales[i * tile + r], expected.scales[i * tile + r]);
+                    assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()), "{}: {x} for {y}", at("scale", i, r));
+                    if i % m.div_ceil(tile) * tile + r >= m {
+                        continue;
+                    }
+                    for unit in 0..units {
+                        let place = 4 * ((i * units + unit) * tile + r);
+                        let codes: &[i8] = bytemuck::cast_slice(&buffers[1][place..place + 4]);
+                        assert_eq!(codes, &expected.codes[place..place + 4], "{}, unit {unit}", at("codes", i, r));
+                    }
+                    let groups = sums.len() / tiles / tile;
+                    for group in 0..groups {
+                        let place = (i * groups + group) * tile + r;
+                        assert_eq!(sums[place], expected.sums[place], "{}, group {group}", at("sum", i, r));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Numbers of all magnitudes, and what is none.
+    fn wild(seed: usize) -> impl Fn(usize) -> f32 {
+        move |i| {
+            let bits = ((i + seed) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let random = (bits >> 20) as u32;
+            match bits >> 52 & 0xff {
+                0 => f32::NAN,
+                1 => f32::from_bits(0xff80_0001 | random & 0x3f_ffff),
+                2 => f32::INFINITY,
+                3 => f32::NEG_INFINITY,
+                4 => -0.0,
+                5..30 => f32::from_bits(random & 0x807f_ffff),
+                30..50 => f32::from_bits(random),
+                _ => (random >> 8) as f32 / 1e6 - 8.0,
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_one_kind() {
+        let values = [0.0, -0.0, 1e-40, 9e-31, 1e-30, 1.1e-30, 1.0, 3e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
+            for tile in [TILE_ROWS, PANEL] {
+                let case = Case { batch: 1, m: values.len(), k: 37, tile, order, sums: Some((37, -8)), symbolic: [false; 3] };
+                let [_, row, k] = case.strides();
+                for other in [0.0, 1e-31, 0.3, f32::NEG_INFINITY, -f32::NAN] {
+                    case.check(|i| {
+                        let (r, x) = (i / row % values.len(), i / k % 37);
+                        if x == 20 { values[r] } else { other * x as f32 }
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn halves_go_to_even_codes() {
+        for order in [Order::AlongK, Order::AlongRows] {
+            let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3] };
+            case.check(|i| if i == 0 { 127.0 } else { (i as f32 - 256.0) / 2.0 % 127.0 });
+        }
+    }
+
+    #[test]
+    fn other_architectures() {
+        for cpu in foreign_cpus() {
+            for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
+                for symbolic in [false, true] {
+                    let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3] };
+                    assert!(!machine_code(&case.kernel().0, &cpu).bytes.is_empty());
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(160))]
+
+        #[test]
+        fn codes_scales_and_sums_are_those_of_the_reference(
+            [batch, m, k] in [1usize..3, 1..41, 1..71],
+            long in prop_oneof![4 => Just(0usize), 1 => Just(192)],
+            order in prop_oneof![3 => Just(Order::AlongK), 3 => Just(Order::AlongRows), 1 => Just(Order::Apart)],
+            panels: bool,
+            sums in prop_oneof![Just(None), (0usize..20, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
+            symbolic: [bool; 3],
+            seed: u16,
+        ) {
+            let k = k + long;
+            let group = |g: usize| if g == 0 { k } else { 4 * g };
+            let sums = sums.map(|(g, factor)| (group(g), factor));
+            let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic };
+            case.check(wild(seed.into()));
+        }
+    }
+}
