@@ -680,7 +680,7 @@ impl Asm {
     }
 
     /// Combines the halves of a vector: the result's low 128 bits hold, for 128-bit pieces `p`, all `p` combined.
-    fn fold_pieces(&mut self, x: V, op: &mut impl FnMut(&mut Asm, V, V) -> V) -> V {
+    pub fn fold_pieces(&mut self, x: V, mut op: impl FnMut(&mut Asm, V, V) -> V) -> V {
         let mut x = x;
         if self.isa.evex() {
             let high = self.extract(Code::EVEX_Vextractf32x8_ymmm256_k1z_zmm_imm8, x, Width::Half);

@@ -64,6 +64,12 @@ impl Function {
         self.a.first_lanes(left)
     }
 
+    /// A distance in bytes, of elements of four bytes.
+    pub fn times_bytes(&mut self, elements: Extent) -> R {
+        let n = self.extent(elements);
+        self.a.times_imm(n, 4)
+    }
+
     /// `x * by`.
     pub fn times(&mut self, x: R, by: Extent) -> R {
         match by {

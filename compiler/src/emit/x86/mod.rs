@@ -14,6 +14,7 @@ pub mod isa;
 pub mod math;
 mod nest;
 mod pack;
+mod quantize;
 mod quantized;
 #[cfg(test)]
 mod tests;

@@ -5,13 +5,13 @@ use super::asm::{Cond, Mem, R};
 use super::expr::Function;
 use super::gemm::ceil_div;
 use super::isa::Op;
+use super::quantize;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, Pack};
+use crate::kernel::pack::{Form, Pack, Sums};
 use crate::kernel::{Extent, Kernel};
 
-/// Bytes of an element, and of the elements of one `k` in a tile of a left operand.
-const ELEMENT: i64 = 4;
-const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
+/// Bytes of an element of a tile.
+pub const ELEMENT: i64 = 4;
 
 /// Whether this emitter can emit a packing kernel.
 pub fn covers(_: &Kernel, p: &Pack) -> bool {
@@ -19,9 +19,9 @@ pub fn covers(_: &Kernel, p: &Pack) -> bool {
     let whole = match p.form {
         Form::Floats => true,
         Form::Bytes(_) => matches!(p.k, Extent::Const(k) if k % 4 == 0),
-        Form::Quantize { .. } => return false,
+        Form::Quantize { .. } => true,
     };
-    let together = p.from.row == Extent::Const(1) && p.form == Form::Floats;
+    let together = p.from.row == Extent::Const(1) && !matches!(p.form, Form::Bytes(_));
     whole && (p.from.k == Extent::Const(1) || together)
 }
 
@@ -33,12 +33,16 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let tiles = ceil_div(f, m, height);
         let (matrix, tile) = f.a.divide(task, tiles);
         let first = f.a.times_imm(tile, height);
-        let (depth, bytes) = match p.form {
-            Form::Bytes(_) => (Extent::Const(p.k.as_const().expect("known") / 4), 1),
-            _ => (p.k, ELEMENT),
-        };
+        let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
-        let k = f.extent(depth);
+        let k = match (p.form, p.k) {
+            (Form::Floats, k) => f.extent(k),
+            (_, Extent::Const(k)) => f.a.imm((k + 3) / 4),
+            (_, k) => {
+                let k = f.extent(k);
+                ceil_div(f, k, 4)
+            }
+        };
         let to = f.a.times(task, k);
         let to = f.a.times_imm(to, height * ELEMENT);
         let base = f.buffer(p.to);
@@ -47,7 +51,20 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let rows_end = f.a.lea(Mem::at(first, height));
         let rows_end = f.a.min(rows_end, m);
         let begin_of_tile = f.a.copy(to);
-        if p.from.k == Extent::Const(1) {
+        let rows = f.a.minus(rows_end, first);
+        if let Form::Quantize { scales, .. } = p.form {
+            let before = f.times(first, p.from.row);
+            let from = f.a.lea(Mem::indexed(from, before, 4, 0));
+            let before = f.a.times_imm(task, height * ELEMENT);
+            let scales = f.buffer(scales);
+            f.a.add_into(scales, before);
+            let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, scales };
+            if p.from.k == Extent::Const(1) {
+                quantize::along_k(f, p, &tile);
+            } else {
+                quantize::along_rows(f, p, &tile);
+            }
+        } else if p.from.k == Extent::Const(1) {
             let row = f.a.copy(first);
             // All of a panel is multiplied, and what it holds by chance may be slow to multiply.
             let rows_end = if p.tile == TILE_ROWS { rows_end } else { f.a.lea(Mem::at(first, height)) };
@@ -60,12 +77,10 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             f.a.jump_if(Cond::Lt, groups);
         } else {
             let from = f.a.lea(Mem::indexed(from, first, 4, 0));
-            let rows = f.a.minus(rows_end, first);
             rows_together(f, p, from, rows, k, to);
         }
-        if let Form::Bytes(sums) = p.form {
-            let units = depth.as_const().expect("known");
-            row_sums(f, units, sums.group_units(), sums.factor, begin_of_tile, sums.buffer, task);
+        if let Some(sums) = p.form.sums() {
+            row_sums(f, height, k, &sums, begin_of_tile, task);
         }
     });
 }
@@ -157,20 +172,28 @@ fn rows_together(f: &mut Function, p: &Pack, from: R, rows: R, k: R, to: R) {
     f.a.bind(done);
 }
 
-/// Sums of the bytes of every row of a packed tile, group by group, times a factor.
-fn row_sums(f: &mut Function, units: i64, group: i64, factor: i64, tile: R, sums: u32, task: R) {
-    let groups = (units + group - 1) / group;
-    let to = f.buffer(sums);
-    let skipped = f.a.times_imm(task, groups * TILE_ROW);
+/// Sums of the bytes of every row of a packed tile of `height` rows, group by group, times a factor.
+fn row_sums(f: &mut Function, height: i64, units: R, sums: &Sums, tile: R, task: R) {
+    let (lanes, tile_row) = (f.a.isa.lanes(), height * ELEMENT);
+    let groups = ceil_div(f, units, sums.group_units());
+    let skipped = f.a.times(task, groups);
+    let skipped = f.a.times_imm(skipped, tile_row);
+    let to = f.buffer(sums.buffer);
     f.a.add_into(to, skipped);
-    let vectors = if f.a.isa.evex() { 1 } else { 2 };
-    let (at, rest) = (tile, f.a.imm(units));
-    let head = f.a.label();
+    // Lanes behind the rows hold what is not looked at.
+    let vectors = (height + lanes - 1) / lanes;
+    let partly = (height % lanes != 0).then(|| {
+        let rows = f.a.imm(height % lanes);
+        f.a.first_lanes(rows)
+    });
+    let (at, rest) = (tile, f.a.copy(units));
+    let (head, done) = (f.a.label(), f.a.label());
+    f.a.compare_imm(rest, 0);
+    f.a.jump_if(Cond::Le, done);
     f.a.bind(head);
-    let most = f.a.imm(group);
+    let most = f.a.imm(sums.group_units());
     let count = f.a.min(rest, most);
     f.a.sub_into(rest, count);
-    // Lanes behind the rows hold what is not looked at.
     let acc: Vec<_> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
     f.a.repeat(count, |a| {
         for (v, &acc) in acc.iter().enumerate() {
@@ -184,19 +207,20 @@ fn row_sums(f: &mut Function, units: i64, group: i64, factor: i64, tile: R, sums
                 a.binary_into(Op::AddD, acc, acc, all);
             }
         }
-        a.add_imm(at, TILE_ROW);
+        a.add_imm(at, tile_row);
     });
-    let lanes = f.a.isa.lanes();
     for (v, &acc) in acc.iter().enumerate() {
-        let x = f.a.binary(Op::MulD, acc, factor as i32);
+        let x = f.a.binary(Op::MulD, acc, sums.factor as i32);
         let at = Mem::at(to, v as i64 * f.a.isa.bytes());
-        let rows = f.a.imm(lanes.min(TILE_ROWS as i64 - v as i64 * lanes));
-        let mask = f.a.first_lanes(rows);
-        f.a.store_masked(at, x, mask);
+        match partly {
+            Some(mask) if v as i64 + 1 == vectors => f.a.store_masked(at, x, mask),
+            _ => f.a.store_vector(at, x),
+        }
     }
-    f.a.add_imm(to, TILE_ROW);
+    f.a.add_imm(to, tile_row);
     f.a.compare_imm(rest, 0);
     f.a.jump_if(Cond::Gt, head);
+    f.a.bind(done);
 }
 
 /// The address of a matrix of a batch, by its number; strides count elements of `bytes` bytes.
