@@ -49,8 +49,37 @@ pub struct Operand {
 pub enum Format {
     /// Both as f32.
     F32,
+    /// f32 rows with quantized weights, see [`Dequantized`].
+    Dequantized(Dequantized),
     /// `i8` rows with quantized weights, see [`Quantized`].
     Quantized(Quantized),
+}
+
+/// Products of f32 rows with weights of 4 or 8 bits: `b[k, n] = scale[g, n] * f32(w[k, n] - zero[g, n])`, `g` the
+/// group of `k`.
+///
+/// Weights and zero points are signed; those of types without a sign are less by half of their range. The
+/// weights of one k of a panel are [`row_bytes`](Dequantized::row_bytes) neighbours. With 8 bits, byte c is
+/// column c; with 4 bits, the low nibble of byte c, c below 16, is column c and the high nibble column c + 16.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Dequantized {
+    /// Bits of a weight, 4 or 8.
+    pub bits: u8,
+    /// Values of k that share a scale, at least 1.
+    pub group: i64,
+    /// Number of groups; the last may be shorter.
+    pub groups: i64,
+    /// Buffer parameter of the scales, f32: those of a panel, group by group, [`PANEL`] each.
+    pub scales: u32,
+    /// Buffer parameter of the zero points, i32, in the order of the scales; without one they are 0.
+    pub zeros: Option<u32>,
+}
+
+impl Dequantized {
+    /// Bytes of the weights of one k in a panel.
+    pub fn row_bytes(&self) -> i64 {
+        PANEL as i64 * i64::from(self.bits) / 8
+    }
 }
 
 /// Products of `i8` rows with weights of 4 or 8 bits:
@@ -171,10 +200,30 @@ pub fn pack_weights(bits: u8, k: usize, n: usize, at: impl Fn(usize, usize) -> i
     out
 }
 
-/// Packs the scales of `groups` groups that `at(g, n)` reads, see [`Quantized::scales`].
-pub fn pack_scales(groups: usize, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+/// Bytes of the weights of a `k` x `n` matrix of 4 or 8 bits that are packed for rows of f32.
+pub fn packed_rows_len(bits: u8, k: usize, n: usize) -> usize {
+    k * n.div_ceil(PANEL) * PANEL * usize::from(bits) / 8
+}
+
+/// Packs the signed weights of 4 or 8 bits that `at(k, n)` reads, see [`Dequantized`].
+pub fn pack_weight_rows(bits: u8, k: usize, n: usize, at: impl Fn(usize, usize) -> i32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(packed_rows_len(bits, k, n));
+    for panel in 0..n.div_ceil(PANEL) {
+        let byte = |x: usize, c: usize| if panel * PANEL + c < n { at(x, panel * PANEL + c) as u8 } else { 0 };
+        for x in 0..k {
+            match bits {
+                4 => out.extend((0..PANEL / 2).map(|c| byte(x, c) & 15 | byte(x, c + PANEL / 2) << 4)),
+                _ => out.extend((0..PANEL).map(|c| byte(x, c))),
+            }
+        }
+    }
+    out
+}
+
+/// Packs what columns have for every one of `groups` groups, as `at(g, n)` reads it, see [`Quantized::scales`].
+pub fn pack_scales<T: Copy + Default>(groups: usize, n: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
     let columns = n.div_ceil(PANEL) * PANEL;
-    let value = |p: usize, g: usize, c: usize| if p * PANEL + c < n { at(g, p * PANEL + c) } else { 0.0 };
+    let value = |p: usize, g: usize, c: usize| if p * PANEL + c < n { at(g, p * PANEL + c) } else { T::default() };
     (0..columns / PANEL)
         .flat_map(|p| (0..groups).flat_map(move |g| (0..PANEL).map(move |c| (p, g, c))))
         .map(|(p, g, c)| value(p, g, c))

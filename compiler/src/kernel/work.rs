@@ -76,6 +76,11 @@ pub fn of(program: &Program, step: &Step) -> Work {
             touched.all(gemm.right.buffer);
             let arithmetic = match &gemm.format {
                 Format::F32 => Arithmetic::F32,
+                Format::Dequantized(d) => {
+                    touched.all(d.scales);
+                    d.zeros.into_iter().for_each(|z| touched.all(z));
+                    Arithmetic::F32
+                }
                 Format::Quantized(q) => {
                     touched.all(q.scales);
                     touched.all(q.sums);

@@ -45,11 +45,25 @@ pub(super) struct QuantizedRight {
     pub row_scale: View,
 }
 
+/// Quantized weights for rows of f32, as the kernels take them.
+pub(super) struct DequantizedRight {
+    /// How they are stored; buffer parameters are filled in when there are arguments.
+    pub format: gemm::Dequantized,
+    /// Packed weights.
+    pub weights: View,
+    /// Packed scales.
+    pub scales: View,
+    /// Packed zero points, if not all are 0.
+    pub zeros: Option<View>,
+}
+
 /// The right operand of a product.
 pub(super) enum RightOperand {
     /// f32.
     Dense(Source),
-    /// Weights of few bits.
+    /// Weights of few bits for rows of f32.
+    Dequantized(DequantizedRight),
+    /// Weights of few bits for rows of bytes.
     Quantized(QuantizedRight),
 }
 
@@ -90,8 +104,8 @@ impl Scheduler {
         let p = Product { body, node, domain, left, k };
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
-            let right = self.quantized_right(op, &operands)?;
-            return self.gemm(&p, RightOperand::Quantized(right), sources, outputs, label, loc);
+            let right = self.quantized_operand(op, &operands)?;
+            return self.gemm(&p, right, sources, outputs, label, loc);
         }
         let right = source(node.inputs[1])?;
         let rows = &p.domain[p.domain.rank() - 2];
@@ -115,11 +129,14 @@ impl Scheduler {
         let rank = p.domain.rank();
         let packed = match &right {
             RightOperand::Dense(right) => self.packed(right, &p.domain.0[..rank - 2], loc),
-            RightOperand::Quantized(q) => Packed { view: q.weights.clone(), strides: vec![Dim::from(0); rank - 2] },
+            RightOperand::Dequantized(DequantizedRight { weights, .. }) | RightOperand::Quantized(QuantizedRight { weights, .. }) => {
+                Packed { view: weights.clone(), strides: vec![Dim::from(0); rank - 2] }
+            }
         };
-        let quantized = match right {
-            RightOperand::Dense(_) => None,
-            RightOperand::Quantized(q) => Some(q),
+        let (dequantized, quantized) = match right {
+            RightOperand::Dense(_) => (None, None),
+            RightOperand::Dequantized(d) => (Some(d), None),
+            RightOperand::Quantized(q) => (None, Some(q)),
         };
         let views = self.epilogue_views(p, sources);
         // Strides per axis of the domain, of everything that is touched.
@@ -160,6 +177,11 @@ impl Scheduler {
             Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
         let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
         let mut format = Format::F32;
+        if let Some(d) = dequantized {
+            let scales = args.buffer(&d.scales, Use::Read);
+            let zeros = d.zeros.map(|z| args.buffer(&z, Use::Read));
+            format = Format::Dequantized(gemm::Dequantized { scales, zeros, ..d.format });
+        }
         if let Some(q) = quantized {
             let strides = epilogue.strides(&q.row_scale);
             let scale = Expr::Load(args.access(&q.row_scale, Use::Read, &strides));

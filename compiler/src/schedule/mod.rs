@@ -117,8 +117,12 @@ enum Layout {
     Panels,
     /// Panels of quantized weights.
     Weights,
+    /// Panels of quantized weights for rows of f32.
+    WeightRows,
     /// Panels of the scales of so many groups.
     Scales(usize),
+    /// Panels of their zero points.
+    Zeros(usize),
 }
 
 /// A graph being scheduled: where its values are, and where they should go.

@@ -4,7 +4,7 @@
 
 use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Strips};
-use super::{KernelBuilder, LANES, MEM, quantized};
+use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
@@ -43,6 +43,7 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let kept = tile::keep(b, &t.values());
     match &g.format {
         Format::F32 => product(b, g, &t, sums),
+        Format::Dequantized(d) => dequantized::product(b, g, d, &t, sums),
         Format::Quantized(q) => quantized::product(b, g, q, &t, sums),
     }
     b.reload_arguments();

@@ -11,6 +11,7 @@
 
 mod attention;
 pub mod code;
+mod dequantized;
 pub mod expr;
 mod gemm;
 pub mod math;

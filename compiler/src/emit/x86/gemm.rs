@@ -2,6 +2,7 @@
 //! whole of k, then the epilogue over the sums of the tile.
 
 use super::asm::{Cond, Mem, R, V};
+use super::dequantized::{self, Codes};
 use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
 use super::pack::matrix_address;
@@ -20,7 +21,7 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// Whether this emitter can emit a product.
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
-    let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Quantized(_), Extent::Const(1..)));
+    let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Dequantized(_) | Format::Quantized(_), Extent::Const(1..)));
     units
         && supported(kernel, &g.exprs, &g.effects, lane_loop)
         && g.effects
@@ -34,6 +35,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let sums = f.a.scratch(height * PANEL_ROW);
     let (depth, panel_row) = match &g.format {
         Format::F32 => (g.k, PANEL_ROW),
+        Format::Dequantized(d) => (g.k, d.row_bytes()),
         Format::Quantized(q) => {
             let k = g.k.as_const().expect("weights have known sizes");
             (Extent::Const((k + 3) / 4), q.unit_bytes())
@@ -63,11 +65,15 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     let skipped = f.a.times_imm(skipped, ELEMENT);
     f.a.add_into(left, skipped);
     let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch, ELEMENT);
-    let skipped = f.a.times(column, k);
-    let skipped = f.a.times_imm(skipped, panel_row / PANEL as i64);
+    let skipped = f.a.times(chunk, k);
+    let skipped = f.a.times_imm(skipped, (CHUNK / PANEL) as i64 * panel_row);
     f.a.add_into(right, skipped);
+    let codes = match &g.format {
+        Format::Dequantized(d) => Some(Codes::of_columns(f, d, column)),
+        _ => None,
+    };
     let parameters = match &g.format {
-        Format::F32 => None,
+        Format::F32 | Format::Dequantized(_) => None,
         Format::Quantized(q) => {
             // The sums of rows are ordered like the row tiles, which lie one behind the other.
             let begin = f.buffer(g.left.buffer);
@@ -112,7 +118,7 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
                 },
             );
         }
-        _ => floats(f, g, left, right, rows, sums),
+        _ => floats(f, g, left, right, codes.as_ref(), rows, sums),
     }
     let scales = match (&g.format, parameters) {
         (Format::Quantized(q), Some((_, scales))) if q.groups == 1 => Some(scales),
@@ -124,6 +130,9 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     f.a.add_into(right, panel_bytes);
     if let (Format::Quantized(q), Some((_, scales))) = (&g.format, parameters) {
         f.a.add_imm(scales, q.groups * PANEL_ROW);
+    }
+    if let Some(codes) = &codes {
+        codes.next_panel(f);
     }
     f.a.add_imm(column, PANEL as i64);
     f.a.compare(column, columns_end);
@@ -148,9 +157,10 @@ fn block(isa: Isa) -> i64 {
     if isa.evex() { 1024 } else { 256 }
 }
 
-/// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile.
-fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
-    let block = block(f.a.isa);
+/// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile. A
+/// panel of `codes` becomes one of f32 block by block.
+fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, rows: R, sums: R) {
+    let block = if codes.is_some() { dequantized::BLOCK } else { block(f.a.isa) };
     let one_block = matches!(g.k, Extent::Const(k) if k <= block);
     let strip_bytes = tile::register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
     // Blocks are multiples of every power of 2 that matters.
@@ -158,7 +168,9 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
         Extent::Const(k) => 1 << k.trailing_zeros().min(8),
         Extent::Param(_) => 1,
     };
-    let (block_left, block_right, rest) = (f.a.copy(left), f.a.copy(right), f.extent(g.k));
+    let (block_left, rest) = (f.a.copy(left), f.extent(g.k));
+    let unpack = codes.map(|c| c.panel(f, right));
+    let block_right = f.a.copy(unpack.as_ref().map_or(right, |u| u.to));
     let tile_bytes = f.extent(g.k);
     let tile_bytes = f.a.times_imm(tile_bytes, TILE_ROW);
     if !one_block {
@@ -184,6 +196,9 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
         let most = f.a.imm(block);
         f.a.min(rest, most)
     };
+    if let Some(unpack) = &unpack {
+        unpack.emit(f, count);
+    }
     let within = f.a.imm(0);
     let strips = f.a.label();
     f.a.bind(strips);
@@ -220,7 +235,9 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, rows: R, sums: R) {
     }
     if !one_block {
         f.a.add_imm(block_left, block * TILE_ROW);
-        f.a.add_imm(block_right, block * PANEL_ROW);
+        if unpack.is_none() {
+            f.a.add_imm(block_right, block * PANEL_ROW);
+        }
         f.a.add_imm(rest, -block);
         f.a.jump(blocks);
     }

@@ -7,6 +7,7 @@
 mod alloc;
 pub mod asm;
 mod attention;
+mod dequantized;
 mod encode;
 pub mod expr;
 mod gemm;
