@@ -90,7 +90,7 @@ impl Dequantized {
 /// operand is packed in units ([`super::pack`]). Weights are stored as unsigned codes; `zero` is the code of
 /// 0: 8 or 128. Unit `u` of a panel of 32 columns begins at `u * PANEL * bits / 2` bytes. With 8 bits, byte
 /// `4 c + j` is column c, `k = 4 u + j`. With 4 bits, the low nibble of byte `4 c + j`, c below 16, is column
-/// `c + c / 8 * 8` and the high nibble the one 8 columns behind: halves of 32 bytes hold 16 columns each.
+/// c and the high nibble column `c + 16`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Quantized {
     /// Bits of a weight, 4 or 8.
@@ -187,10 +187,7 @@ pub fn pack_weights(bits: u8, k: usize, n: usize, at: impl Fn(usize, usize) -> i
             for c in 0..PANEL * usize::from(bits) / 8 {
                 for j in 0..4 {
                     out.push(match bits {
-                        4 => {
-                            let c = c + c / 8 * 8;
-                            code(u, c, j) | code(u, c + 8, j) << 4
-                        }
+                        4 => code(u, c, j) | code(u, c + PANEL / 2, j) << 4,
                         _ => code(u, c, j),
                     });
                 }

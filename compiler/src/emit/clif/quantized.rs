@@ -1,8 +1,8 @@
 //! Products of packed `i8` rows with weights of 4 and 8 bits
 //! ([`Quantized`](crate::kernel::gemm::Quantized)).
 //!
-//! A register tile is a few rows by a strip of eight columns: four neighbours, and the four that are eight
-//! columns behind them, which share their bytes where weights have 4 bits. Both operands are widened to
+//! A register tile is a few rows by a strip of eight columns: four neighbours, and the four that are half a
+//! panel behind them, which share their bytes where weights have 4 bits. Both operands are widened to
 //! i16; pairs of products are added in i32, and the two pairs of a column once per group.
 //!
 //! Within a panel, groups are the outer loop: the weights of a group stay in the first-level cache for all
@@ -28,7 +28,7 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
 /// Columns between the two halves of a strip.
-const HALF: i64 = 8;
+const HALF: i64 = PANEL as i64 / 2;
 
 /// Vectors of sums of a row of a strip: each has the two pairs of two columns.
 const PAIRS: usize = 4;
@@ -87,8 +87,8 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
     let end = b.f.ins().iadd_imm_s(t.columns, PANEL as i64 - 1);
     let Some(panel) = b.open_loop(zero, end, PANEL as i64) else { return };
     let columns = rest(b, t.columns, panel.index, PANEL as i64);
-    let pairs_of_strips = ceil_div(b, columns, 2 * HALF);
-    let strips = b.times(pairs_of_strips, Extent::Const(2));
+    let half = rest(b, columns, zero, HALF);
+    let strips = ceil_div(b, half, 4);
     let right = offset(b, right, panel.index, units * unit_bytes / PANEL as i64);
     let scales = offset(b, scales, panel.index, q.groups * ELEMENT);
     let sums = offset(b, sums, panel.index, ELEMENT);
@@ -157,17 +157,10 @@ fn strips(b: &mut KernelBuilder, q: &Quantized, height: usize, g: &Group) {
         let &[left, right, count, scales, row_sums, strips, sums] = p else { unreachable!("seven parameters") };
         let zero = b.int(0);
         let strip = b.open_loop(zero, strips, 1).expect("a number that is not known");
-        // Strip 2 i + j begins with column 16 i + 4 j.
-        let odd = b.f.ins().band_imm_u(strip.index, 1);
-        let even = b.f.ins().isub(strip.index, odd);
-        let odd = b.times(odd, Extent::Const(4));
-        let column = offset(b, odd, even, HALF);
-        let right = match bits {
-            4 => offset(b, right, strip.index, 16),
-            _ => offset(b, right, column, 4),
-        };
-        let scales = offset(b, scales, column, ELEMENT);
-        let sums = offset(b, sums, column, ELEMENT);
+        // Four columns of one half: as many bytes of scales, of sums, and of units.
+        let right = offset(b, right, strip.index, 4 * ELEMENT);
+        let scales = offset(b, scales, strip.index, 4 * ELEMENT);
+        let sums = offset(b, sums, strip.index, 4 * ELEMENT);
         let pairs = dots(b, bits, height, left, right, count);
         finish(b, add, &pairs, scales, row_sums, sums);
         b.close_loop(strip);

@@ -743,14 +743,6 @@ impl Asm {
         }
     }
 
-    /// EVEX: the lower 256 bits of `x` and then of `y` (`high` false), or the upper ones.
-    pub fn join_halves(&mut self, x: V, y: V, high: bool) -> V {
-        let dst = self.v();
-        let imm = Operand::Imm8(if high { 0xee } else { 0x44 });
-        self.push(Code::EVEX_Vshuff64x2_zmm_k1z_zmm_zmmm512b64_imm8, First::Write, vec![reg(dst), reg(x), reg(y), imm]);
-        dst
-    }
-
     /// The lanes of a vector before the first masked-out one, as EVEX loads of bytes: `op` widens 16 bytes.
     pub fn widen_masked(&mut self, op: Op, m: Mem, mask: M) -> V {
         let dst = self.v();

@@ -37,35 +37,37 @@ pub struct Operands {
     pub ints: R,
 }
 
-/// Columns and rows of a register tile, of which each row takes two vectors.
+/// Columns and rows of a register tile, of which each row takes two vectors of weights.
 struct Shape {
     first_row: usize,
     rows: usize,
-    first_column: i64,
-    columns: i64,
+    /// The first columns of the vectors of a row of sums.
+    columns: Vec<i64>,
 }
 
 /// The sums of a tile of `height` rows by a panel, over `units` units of k.
 pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
     let isa = f.a.isa;
     let most = if isa.evex() { TILE_ROWS } else { 6 };
-    let columns = match (isa.has_vnni(), q.bits) {
-        (false, 8) => isa.lanes(),
-        _ => 2 * isa.lanes(),
+    let (lanes, half) = (isa.lanes(), PANEL as i64 / 2);
+    // Four bits: the low and the high nibbles of a vector. Without VNNI, 8 bits are such nibbles too.
+    let strips: Vec<Vec<i64>> = match (q.bits, isa.has_vnni()) {
+        (4, _) => (0..half).step_by(lanes as usize).map(|c| vec![c, c + half]).collect(),
+        (_, true) => (0..2 * half).step_by(2 * lanes as usize).map(|c| vec![c, c + lanes]).collect(),
+        (_, false) => (0..2 * half).step_by(lanes as usize).map(|c| vec![c]).collect(),
     };
     for first_row in (0..height).step_by(most) {
         let rows = most.min(height - first_row);
-        for first_column in (0..PANEL as i64).step_by(columns as usize) {
-            groups(f, q, units, &Shape { first_row, rows, first_column, columns }, o);
+        for columns in &strips {
+            groups(f, q, units, &Shape { first_row, rows, columns: columns.clone() }, o);
         }
     }
 }
 
 fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
-    let column_bytes = q.unit_bytes() / PANEL as i64;
     let a = &mut f.a;
     let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
-    let right = a.lea(Mem::at(o.right, s.first_column * column_bytes));
+    let right = a.lea(Mem::at(o.right, s.columns[0] * 4));
     let per_group = (q.group + 3) / 4;
     if q.groups == 1 {
         let count = a.imm(units);
@@ -73,12 +75,9 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
         let o = Operands { ints: o.sums, ..*o };
         if a.isa.has_vnni() {
             let sums = wide_group(a, q, s, left, right, count, place, units);
-            for (r, mut sums) in sums.into_iter().enumerate() {
-                if joined(a, q) {
-                    sums = [a.join_halves(sums[0], sums[1], false), a.join_halves(sums[0], sums[1], true)];
-                }
-                for (v, x) in sums.into_iter().enumerate() {
-                    a.store_vector(self::place(o.ints, s, r, v as i64 * a.isa.lanes()), x);
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (&c, x) in s.columns.iter().zip(sums) {
+                    a.store_vector(self::place(o.ints, s, r, c), x);
                 }
             }
         } else {
@@ -88,7 +87,7 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     }
     let zero = a.vector_of(0);
     for r in 0..s.rows {
-        for c in (0..s.columns).step_by(a.isa.lanes() as usize) {
+        for &c in &s.columns {
             a.store_vector(place(o.sums, s, r, c), zero);
         }
     }
@@ -101,15 +100,10 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     let sum_place = |r: usize| Mem::at(row_sums, (s.first_row + r) as i64 * 4);
     if a.isa.has_vnni() {
         let sums = wide_group(a, q, s, left, right, count, sum_place, per_group);
-        let column = s.first_column * 4;
-        let mut scale = [a.vector_of(Mem::at(scales, column)), a.vector_of(Mem::at(scales, column + a.isa.bytes()))];
-        if joined(a, q) {
-            // The totals stay in the order of the nibbles until the last group.
-            scale = [a.join_halves(scale[0], scale[1], false), a.join_halves(scale[0], scale[1], true)];
-        }
+        let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(scales, c * 4))).collect();
         for (r, sums) in sums.into_iter().enumerate() {
             for (v, x) in sums.into_iter().enumerate() {
-                let at = place(o.sums, s, r, v as i64 * a.isa.lanes());
+                let at = place(o.sums, s, r, s.columns[v]);
                 let x = a.unary(Op::CvtDq2Ps, x);
                 let t = a.fma(x, scale[v], at);
                 a.store_vector(at, t);
@@ -123,27 +117,11 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     a.add_imm(row_sums, TILE_ROW);
     a.compare_imm(rest, 0);
     a.jump_if(Cond::Gt, head);
-    if joined(a, q) {
-        for r in 0..s.rows {
-            let at = [0, 1].map(|v| place(o.sums, s, r, v * a.isa.lanes()));
-            let t = at.map(|at| a.vector_of(at));
-            for (at, high) in at.into_iter().zip([false, true]) {
-                let x = a.join_halves(t[0], t[1], high);
-                a.store_vector(at, x);
-            }
-        }
-    }
-}
-
-/// Whether the low and the high nibbles of a vector are not neighbouring columns: 16 lanes of low nibbles
-/// are columns 0 to 7 and 16 to 23.
-fn joined(a: &Asm, q: &Quantized) -> bool {
-    q.bits == 4 && a.isa.evex()
 }
 
 /// The place of a column of a row of a tile of sums.
 fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
-    Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + (s.first_column + column) * 4)
+    Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + column * 4)
 }
 
 /// The two vectors of weights of a unit.
@@ -251,7 +229,7 @@ fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, 
 fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, row_sum: impl Fn(usize) -> Mem) {
     for r in 0..s.rows {
         let x = a.broadcast(row_sum(r));
-        for c in (0..s.columns).step_by(a.isa.lanes() as usize) {
+        for &c in &s.columns {
             a.store_vector(place(o.ints, s, r, c), x);
         }
     }
@@ -281,11 +259,12 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
                 let sum = a.vector_of(sum);
                 a.store_vector(at, sum);
             };
-            if q.bits == 8 {
-                add(a, 0, &[(low, 1), (high, 16)]);
-            } else {
-                add(a, 0, &[(low, 1)]);
-                add(a, a.isa.lanes(), &[(high, 1)]);
+            match s.columns[..] {
+                [c] => add(a, c, &[(low, 1), (high, 16)]),
+                _ => {
+                    add(a, s.columns[0], &[(low, 1)]);
+                    add(a, s.columns[1], &[(high, 1)]);
+                }
             }
         }
     };
@@ -318,9 +297,8 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
 
 /// Converts the sums of a group, multiplies them by its scales and adds the groups before.
 fn finish(a: &mut Asm, s: &Shape, o: &Operands, scales: Mem) {
-    let lanes = a.isa.lanes();
-    for c in (0..s.columns).step_by(lanes as usize) {
-        let scale = a.vector_of(scales.plus((s.first_column + c) * 4));
+    for &c in &s.columns {
+        let scale = a.vector_of(scales.plus(c * 4));
         for r in 0..s.rows {
             let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
             let at = place(o.sums, s, r, c);
