@@ -69,10 +69,11 @@ pub struct Dequantized {
     pub group: i64,
     /// Number of groups; the last may be shorter.
     pub groups: i64,
-    /// Buffer parameter of the scales, f32: those of a panel, group by group, [`PANEL`] each.
-    pub scales: u32,
-    /// Buffer parameter of the zero points, i32, in the order of the scales; without one they are 0.
-    pub zeros: Option<u32>,
+    /// Buffer parameter of what columns have, see [`pack_columns`]: scales (f32), then, if there are any, zero
+    /// points (i32).
+    pub columns: u32,
+    /// Whether there are zero points other than 0.
+    pub zeros: bool,
 }
 
 impl Dequantized {
@@ -80,17 +81,29 @@ impl Dequantized {
     pub fn row_bytes(&self) -> i64 {
         PANEL as i64 * i64::from(self.bits) / 8
     }
+
+    /// Bytes of what the columns of a panel have for one group.
+    pub fn column_bytes(&self) -> i64 {
+        COLUMN_WORDS * (1 + i64::from(self.zeros))
+    }
 }
 
 /// Products of `i8` rows with weights of 4 or 8 bits:
-/// `dot[m, n] = Σ_g scale[g, n] * f32(Σ_{k in g} a[m, k] (w[k, n] - zero))`, the groups in order, the inner sum exact in
-/// i32, each step one fused multiply-add.
+/// `dot[m, n] = Σ_g scale[g, n] * f32(Σ_{k in g} (a[m, k] - row_zero[m]) (w[k, n] - zero[g, n]))`, the groups in order,
+/// the inner sum exact in i32, each step one fused multiply-add.
 ///
 /// Four neighbours along k are a *unit* of 4 bytes, and k is filled up with zeros to whole units. The left
-/// operand is packed in units ([`super::pack`]). Weights are stored as unsigned codes; `zero` is the code of
-/// 0: 8 or 128. Unit `u` of a panel of 32 columns begins at `u * PANEL * bits / 2` bytes. With 8 bits, byte
+/// operand is packed in units ([`super::pack`]). Weights are stored as unsigned codes, and a zero point is the
+/// code of 0. Unit `u` of a panel of 32 columns begins at `u * PANEL * bits / 2` bytes. With 8 bits, byte
 /// `4 c + j` is column c, `k = 4 u + j`. With 4 bits, the low nibble of byte `4 c + j`, c below 16, is column
 /// c and the high nibble column `c + 16`.
+///
+/// The products that are added up are those of stored values. What zero points change is what an i32
+/// sum begins with, modulo 2³²:
+///
+/// ```text
+/// - zero[g, n] * Σ_{k in g} a[m, k] - row_zero[m] * Σ_{k in g} (w[k, n] - zero[g, n])
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Quantized {
     /// Bits of a weight, 4 or 8.
@@ -99,10 +112,27 @@ pub struct Quantized {
     pub group: i64,
     /// Number of groups; the last may be shorter.
     pub groups: i64,
-    /// Buffer parameter of the scales, f32: those of a panel, group by group, [`PANEL`] each.
-    pub scales: u32,
-    /// Buffer parameter of the sums of the left operand that its packing leaves, times `-zero`.
+    /// Buffer parameter of what columns have, see [`pack_columns`]: scales (f32); with `zeros`, zero points, negated
+    /// (i32); unless rows have none, what their zero points are multiplied by, or what they change: see [`RowZeros`] (i32).
+    pub columns: u32,
+    /// Buffer parameter of the sums of the left operand that its packing leaves, times minus the zero point
+    /// that all weights have; or, with `zeros`, as they are.
     pub sums: u32,
+    /// Whether zero points of columns or groups differ.
+    pub zeros: bool,
+    /// The zero points of rows.
+    pub row_zeros: RowZeros,
+}
+
+/// Zero points of rows of a left operand.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum RowZeros {
+    /// They are 0.
+    None,
+    /// One that is known; columns have `-row_zero * Σ (w - zero)`.
+    Same,
+    /// The i32 of a buffer parameter, tile after tile, one for every row of a tile; columns have `-Σ (w - zero)`.
+    Each(u32),
 }
 
 impl Quantized {
@@ -111,11 +141,14 @@ impl Quantized {
         PANEL as i64 * i64::from(self.bits) / 2
     }
 
-    /// The code of the weight 0.
-    pub fn zero(&self) -> i64 {
-        1 << (self.bits - 1)
+    /// Bytes of what the columns of a panel have for one group.
+    pub fn column_bytes(&self) -> i64 {
+        COLUMN_WORDS * (1 + i64::from(self.zeros) + i64::from(self.row_zeros != RowZeros::None))
     }
 }
+
+/// Bytes of one 32-bit word for every column of a panel.
+const COLUMN_WORDS: i64 = PANEL as i64 * 4;
 
 /// A matrix product with its epilogue.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -217,14 +250,17 @@ pub fn pack_weight_rows(bits: u8, k: usize, n: usize, at: impl Fn(usize, usize) 
     out
 }
 
-/// Packs what columns have for every one of `groups` groups, as `at(g, n)` reads it, see [`Quantized::scales`].
-pub fn pack_scales<T: Copy + Default>(groups: usize, n: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
-    let columns = n.div_ceil(PANEL) * PANEL;
-    let value = |p: usize, g: usize, c: usize| if p * PANEL + c < n { at(g, p * PANEL + c) } else { T::default() };
-    (0..columns / PANEL)
-        .flat_map(|p| (0..groups).flat_map(move |g| (0..PANEL).map(move |c| (p, g, c))))
-        .map(|(p, g, c)| value(p, g, c))
-        .collect()
+/// Packs what the columns of `groups` groups have, `words` words of 32 bits each: panel after panel, group after
+/// group, word after word, [`PANEL`] columns. `at(g, n, word)` reads them.
+pub fn pack_columns(groups: usize, n: usize, words: usize, at: impl Fn(usize, usize, usize) -> u32) -> Vec<u32> {
+    let mut out = Vec::with_capacity(n.div_ceil(PANEL) * PANEL * groups * words);
+    for panel in 0..n.div_ceil(PANEL) {
+        for (g, word) in (0..groups).flat_map(|g| (0..words).map(move |word| (g, word))) {
+            let columns = panel * PANEL..(panel + 1) * PANEL;
+            out.extend(columns.map(|c| if c < n { at(g, c, word) } else { 0 }));
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a launch has to do: arithmetic and memory traffic, for profiles and comparisons with the limits
 //! of a machine.
 
-use super::gemm::Format;
+use super::gemm::{Format, RowZeros};
 use super::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp};
 use super::pack::Form;
 use super::{Body, Extent, Program, Step, Storage};
@@ -77,13 +77,15 @@ pub fn of(program: &Program, step: &Step) -> Work {
             let arithmetic = match &gemm.format {
                 Format::F32 => Arithmetic::F32,
                 Format::Dequantized(d) => {
-                    touched.all(d.scales);
-                    d.zeros.into_iter().for_each(|z| touched.all(z));
+                    touched.all(d.columns);
                     Arithmetic::F32
                 }
                 Format::Quantized(q) => {
-                    touched.all(q.scales);
+                    touched.all(q.columns);
                     touched.all(q.sums);
+                    if let RowZeros::Each(buffer) = q.row_zeros {
+                        touched.all(buffer);
+                    }
                     Arithmetic::I8
                 }
             };

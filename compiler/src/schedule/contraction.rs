@@ -6,7 +6,7 @@ use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
-use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL};
+use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL, RowZeros};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
 use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
 use crate::kernel::{Body, Use};
@@ -21,10 +21,11 @@ use tfc_ir::types::{Elem, Shape, Type};
 /// The longest value vector that the attention kernel keeps on the stack.
 const MAX_VALUE_DEPTH: i64 = 512;
 
-/// A packed left operand, with the sums of its rows if it is quantized.
+/// A packed left operand, with the sums and zero points of its rows if it is quantized.
 struct PackedLeft {
     packed: Packed,
     sums: Option<View>,
+    row_zeros: Option<View>,
 }
 
 /// A packed operand: where it is, and the strides of its batch axes in elements.
@@ -37,12 +38,16 @@ struct Packed {
 pub(super) struct QuantizedRight {
     /// How they are stored; buffer parameters are filled in when there are arguments.
     pub format: gemm::Quantized,
+    /// What the sums of rows are multiplied by.
+    pub factor: i64,
     /// Packed weights.
     pub weights: View,
-    /// Packed scales.
-    pub scales: View,
+    /// What columns have, packed.
+    pub columns: View,
     /// Scales of the rows.
     pub row_scale: View,
+    /// Zero points of the rows, `i8`, if the compiler does not know them.
+    pub row_zero: Option<View>,
 }
 
 /// Quantized weights for rows of f32, as the kernels take them.
@@ -51,10 +56,8 @@ pub(super) struct DequantizedRight {
     pub format: gemm::Dequantized,
     /// Packed weights.
     pub weights: View,
-    /// Packed scales.
-    pub scales: View,
-    /// Packed zero points, if not all are 0.
-    pub zeros: Option<View>,
+    /// What columns have, packed.
+    pub columns: View,
 }
 
 /// The right operand of a product.
@@ -144,7 +147,8 @@ impl Scheduler {
             (0..rank - 2).map(|i| stride(&p.left, &p.domain, i)).chain([p.left.strides[p.left.shape.rank() - 2].clone()]).collect();
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
-        touched.extend(quantized.iter().map(|q| (0..rank - 1).map(|i| q.row_scale.stride_in(&p.domain, i)).collect()));
+        let of_rows = |v: &View| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect();
+        touched.extend(quantized.iter().flat_map(|q| [Some(&q.row_scale), q.row_zero.as_ref()]).flatten().map(of_rows));
         touched
             .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
@@ -178,9 +182,7 @@ impl Scheduler {
         let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
         let mut format = Format::F32;
         if let Some(d) = dequantized {
-            let scales = args.buffer(&d.scales, Use::Read);
-            let zeros = d.zeros.map(|z| args.buffer(&z, Use::Read));
-            format = Format::Dequantized(gemm::Dequantized { scales, zeros, ..d.format });
+            format = Format::Dequantized(gemm::Dequantized { columns: args.buffer(&d.columns, Use::Read), ..d.format });
         }
         if let Some(q) = quantized {
             let strides = epilogue.strides(&q.row_scale);
@@ -188,8 +190,9 @@ impl Scheduler {
             let scale = epilogue.exprs.push(scale, Elem::F32);
             dot = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![dot, scale]), Elem::F32);
             let sums = packed_left.sums.expect("rows of bytes have sums");
-            let (scales, sums) = (args.buffer(&q.scales, Use::Read), args.buffer(&sums, Use::Read));
-            format = Format::Quantized(gemm::Quantized { scales, sums, ..q.format });
+            let (columns, sums) = (args.buffer(&q.columns, Use::Read), args.buffer(&sums, Use::Read));
+            let row_zeros = packed_left.row_zeros.map_or(q.format.row_zeros, |z| RowZeros::Each(args.buffer(&z, Use::Read)));
+            format = Format::Quantized(gemm::Quantized { columns, sums, row_zeros, ..q.format });
         }
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
@@ -226,7 +229,10 @@ impl Scheduler {
         // Elements of 4 bytes: floats, or units of four bytes.
         let elements = if quantized.is_some() { p.k.ceil_div(4) } else { p.k.clone() };
         let matrix = pack::packed_len(m, &elements);
-        let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if strides[a].is(0) { Dim::from(1) } else { n.clone() }).collect();
+        let zero = quantized.and_then(|q| q.row_zero.as_ref());
+        let zero_stride = |axis: usize| zero.map_or(Dim::from(0), |z| z.stride_in(&p.domain, axis));
+        let repeats = |axis: usize| strides[axis].is(0) && zero_stride(axis).is(0);
+        let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if repeats(a) { Dim::from(1) } else { n.clone() }).collect();
         let full = Shape(own.iter().cloned().chain([matrix]).collect());
         let elem = if quantized.is_some() { Elem::I32 } else { Elem::F32 };
         let matrices: Dim = own.iter().cloned().product();
@@ -252,16 +258,26 @@ impl Scheduler {
             to: args.buffer(&view, Use::Write),
             form: match (quantized, &sums) {
                 (Some(q), Some(sums)) => {
-                    Form::Bytes(Sums { buffer: args.buffer(sums, Use::Write), group: q.format.group, factor: -q.format.zero() })
+                    Form::Bytes(Sums { buffer: args.buffer(sums, Use::Write), group: q.format.group, factor: q.factor })
                 }
                 _ => Form::Floats,
             },
         };
         let work = full.elements();
         self.launch(Body::Pack(body), args, tiles, work, &format!("pack for {label}"), loc);
+        let row_zeros = zero.map(|zero| {
+            // In the order of the packed rows, those of a tile that do not exist included.
+            let rows = m.ceil_div(gemm::TILE_ROWS as i64) * Dim::from(gemm::TILE_ROWS);
+            let all = self.temporary(&Type::new(Elem::I32, Shape(own.iter().cloned().chain([rows]).collect())));
+            let shape = Shape(own.iter().chain([m]).cloned().collect());
+            let from = axes.iter().chain([&row_axis]).map(|&a| zero_stride(a)).collect();
+            let from = View { shape: shape.clone(), strides: from, ..zero.clone() };
+            self.convert(&from, &View { shape, ..all.clone() }, loc);
+            all
+        });
         let strides = full.strides();
         let strides = (0..axes.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect();
-        PackedLeft { packed: Packed { view, strides }, sums }
+        PackedLeft { packed: Packed { view, strides }, sums, row_zeros }
     }
 
     /// Memory that the epilogue reads.

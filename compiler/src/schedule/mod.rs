@@ -119,10 +119,8 @@ enum Layout {
     Weights,
     /// Panels of quantized weights for rows of f32.
     WeightRows,
-    /// Panels of the scales of so many groups.
-    Scales(usize),
-    /// Panels of their zero points.
-    Zeros(usize),
+    /// Panels of what columns have.
+    Columns,
 }
 
 /// A graph being scheduled: where its values are, and where they should go.

@@ -93,6 +93,15 @@ impl Scheduler {
         self.launch_loops(l, vec![store], false, "copy", loc);
     }
 
+    /// Copies numbers to elements of another type.
+    pub(super) fn convert(&mut self, from: &View, to: &View, loc: &Loc) {
+        let mut l = Loops::over(&to.shape);
+        let x = l.load(from, Use::Read, &from.strides, vec![]);
+        let x = l.exprs.cast(x, to.elem);
+        let store = Effect::Store(l.access(to, Use::Write, &to.strides, vec![]), x);
+        self.launch_loops(l, vec![store], false, "convert", loc);
+    }
+
     /// Writes one number everywhere.
     pub(super) fn fill(&mut self, to: &View, value: f64, loc: &Loc) {
         let mut l = Loops::over(&to.shape);

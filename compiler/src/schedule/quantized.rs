@@ -3,114 +3,156 @@
 use super::contraction::{DequantizedRight, QuantizedRight, RightOperand};
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
-use crate::kernel::gemm::{self, PANEL};
+use crate::kernel::gemm::{self, RowZeros};
 use tfc_ir::ops::QuantizedMatmul;
-use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::ops::quantized_matmul::Operands;
+use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape};
 
-/// Whether there is a kernel for an operator if its weights are constants: f32 activations, or symmetric
-/// activations of 8 bits with symmetric signed weights in groups of whole units; and a depth that is known and not 0.
+/// Whether there is a kernel for an operator if its weights are constants: the depth is known and not 0, and with
+/// quantized activations groups are whole units.
 pub(super) fn has_kernel(op: &QuantizedMatmul, k: Option<i64>) -> bool {
     let Some(k) = k.and_then(|k| usize::try_from(k).ok()).filter(|&k| k > 0) else { return false };
     let group = op.group(k);
-    op.activations.is_none_or(|a| {
-        a.symmetric && op.weights.symmetric && matches!(op.weights.storage, Elem::I4 | Elem::I8) && (group == k || group.is_multiple_of(4))
-    })
+    op.activations.is_none() || group == k || group.is_multiple_of(4)
 }
 
-/// Half of the range of a type without a sign, by which its values become signed ones; 0 for others.
-fn middle(elem: Elem) -> i32 {
-    if elem.is_signed_int() { 0 } else { 1 << (elem.bits() - 1) }
+/// Constant weights. Those of types without a sign, and their zero points, are less by half of the range.
+struct Weights {
+    bits: u8,
+    k: usize,
+    n: usize,
+    group: usize,
+    values: Vec<i32>,
+    scales: Vec<f32>,
+    /// For every group and column.
+    zeros: Vec<i32>,
 }
 
-/// The values of integers of 4 or 8 bits as signed ones.
-fn signed_values(t: &Tensor) -> Vec<i32> {
-    let middle = middle(t.elem());
-    t.iter().map(|x| x.to_i128() as i32 - middle).collect()
+impl Weights {
+    fn of(op: &QuantizedMatmul, o: &Operands<Source>) -> Result<Weights, Unfit> {
+        let (Source::Const(w), Source::Const(scales)) = (o.w, o.w_scale) else { return Err(Unfit) };
+        let (k, n) = (w.sizes()[0], w.sizes()[1]);
+        if !has_kernel(op, Some(k as i64)) {
+            return Err(Unfit);
+        }
+        let middle = if w.elem().is_signed_int() { 0 } else { 1 << (w.elem().bits() - 1) };
+        let signed = |t: &Tensor| -> Vec<i32> { t.iter().map(|x| x.to_i128() as i32 - middle).collect() };
+        let zeros = match o.w_zero {
+            Some(Source::Const(zeros)) => signed(zeros),
+            Some(Source::View(_)) => return Err(Unfit),
+            None => vec![-middle; scales.len()],
+        };
+        let scales = scales.values::<f32>().to_vec();
+        Ok(Weights { bits: w.elem().bits() as u8, k, n, group: op.group(k), values: signed(w), scales, zeros })
+    }
+
+    fn groups(&self) -> usize {
+        self.k.div_ceil(self.group)
+    }
+
+    /// The zero point of all groups and columns, if it is one.
+    fn one_zero(&self) -> Option<i32> {
+        let first = self.zeros.first().copied().unwrap_or(0);
+        self.zeros.iter().all(|&z| z == first).then_some(first)
+    }
+
+    /// `Σ_k (w - zero)` for every group and column.
+    fn sums(&self) -> Vec<i32> {
+        let n = self.n;
+        let mut sums = vec![0; self.groups() * n];
+        for (i, &w) in self.values.iter().enumerate() {
+            let at = i / n / self.group * n + i % n;
+            sums[at] += w - self.zeros[at];
+        }
+        sums
+    }
 }
 
 impl Scheduler {
     /// Packs the right operand of a product.
     pub(super) fn quantized_operand(&mut self, op: &QuantizedMatmul, operands: &[Source]) -> Result<RightOperand, Unfit> {
-        match op.activations {
-            None => Ok(RightOperand::Dequantized(self.dequantized_right(op, operands)?)),
-            Some(_) => Ok(RightOperand::Quantized(self.quantized_right(op, operands)?)),
+        let o = op.operands(operands).ok_or(Unfit)?;
+        let w = Weights::of(op, &o)?;
+        match o.x_scale {
+            None => Ok(RightOperand::Dequantized(self.dequantized_right(&w, &o))),
+            Some(row_scale) => Ok(RightOperand::Quantized(self.quantized_right(&w, row_scale, &o))),
         }
     }
 
-    /// What every group has for every column, in panels.
-    fn columns(&mut self, t: &Tensor, groups: usize, n: usize, layout: Layout) -> View {
-        let columns = n.div_ceil(PANEL) * PANEL;
-        let elem = if t.elem() == Elem::F32 { Elem::F32 } else { Elem::I32 };
-        let packed = self.weight(t.content_hash(), layout, || match elem {
-            Elem::F32 => {
-                let values = t.values::<f32>();
-                let packed = gemm::pack_scales(groups, n, |g, j| values[g * n + j]);
-                Tensor::of(&[packed.len()], packed).bytes().clone()
-            }
-            _ => {
-                let values = signed_values(t);
-                let packed = gemm::pack_scales(groups, n, |g, j| values[g * n + j]);
-                Tensor::of(&[packed.len()], packed).bytes().clone()
-            }
+    /// What columns have, in panels: scales and other words for every group and column.
+    fn columns(&mut self, w: &Weights, others: &[Vec<i32>]) -> View {
+        let packed = gemm::pack_columns(w.groups(), w.n, 1 + others.len(), |g, j, word| match word.checked_sub(1) {
+            None => w.scales[g * w.n + j].to_bits(),
+            Some(other) => others[other][g * w.n + j] as u32,
         });
-        View::contiguous(packed, elem, Shape::fixed(&[(groups * columns) as i64]))
+        let t = Tensor::of(&[packed.len()], packed.into_iter().map(f32::from_bits).collect());
+        let buffer = self.weight(t.content_hash(), Layout::Columns, || t.bytes().clone());
+        View::contiguous(buffer, Elem::F32, t.ty().shape)
     }
 
-    /// Weights, scales and zero points for rows of f32.
-    fn dequantized_right(&mut self, op: &QuantizedMatmul, operands: &[Source]) -> Result<DequantizedRight, Unfit> {
-        let o = op.operands(operands).ok_or(Unfit)?;
-        let (Source::Const(w), Source::Const(scales)) = (o.w, o.w_scale) else { return Err(Unfit) };
-        let (k, n) = (w.sizes()[0], w.sizes()[1]);
-        let bits = w.elem().bits() as u8;
-        let group = op.group(k);
-        let groups = k.div_ceil(group);
-        let zeros = match o.w_zero {
-            Some(Source::Const(zeros)) => Some(zeros.clone()),
-            Some(Source::View(_)) => return Err(Unfit),
-            None if middle(w.elem()) == 0 => None,
-            // The zero point is 0.
-            None => Some(Tensor::build(w.elem(), scales.sizes(), |_| Scalar::Int(0))),
+    /// Packed weights; `packed` packs those that it is given a reader of.
+    fn packed_weights(&mut self, o: &Operands<Source>, layout: Layout, packed: impl FnOnce() -> Vec<u8>, bytes: usize) -> View {
+        let Source::Const(w) = o.w else { unreachable!("weights are constants") };
+        let buffer = self.weight(w.content_hash(), layout, || packed().into());
+        View::contiguous(buffer, Elem::U8, Shape::fixed(&[bytes as i64]))
+    }
+
+    /// Weights for rows of f32.
+    fn dequantized_right(&mut self, w: &Weights, o: &Operands<Source>) -> DequantizedRight {
+        let pack = || gemm::pack_weight_rows(w.bits, w.k, w.n, |i, j| w.values[i * w.n + j]);
+        let weights = self.packed_weights(o, Layout::WeightRows, pack, gemm::packed_rows_len(w.bits, w.k, w.n));
+        let zeros = w.one_zero() != Some(0);
+        let columns = if zeros { self.columns(w, std::slice::from_ref(&w.zeros)) } else { self.columns(w, &[]) };
+        let (group, groups) = (w.group as i64, w.groups() as i64);
+        DequantizedRight { format: gemm::Dequantized { bits: w.bits, group, groups, columns: 0, zeros }, weights, columns }
+    }
+
+    /// Weights for rows of bytes.
+    fn quantized_right(&mut self, w: &Weights, row_scale: &Source, o: &Operands<Source>) -> QuantizedRight {
+        let pack = || gemm::pack_weights(w.bits, w.k, w.n, |i, j| w.values[i * w.n + j]);
+        let weights = self.packed_weights(o, Layout::Weights, pack, gemm::packed_weights_len(w.bits, w.k, w.n));
+        let middle = 1 << (w.bits - 1);
+        let mut others = vec![];
+        let factor = match w.one_zero() {
+            Some(zero) => -i64::from(zero + middle),
+            None => {
+                others.push(w.zeros.iter().map(|&z| -(z + middle)).collect());
+                1
+            }
         };
-        let weights = self.weight(w.content_hash(), Layout::WeightRows, || {
-            let values = signed_values(w);
-            gemm::pack_weight_rows(bits, k, n, |i, j| values[i * n + j]).into()
-        });
-        let weights = View::contiguous(weights, Elem::U8, Shape::fixed(&[gemm::packed_rows_len(bits, k, n) as i64]));
-        let scales = self.columns(scales, groups, n, Layout::Scales(groups));
-        let differ = zeros.filter(|z| signed_values(z).iter().any(|&z| z != 0));
-        let zeros = differ.map(|z| self.columns(&z, groups, n, Layout::Zeros(groups)));
-        let format = gemm::Dequantized { bits, group: group as i64, groups: groups as i64, scales: 0, zeros: None };
-        Ok(DequantizedRight { format, weights, scales, zeros })
-    }
-
-    /// Packs the weights and scales of a product.
-    fn quantized_right(&mut self, op: &QuantizedMatmul, operands: &[Source]) -> Result<QuantizedRight, Unfit> {
-        let o = op.operands(operands).ok_or(Unfit)?;
-        let (Source::Const(w), Source::Const(scales), Some(row_scale)) = (o.w, o.w_scale, o.x_scale) else { return Err(Unfit) };
-        let (k, n) = (w.sizes()[0], w.sizes()[1]);
-        if !has_kernel(op, Some(k as i64)) {
-            return Err(Unfit);
+        let zeros = !others.is_empty();
+        let mut row_zero = None;
+        let row_zeros = match o.x_zero {
+            None => RowZeros::None,
+            Some(zero) => match one_value(zero) {
+                Some(0) => RowZeros::None,
+                Some(zero) => {
+                    others.push(w.sums().iter().map(|s| s.wrapping_mul(-zero)).collect());
+                    RowZeros::Same
+                }
+                None => {
+                    others.push(w.sums().iter().map(|s| -s).collect());
+                    row_zero = Some(self.view(zero));
+                    RowZeros::Each(0)
+                }
+            },
+        };
+        let (group, groups) = (w.group as i64, w.groups() as i64);
+        QuantizedRight {
+            format: gemm::Quantized { bits: w.bits, group, groups, columns: 0, sums: 0, zeros, row_zeros },
+            factor,
+            weights,
+            columns: self.columns(w, &others),
+            row_scale: self.view(row_scale),
+            row_zero,
         }
-        let bits = w.elem().bits() as u8;
-        let group = op.group(k);
-        let groups = k.div_ceil(group);
-        let weights = self.weight(w.content_hash(), Layout::Weights, || {
-            let values: Vec<i32> = w.iter().map(|x| x.to_i128() as i32).collect();
-            gemm::pack_weights(bits, k, n, |i, j| values[i * n + j]).into()
-        });
-        let packed_scales = self.weight(scales.content_hash(), Layout::Scales(groups), || {
-            let values = scales.values::<f32>();
-            let packed = gemm::pack_scales(groups, n, |g, j| values[g * n + j]);
-            Tensor::of(&[packed.len()], packed).bytes().clone()
-        });
-        let row_scale = self.view(row_scale);
-        let columns = n.div_ceil(PANEL) * PANEL;
-        Ok(QuantizedRight {
-            format: gemm::Quantized { bits, group: group as i64, groups: groups as i64, scales: 0, sums: 0 },
-            weights: View::contiguous(weights, Elem::U8, Shape::fixed(&[gemm::packed_weights_len(bits, k, n) as i64])),
-            scales: View::contiguous(packed_scales, Elem::F32, Shape::fixed(&[(groups * columns) as i64])),
-            row_scale,
-        })
     }
+}
+
+/// The value that all elements of a constant have.
+fn one_value(source: &Source) -> Option<i32> {
+    let Source::Const(t) = source else { return None };
+    let first = t.iter().next()?.to_i128();
+    t.iter().all(|x| x.to_i128() == first).then_some(first as i32)
 }

@@ -36,12 +36,8 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task
     let right = address(b, g.right.buffer, ELEMENT, t.batch.iter().copied(), &g.right.batch);
     let first_panel = b.f.ins().ushr_imm_u(t.first_column, i64::from(PANEL.ilog2()));
     let right = offset(b, right, first_panel, k * d.row_bytes());
-    let parameters = [Some(d.scales), d.zeros].map(|buffer| {
-        buffer.map(|buffer| {
-            let at = b.buffer(buffer);
-            offset(b, at, first_panel, d.groups * PANEL_ROW)
-        })
-    });
+    let of_columns = b.buffer(d.columns);
+    let of_columns = offset(b, of_columns, first_panel, d.groups * d.column_bytes());
 
     let (zero, k_value) = (b.int(0), b.int(k));
     let zeros = b.float_of(F32X4, 0.0);
@@ -53,16 +49,13 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task
     let columns = rest(b, t.columns, panel.index, PANEL as i64);
     let number = b.f.ins().ushr_imm_u(panel.index, i64::from(PANEL.ilog2()));
     let right = offset(b, right, number, k * d.row_bytes());
-    let parameters = parameters.map(|p| p.map(|at| offset(b, at, number, d.groups * PANEL_ROW)));
+    let of_columns = offset(b, of_columns, number, d.groups * d.column_bytes());
     let sums = offset(b, sums, panel.index, ELEMENT);
     let end = b.int(k + DEPTH - 1);
     let block = b.open_loop(zero, end, DEPTH).expect("k is not 0");
     let depth = rest(b, k_value, block.index, DEPTH);
     let codes = offset(b, right, block.index, d.row_bytes());
-    let [scales, zero_points] = parameters;
-    let mut args = vec![codes, block.index, depth, block_of_weights, scales.expect("always")];
-    args.extend(zero_points);
-    convert(b, d, &args);
+    convert(b, d, [codes, block.index, depth, block_of_weights, of_columns]);
     let left = offset(b, left, block.index, TILE_ROW);
     let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
     if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
@@ -87,12 +80,12 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task
 }
 
 /// Converts weights into a block of an f32 panel, as a helper function. Arguments are the address of the
-/// weights, the first k, how many there are, the place of the block, and the addresses of the panel's
-/// scales and, if there are any, zero points.
-fn convert(b: &mut KernelBuilder, d: &Dequantized, args: &[Value]) {
+/// weights, the first k, how many there are, the place of the block, and the address of what the panel's
+/// columns have.
+fn convert(b: &mut KernelBuilder, d: &Dequantized, args: [Value; 5]) {
     let d = d.clone();
-    b.call("dequantize".into(), args, |b, p| {
-        let &[codes, first, count, to, scales, ref zero_points @ ..] = p else { unreachable!("five parameters or six") };
+    b.call("dequantize".into(), &args, |b, p| {
+        let &[codes, first, count, to, of_columns] = p else { unreachable!("five parameters") };
         let end = b.f.ins().iadd(first, count);
         // Group by group, as far as it is in the block.
         let (first_group, last_group) = (b.f.ins().udiv_imm_u(first, d.group), b.f.ins().iadd_imm_s(end, d.group - 1));
@@ -102,22 +95,19 @@ fn convert(b: &mut KernelBuilder, d: &Dequantized, args: &[Value]) {
         let group_end = b.f.ins().iadd_imm_s(group_begin, d.group);
         let (from, until) = (b.f.ins().smax(group_begin, first), b.f.ins().smin(group_end, end));
         let (from, until) = (b.f.ins().isub(from, first), b.f.ins().isub(until, first));
-        let scales = offset(b, scales, group.index, PANEL_ROW);
-        let zero_points = zero_points.first().map(|&at| offset(b, at, group.index, PANEL_ROW));
+        let of_columns = offset(b, of_columns, group.index, d.column_bytes());
         let row = b.open_loop(from, until, 1).expect("a number that is not known");
         let codes = offset(b, codes, row.index, d.row_bytes());
         let to = offset(b, to, row.index, PANEL_ROW);
         for (column, w) in weights(b, d.bits, codes) {
             let place = (column * ELEMENT) as i32;
-            let difference = match zero_points {
-                None => w,
-                Some(at) => {
-                    let zero = b.f.ins().load(I32X4, MEM, at, place);
-                    b.f.ins().isub(w, zero)
-                }
-            };
+            let mut difference = w;
+            if d.zeros {
+                let zero = b.f.ins().load(I32X4, MEM, of_columns, place + PANEL_ROW as i32);
+                difference = b.f.ins().isub(w, zero);
+            }
             let x = b.f.ins().fcvt_from_sint(F32X4, difference);
-            let scale = b.f.ins().load(F32X4, MEM, scales, place);
+            let scale = b.f.ins().load(F32X4, MEM, of_columns, place);
             let x = b.f.ins().fmul(x, scale);
             b.f.ins().store(MEM, x, to, place);
         }
@@ -164,7 +154,7 @@ fn widened(b: &mut KernelBuilder, column: i64, x: Value, out: &mut Vec<(i64, Val
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
-    use crate::kernel::gemm::{CHUNK, Dequantized, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack_scales, pack_weight_rows};
+    use crate::kernel::gemm::{CHUNK, Dequantized, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack_columns, pack_weight_rows};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::pack;
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -205,9 +195,8 @@ mod tests {
             let strides = vec![Extent::Const(n as i64), Extent::Const(1)];
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
             let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
-            let format =
-                Dequantized { bits, group: self.group() as i64, groups: self.groups() as i64, scales: 2, zeros: self.zeros.then_some(3) };
-            let out = Access { buffer: 4, offset: Extent::Const(0), strides, dynamic: vec![] };
+            let format = Dequantized { bits, group: self.group() as i64, groups: self.groups() as i64, columns: 2, zeros: self.zeros };
+            let out = Access { buffer: 3, offset: Extent::Const(0), strides, dynamic: vec![] };
             let body = Gemm {
                 batch: vec![],
                 m: rows,
@@ -219,8 +208,8 @@ mod tests {
                 exprs,
                 effects: vec![Effect::Store(out, dot)],
             };
-            let elems = [Elem::F32, Elem::U8, Elem::F32, Elem::I32, Elem::F32].into_iter().enumerate();
-            let buffers = elems.map(|(i, elem)| BufferParam { elem, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
+            let elems = [Elem::F32, Elem::U8, Elem::F32, Elem::F32].into_iter().enumerate();
+            let buffers = elems.map(|(i, elem)| BufferParam { elem, usage: if i == 3 { Use::Write } else { Use::Read } }).collect();
             Kernel { buffers, ints: u32::from(self.symbolic), body: Body::Gemm(body) }
         }
 
@@ -249,12 +238,14 @@ mod tests {
 
         fn check(&self) {
             let Problem { m, n, k, bits, .. } = *self;
-            let zeros = pack_scales(self.groups(), n, |g, j| self.zero(g, j));
+            let columns = pack_columns(self.groups(), n, 1 + usize::from(self.zeros), |g, j, word| match word {
+                0 => Self::scale(g, j).to_bits(),
+                _ => self.zero(g, j) as u32,
+            });
             let operands = [
                 bytemuck::cast_slice(&pack(m, k, TILE_ROWS, |i, x| self.a(i, x))).to_vec(),
                 pack_weight_rows(bits, k, n, |x, j| self.weight(x, j)),
-                bytemuck::cast_slice(&pack_scales(self.groups(), n, Self::scale)).to_vec(),
-                bytemuck::cast_slice(&zeros).to_vec(),
+                bytemuck::cast_slice(&columns).to_vec(),
                 bytemuck::cast_slice(&vec![f32::NAN; m * n]).to_vec(),
             ];
             let expected = |i: usize, j: usize| -> (f64, f64) {
@@ -274,7 +265,7 @@ mod tests {
                     for p in 0..pieces {
                         assert_eq!(run.run(&mut buffers, &ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
                     }
-                    results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[4]));
+                    results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[3]));
                 }
                 for (at, &y) in results[0].iter().enumerate() {
                     let (wanted, size) = expected(at / n, at % n);

@@ -12,10 +12,10 @@ use super::gemm::{Task, address, ceil_div, rest};
 use super::tile;
 use super::{KernelBuilder, MEM};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, Gemm, PANEL, Quantized, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
-use cranelift_codegen::ir::{InstBuilder, Value};
+use cranelift_codegen::ir::{InstBuilder, Type, Value};
 use cranelift_frontend::Variable;
 
 /// Bytes of an f32, an i32 and a unit.
@@ -41,10 +41,12 @@ struct Group {
     right: Value,
     /// Number of units.
     count: Value,
-    /// Address of the scales of the panel.
-    scales: Value,
+    /// Address of what the columns of the panel have.
+    columns: Value,
     /// Address of the sums of the rows.
     row_sums: Value,
+    /// Address of the zero points of the rows; anything if not every row has its own.
+    row_zeros: Value,
     /// Number of strips.
     strips: Value,
     /// Address of the results.
@@ -74,10 +76,18 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
     let row_sums = offset(b, row_sums, tiles, q.groups * TILE_ROW);
     let right = address(b, g.right.buffer, ELEMENT, t.batch.iter().copied(), &g.right.batch);
     let right = offset(b, right, t.first_column, units * unit_bytes / PANEL as i64);
-    let scales = b.buffer(q.scales);
-    let scales = offset(b, scales, t.first_column, q.groups * ELEMENT);
+    let column_bytes = q.groups * q.column_bytes() / PANEL as i64;
+    let of_columns = b.buffer(q.columns);
+    let of_columns = offset(b, of_columns, t.first_column, column_bytes);
 
     let zero = b.int(0);
+    let row_zeros = match q.row_zeros {
+        RowZeros::Each(buffer) => {
+            let at = b.buffer(buffer);
+            offset(b, at, tiles, TILE_ROW)
+        }
+        RowZeros::None | RowZeros::Same => zero,
+    };
     if q.groups != 1 {
         let zeros = b.float_of(F32X4, 0.0);
         let tiles = ceil_div(b, t.rows, TILE_ROWS as i64);
@@ -90,7 +100,7 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
     let half = rest(b, columns, zero, HALF);
     let strips = ceil_div(b, half, 4);
     let right = offset(b, right, panel.index, units * unit_bytes / PANEL as i64);
-    let scales = offset(b, scales, panel.index, q.groups * ELEMENT);
+    let of_columns = offset(b, of_columns, panel.index, column_bytes);
     let sums = offset(b, sums, panel.index, ELEMENT);
     let (all_units, all_groups) = (b.int(units), b.int(q.groups));
     if let Some(group) = b.open_loop(zero, all_groups, 1) {
@@ -98,15 +108,16 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, q: &Quantized, t: &Task, 
         let count = rest(b, all_units, first, per_group);
         let left = offset(b, left, first, TILE_ROW);
         let right = offset(b, right, first, unit_bytes);
-        let scales = offset(b, scales, group.index, PANEL_ROW);
+        let columns = offset(b, of_columns, group.index, q.column_bytes());
         let row_sums = offset(b, row_sums, group.index, TILE_ROW);
         let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
         if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
             let left = offset(b, left, tile.index, units * ELEMENT);
             let row_sums = offset(b, row_sums, tile.index, q.groups * ELEMENT);
+            let row_zeros = offset(b, row_zeros, tile.index, ELEMENT);
             let sums = offset(b, sums, tile.index, CHUNK as i64 * ELEMENT);
             let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
-            row_tile(b, g.m, q, rows, &Group { left, right, count, scales, row_sums, strips, sums });
+            row_tile(b, g.m, q, rows, &Group { left, right, count, columns, row_sums, row_zeros, strips, sums });
             b.close_loop(tile);
         }
         b.close_loop(group);
@@ -124,6 +135,7 @@ fn row_tile(b: &mut KernelBuilder, m: Extent, q: &Quantized, rows: Value, tile: 
     let group = Group {
         left: offset(b, tile.left, row.index, ELEMENT),
         row_sums: offset(b, tile.row_sums, row.index, ELEMENT),
+        row_zeros: offset(b, tile.row_zeros, row.index, ELEMENT),
         sums: offset(b, tile.sums, row.index, CHUNK as i64 * ELEMENT),
         ..*tile
     };
@@ -150,19 +162,18 @@ fn row_tile(b: &mut KernelBuilder, m: Extent, q: &Quantized, rows: Value, tile: 
 
 /// A group of `height` rows by the strips of a panel, as a helper function.
 fn strips(b: &mut KernelBuilder, q: &Quantized, height: usize, g: &Group) {
-    let (bits, add) = (q.bits, q.groups != 1);
-    let name = format!("quantized {bits} {add} {height}");
-    let args = [g.left, g.right, g.count, g.scales, g.row_sums, g.strips, g.sums];
-    b.call(name, &args, |b, p| {
-        let &[left, right, count, scales, row_sums, strips, sums] = p else { unreachable!("seven parameters") };
+    let q = q.clone();
+    let args = [g.left, g.right, g.count, g.columns, g.row_sums, g.row_zeros, g.strips, g.sums];
+    b.call(format!("quantized {height}"), &args, |b, p| {
+        let &[left, right, count, columns, row_sums, row_zeros, strips, sums] = p else { unreachable!("eight parameters") };
         let zero = b.int(0);
         let strip = b.open_loop(zero, strips, 1).expect("a number that is not known");
-        // Four columns of one half: as many bytes of scales, of sums, and of units.
+        // Four columns of one half: as many bytes of what columns have, of sums, and of units.
         let right = offset(b, right, strip.index, 4 * ELEMENT);
-        let scales = offset(b, scales, strip.index, 4 * ELEMENT);
+        let columns = offset(b, columns, strip.index, 4 * ELEMENT);
         let sums = offset(b, sums, strip.index, 4 * ELEMENT);
-        let pairs = dots(b, bits, height, left, right, count);
-        finish(b, add, &pairs, scales, row_sums, sums);
+        let pairs = dots(b, q.bits, height, left, right, count);
+        finish(b, &q, &pairs, columns, [row_sums, row_zeros], sums);
         b.close_loop(strip);
     });
 }
@@ -232,19 +243,38 @@ fn add_pairs(b: &mut KernelBuilder, x: Value, y: Value) -> Value {
     b.f.ins().iadd_pairwise(low, high)
 }
 
-/// Converts the sums of a strip and multiplies them by their scales, on top of the groups before if `add`.
-fn finish(b: &mut KernelBuilder, add: bool, pairs: &[Value], scales: Value, row_sums: Value, sums: Value) {
+/// Adds what zero points change to the sums of a strip, converts them and multiplies them by their scales,
+/// on top of the groups before if there are several. `rows` are the addresses of sums and zero points of the rows.
+fn finish(b: &mut KernelBuilder, q: &Quantized, pairs: &[Value], columns: Value, rows: [Value; 2], sums: Value) {
     let half = (HALF * ELEMENT) as i32;
-    let scales = [0, half].map(|place| b.f.ins().load(F32X4, MEM, scales, place));
+    let of_columns =
+        |b: &mut KernelBuilder, ty: Type, word: i64, h: i32| b.f.ins().load(ty, MEM, columns, (word * PANEL_ROW) as i32 + h * half);
+    let scales = [0, 1].map(|h| of_columns(b, F32X4, 0, h));
     for (r, pairs) in pairs.chunks(PAIRS).enumerate() {
-        let row_sum = b.f.ins().load(I32, MEM, row_sums, r as i32 * ELEMENT as i32);
-        let row_sum = b.splat(row_sum);
+        let of_row = |b: &mut KernelBuilder, at: Value| {
+            let x = b.f.ins().load(I32, MEM, at, r as i32 * ELEMENT as i32);
+            b.splat(x)
+        };
+        let row_sum = of_row(b, rows[0]);
+        let row_zero = matches!(q.row_zeros, RowZeros::Each(_)).then(|| of_row(b, rows[1]));
         for (h, pairs) in pairs.chunks(2).enumerate() {
+            let mut begin = row_sum;
+            if q.zeros {
+                let zero = of_columns(b, I32X4, 1, h as i32);
+                begin = b.f.ins().imul(begin, zero);
+            }
+            if q.row_zeros != RowZeros::None {
+                let mut change = of_columns(b, I32X4, 1 + i64::from(q.zeros), h as i32);
+                if let Some(row_zero) = row_zero {
+                    change = b.f.ins().imul(change, row_zero);
+                }
+                begin = b.f.ins().iadd(begin, change);
+            }
             let dot = b.f.ins().iadd_pairwise(pairs[0], pairs[1]);
-            let dot = b.f.ins().iadd(dot, row_sum);
+            let dot = b.f.ins().iadd(dot, begin);
             let dot = b.f.ins().fcvt_from_sint(F32X4, dot);
             let place = (r * CHUNK * ELEMENT as usize) as i32 + h as i32 * half;
-            let before = if add { b.f.ins().load(F32X4, MEM, sums, place) } else { b.float_of(F32X4, 0.0) };
+            let before = if q.groups != 1 { b.f.ins().load(F32X4, MEM, sums, place) } else { b.float_of(F32X4, 0.0) };
             let sum = b.fma(dot, scales[h], before);
             b.f.ins().store(MEM, sum, sums, place);
         }
@@ -255,7 +285,7 @@ fn finish(b: &mut KernelBuilder, add: bool, pairs: &[Value], scales: Value, row_
 mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
-    use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, TILE_ROWS, pack_scales, pack_weights};
+    use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::{SLACK, pack};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -265,7 +295,7 @@ mod tests {
     use tfc_ir::types::Elem;
 
     /// Where the values of an operand are from.
-    #[derive(Clone, Copy, Debug)]
+    #[derive(Clone, Copy, PartialEq, Debug)]
     enum Values {
         Mixed,
         Smallest,
@@ -284,8 +314,16 @@ mod tests {
         }
     }
 
-    /// `out[b, m, n] = a[b, m] w[n] * row_scale[b, m]`.
-    #[derive(Clone, Debug)]
+    /// Zero points of rows.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum Zeros {
+        None,
+        Same(i32),
+        Each(Values),
+    }
+
+    /// `out[b, m, n] = (a[b, m] - row_zero[b, m]) (w[n] - zero[n]) * row_scale[b, m]`.
+    #[derive(Clone, Copy, Debug)]
     struct Problem {
         batch: usize,
         m: usize,
@@ -296,6 +334,10 @@ mod tests {
         group: usize,
         left: Values,
         weights: Values,
+        /// The zero points of weights; without any they are the middle of the codes.
+        zeros: Option<Values>,
+        /// Those of rows.
+        row_zeros: Zeros,
         /// Whether all matrices of the batch have the same left operand.
         shared: bool,
         /// Whether sizes and strides are parameters.
@@ -328,7 +370,7 @@ mod tests {
                 dynamic: vec![],
             };
             let row_scale = access(4, [m, 1, 0]);
-            let out = access(5, [m * n, n, 1]);
+            let out = access(6, [m * n, n, 1]);
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
             let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
             let row_scale = exprs.push((Expr::Load(row_scale), Elem::F32));
@@ -339,15 +381,27 @@ mod tests {
                 m: extent(m),
                 n: extent(n),
                 k: Extent::Const(k as i64),
-                format: Format::Quantized(Quantized { bits, group: self.group() as i64, groups: self.groups() as i64, scales: 2, sums: 3 }),
+                format: Format::Quantized(Quantized {
+                    bits,
+                    group: self.group() as i64,
+                    groups: self.groups() as i64,
+                    columns: 2,
+                    sums: 3,
+                    zeros: self.zeros.is_some(),
+                    row_zeros: match self.row_zeros {
+                        Zeros::None => RowZeros::None,
+                        Zeros::Same(_) => RowZeros::Same,
+                        Zeros::Each(_) => RowZeros::Each(5),
+                    },
+                }),
                 left: Operand { buffer: 0, batch: vec![extent(if self.shared { 0 } else { matrix })] },
                 right: Operand { buffer: 1, batch: vec![Extent::Const(0)] },
                 exprs,
                 effects: vec![Effect::Store(out, y)],
             };
-            let elems = [Elem::I32, Elem::U8, Elem::F32, Elem::I32, Elem::F32, Elem::F32];
+            let elems = [Elem::I32, Elem::U8, Elem::F32, Elem::I32, Elem::F32, Elem::I32, Elem::F32];
             let buffers = elems.into_iter().enumerate();
-            let buffers = buffers.map(|(i, elem)| BufferParam { elem, usage: if i == 5 { Use::Write } else { Use::Read } }).collect();
+            let buffers = buffers.map(|(i, elem)| BufferParam { elem, usage: if i == 6 { Use::Write } else { Use::Read } }).collect();
             (Kernel { buffers, ints: params.len() as u32, body: Body::Gemm(body) }, params)
         }
 
@@ -360,6 +414,33 @@ mod tests {
             self.weights.at(self.bits, x * self.n + j + 12_345)
         }
 
+        /// A zero point in the range of signed weights.
+        fn zero(&self, g: usize, j: usize) -> i32 {
+            self.zeros.map_or(0, |z| z.at(self.bits, g * self.n + j + 999))
+        }
+
+        fn row_zero(&self, b: usize, i: usize) -> i32 {
+            match self.row_zeros {
+                Zeros::None => 0,
+                Zeros::Same(z) => z,
+                Zeros::Each(values) => values.at(8, (if self.shared { 0 } else { b }) * self.m + i + 31),
+            }
+        }
+
+        /// A word of a column.
+        fn column(&self, g: usize, j: usize, word: usize) -> u32 {
+            let end = self.k.min((g + 1) * self.group());
+            let difference = || (g * self.group()..end).map(|x| self.w(x, j) - self.zero(g, j)).sum::<i32>();
+            match (word, self.zeros) {
+                (0, _) => Self::scale(g, j).to_bits(),
+                (1, Some(_)) => -(self.zero(g, j) + (1 << (self.bits - 1))) as u32,
+                _ => match self.row_zeros {
+                    Zeros::Same(z) => -z.wrapping_mul(difference()) as u32,
+                    _ => -difference() as u32,
+                },
+            }
+        }
+
         fn scale(g: usize, j: usize) -> f32 {
             let s = 1e-3 * (1.0 + ((g * 7 + j * 13) % 101) as f32 / 37.0);
             if (g + j).is_multiple_of(5) { -s } else { s }
@@ -370,7 +451,7 @@ mod tests {
         }
 
         /// The buffers of the kernel. What the packed rows hold behind the last one is not used.
-        fn buffers(&self) -> [Vec<u8>; 6] {
+        fn buffers(&self) -> [Vec<u8>; 7] {
             let Problem { batch, m, n, k, bits, .. } = *self;
             let matrices = if self.shared { 1 } else { batch };
             let unit = |b: usize, i: usize, u: usize| -> [u8; 4] {
@@ -378,26 +459,30 @@ mod tests {
             };
             let mut left: Vec<[u8; 4]> = (0..matrices).flat_map(|b| pack(m, k.div_ceil(4), TILE_ROWS, |i, u| unit(b, i, u))).collect();
             left.extend(vec![[0xa5; 4]; SLACK as usize / 4]);
-            let zero = 1 << (bits - 1);
+            let factor = if self.zeros.is_some() { 1 } else { -(1 << (bits - 1)) };
             let sum = |b: usize, i: usize, g: usize| -> i32 {
                 let end = k.min((g + 1) * self.group());
-                (g * self.group()..end).map(|x| self.a(b, i, x)).sum::<i32>() * -zero
+                (g * self.group()..end).map(|x| self.a(b, i, x)).sum::<i32>() * factor
             };
-            let mut sums = vec![];
+            let (mut sums, mut row_zeros) = (vec![], vec![]);
             for (b, tile) in (0..matrices).flat_map(|b| (0..m.div_ceil(TILE_ROWS)).map(move |t| (b, t))) {
+                row_zeros
+                    .extend((tile * TILE_ROWS..(tile + 1) * TILE_ROWS).map(|row| if row < m { self.row_zero(b, row) } else { 1 << 29 }));
                 for (g, r) in (0..self.groups()).flat_map(|g| (0..TILE_ROWS).map(move |r| (g, r))) {
                     let row = tile * TILE_ROWS + r;
                     sums.push(if row < m { sum(b, row, g) } else { 1 << 30 });
                 }
             }
-            let scales = pack_scales(self.groups(), n, Self::scale);
+            let words = 1 + usize::from(self.zeros.is_some()) + usize::from(self.row_zeros != Zeros::None);
+            let columns = pack_columns(self.groups(), n, words, |g, j, word| self.column(g, j, word));
             let row_scales: Vec<f32> = (0..batch * m).map(Self::row_scale).collect();
             [
                 left.concat(),
                 pack_weights(bits, k, n, |x, j| self.w(x, j)),
-                bytemuck::cast_slice(&scales).to_vec(),
+                bytemuck::cast_slice(&columns).to_vec(),
                 bytemuck::cast_slice(&sums).to_vec(),
                 bytemuck::cast_slice(&row_scales).to_vec(),
+                bytemuck::cast_slice(&row_zeros).to_vec(),
                 bytemuck::cast_slice(&vec![f32::NAN; batch * m * n]).to_vec(),
             ]
         }
@@ -405,10 +490,10 @@ mod tests {
         /// The result in integers, with the multiply-adds of groups as the CPU has them.
         fn expected(&self, cpu: &Cpu) -> Vec<f32> {
             let Problem { batch, m, n, k, .. } = *self;
-            let weights: Vec<i32> = (0..n).flat_map(|j| (0..k).map(move |x| self.w(x, j))).collect();
+            let weights: Vec<i32> = (0..n).flat_map(|j| (0..k).map(move |x| self.w(x, j) - self.zero(x / self.group(), j))).collect();
             let mut out = Vec::with_capacity(batch * m * n);
             for (b, i) in (0..batch).flat_map(|b| (0..m).map(move |i| (b, i))) {
-                let row: Vec<i32> = (0..k).map(|x| self.a(b, i, x)).collect();
+                let row: Vec<i32> = (0..k).map(|x| self.a(b, i, x) - self.row_zero(b, i)).collect();
                 for j in 0..n {
                     let column = &weights[j * k..][..k];
                     let dots = row.chunks(self.group()).zip(column.chunks(self.group()));
@@ -436,7 +521,7 @@ mod tests {
                     for p in 0..pieces {
                         assert_eq!(run.run(&mut buffers, &ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
                     }
-                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[5]);
+                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[6]);
                     let wrong = out.iter().zip(&expected).position(|(x, y)| x.to_bits() != y.to_bits());
                     if let Some(at) = wrong {
                         let (row, column) = (at / n, at % n);
@@ -457,6 +542,8 @@ mod tests {
         group: 0,
         left: Values::Mixed,
         weights: Values::Mixed,
+        zeros: None,
+        row_zeros: Zeros::None,
         shared: false,
         symbolic: false,
     };
@@ -476,14 +563,14 @@ mod tests {
         for bits in [4, 8] {
             for symbolic in [false, true] {
                 let small = Problem { bits, symbolic, ..SMALL };
-                Problem { m: 0, ..small.clone() }.check();
-                Problem { n: 0, ..small.clone() }.check();
-                Problem { batch: 0, ..small.clone() }.check();
+                Problem { m: 0, ..small }.check();
+                Problem { n: 0, ..small }.check();
+                Problem { batch: 0, ..small }.check();
                 for k in 1..=9 {
-                    Problem { k, ..small.clone() }.check();
+                    Problem { k, ..small }.check();
                 }
                 for n in [1, 4, 5, 8, 16, 17, 31, 32, 64, CHUNK, 2 * CHUNK + 5] {
-                    Problem { n, ..small.clone() }.check();
+                    Problem { n, ..small }.check();
                 }
             }
         }
@@ -506,9 +593,62 @@ mod tests {
             for left in [Smallest, Largest, Mixed] {
                 for weights in [Smallest, Largest, Mixed] {
                     let most = Problem { bits, left, weights, k: 65_536, m: 2, n: 2, ..SMALL };
-                    Problem { m: 13, n: 17, k: 131, ..most.clone() }.check();
-                    Problem { m: 7, k: 1024, group: 128, ..most.clone() }.check();
+                    Problem { m: 13, n: 17, k: 131, ..most }.check();
+                    Problem { m: 7, k: 1024, group: 128, ..most }.check();
                     most.check();
+                }
+            }
+        }
+    }
+
+    /// All ways to have zero points.
+    const WAYS: [(Option<Values>, Zeros); 6] = {
+        let zeros = Some(Values::Mixed);
+        let each = Zeros::Each(Values::Mixed);
+        [
+            (zeros, Zeros::None),
+            (None, each),
+            (zeros, each),
+            (None, Zeros::Same(-5)),
+            (zeros, Zeros::Same(113)),
+            (Some(Values::Largest), Zeros::Each(Values::Smallest)),
+        ]
+    };
+
+    #[test]
+    fn zero_points_are_taken_out() {
+        for bits in [4, 8] {
+            for (zeros, row_zeros) in WAYS {
+                let of = Problem { bits, zeros, row_zeros, ..SMALL };
+                for m in (1..=13).chain([29, 50]) {
+                    Problem { m, n: 37, k: 67, ..of }.check();
+                }
+                for (group, k) in [(4, 30), (32, 100), (128, 383)] {
+                    Problem { m: 13, n: 70, k, group, ..of }.check();
+                    Problem { batch: 3, m: 1, k, group, shared: true, symbolic: true, ..of }.check();
+                    Problem { batch: 3, m: 14, k, group, symbolic: true, ..of }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_with_extreme_zero_points_are_exact() {
+        use Values::{Largest, Smallest};
+        for bits in [4, 8] {
+            for (left, row) in [(Smallest, Largest), (Largest, Smallest), (Smallest, Smallest)] {
+                for (weights, zeros) in [(Smallest, Largest), (Largest, Smallest)] {
+                    for row_zeros in [Zeros::None, Zeros::Each(row), Zeros::Same(row.at(8, 0))] {
+                        let most = match (bits, row_zeros) {
+                            (4, _) => 65_536,
+                            (_, Zeros::None) => 65_536,
+                            _ => 33_025,
+                        };
+                        let zeros = Some(zeros);
+                        let problem = Problem { bits, left, weights, zeros, row_zeros, k: most, m: 2, n: 2, ..SMALL };
+                        problem.check();
+                        Problem { m: 13, k: 1024, group: 128, ..problem }.check();
+                    }
                 }
             }
         }
@@ -526,8 +666,10 @@ mod tests {
     fn other_architectures() {
         for cpu in foreign_cpus() {
             for (bits, group, symbolic) in [(4, 0, false), (4, 8, true), (8, 0, true), (8, 8, false)] {
-                let code = machine_code(&Problem { bits, group, symbolic, ..SMALL }.kernel().0, &cpu);
-                assert!(!code.bytes.is_empty());
+                for (zeros, row_zeros) in [(None, Zeros::None), WAYS[2]] {
+                    let code = machine_code(&Problem { bits, group, zeros, row_zeros, symbolic, ..SMALL }.kernel().0, &cpu);
+                    assert!(!code.bytes.is_empty());
+                }
             }
         }
     }
@@ -540,9 +682,11 @@ mod tests {
             [batch, m, n, k] in [1usize..3, 1..60, 1..150, 1..200],
             (units, bits) in (0usize..40, prop_oneof![Just(4u8), Just(8)]),
             [shared, symbolic]: [bool; 2],
+            way in 0..2 * WAYS.len(),
         ) {
+            let (zeros, row_zeros) = WAYS.get(way).copied().unwrap_or((None, Zeros::None));
             let group = if 4 * units < k { 4 * units } else { 0 };
-            Problem { batch, m, n, k, bits, group, shared, symbolic, ..SMALL }.check();
+            Problem { batch, m, n, k, bits, group, zeros, row_zeros, shared, symbolic, ..SMALL }.check();
         }
     }
 }

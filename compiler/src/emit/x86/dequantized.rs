@@ -15,11 +15,10 @@ pub const BLOCK: i64 = 128;
 /// Values of k that a round of the loop converts.
 const UNROLL: i64 = 2;
 
-/// The scales and zero points of the panel at hand.
+/// What the columns of the panel at hand have.
 pub struct Codes<'a> {
     d: &'a Dequantized,
-    scales: R,
-    zeros: Option<R>,
+    columns: R,
     scratch: R,
 }
 
@@ -27,8 +26,7 @@ pub struct Codes<'a> {
 pub struct Unpack<'a> {
     d: &'a Dequantized,
     at: R,
-    scales: R,
-    zeros: Option<R>,
+    columns: R,
     /// Values of k that are left of the group.
     rest: R,
     /// Where blocks are put, in the layout of an f32 panel.
@@ -38,28 +36,21 @@ pub struct Unpack<'a> {
 impl Codes<'_> {
     /// Begins with the panel of a column.
     pub fn of_columns<'a>(f: &mut Function, d: &'a Dequantized, column: R) -> Codes<'a> {
-        let skipped = f.a.times_imm(column, d.groups * ELEMENT);
-        let mut of = |buffer: u32| {
-            let at = f.buffer(buffer);
-            f.a.add_into(at, skipped);
-            at
-        };
-        let (scales, zeros) = (of(d.scales), d.zeros.map(&mut of));
-        Codes { d, scales, zeros, scratch: f.a.scratch(BLOCK * PANEL_ROW) }
+        let columns = f.buffer(d.columns);
+        let skipped = f.a.times_imm(column, d.groups * d.column_bytes() / PANEL as i64);
+        f.a.add_into(columns, skipped);
+        Codes { d, columns, scratch: f.a.scratch(BLOCK * PANEL_ROW) }
     }
 
     /// Goes to the next panel.
     pub fn next_panel(&self, f: &mut Function) {
-        for at in [Some(self.scales), self.zeros].into_iter().flatten() {
-            f.a.add_imm(at, self.d.groups * PANEL_ROW);
-        }
+        f.a.add_imm(self.columns, self.d.groups * self.d.column_bytes());
     }
 
     /// The conversion of the panel, whose weights are at `right`, from its begin.
     pub fn panel(&self, f: &mut Function, right: R) -> Unpack<'_> {
-        let (at, scales, rest) = (f.a.copy(right), f.a.copy(self.scales), f.a.imm(self.d.group));
-        let zeros = self.zeros.map(|z| f.a.copy(z));
-        Unpack { d: self.d, at, scales, zeros, rest, to: self.scratch }
+        let (at, columns, rest) = (f.a.copy(right), f.a.copy(self.columns), f.a.imm(self.d.group));
+        Unpack { d: self.d, at, columns, rest, to: self.scratch }
     }
 }
 
@@ -83,9 +74,7 @@ impl Unpack<'_> {
         a.compare_imm(self.rest, 0);
         a.jump_if(Cond::Gt, next);
         a.imm_into(self.rest, self.d.group);
-        for at in [Some(self.scales), self.zeros].into_iter().flatten() {
-            a.add_imm(at, PANEL_ROW);
-        }
+        a.add_imm(self.columns, self.d.column_bytes());
         a.bind(next);
         a.compare_imm(left, 0);
         a.jump_if(Cond::Gt, segment);
@@ -95,12 +84,12 @@ impl Unpack<'_> {
     fn group(&self, a: &mut Asm, to: R, count: R) {
         let bytes = a.isa.bytes();
         // Without EVEX there are too few registers for the zero points.
-        let parameter = |a: &mut Asm, at: R, in_register: bool| -> Vec<Src> {
-            let places = (0..PANEL_ROW).step_by(bytes as usize).map(|i| Mem::at(at, i));
-            places.map(|m| if in_register { a.vector_of(m).into() } else { m.into() }).collect()
+        let words = |a: &mut Asm, word: i64, in_registers: bool| -> Vec<Src> {
+            let places = (0..PANEL_ROW).step_by(bytes as usize).map(|i| Mem::at(self.columns, word * PANEL_ROW + i));
+            places.map(|m| if in_registers { a.vector_of(m).into() } else { m.into() }).collect()
         };
-        let scales = parameter(a, self.scales, true);
-        let zeros = self.zeros.map(|z| parameter(a, z, a.isa.evex()));
+        let scales = words(a, 0, true);
+        let zeros = self.d.zeros.then(|| words(a, 1, a.isa.evex()));
         let (head, tail, exit) = (a.label(), a.label(), a.label());
         let advance = |a: &mut Asm, n: i64| {
             a.add_imm(self.at, n * self.d.row_bytes());

@@ -8,7 +8,7 @@ use super::isa::{Isa, Op};
 use super::pack::matrix_address;
 use super::quantized;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::{EntityRef, SecondaryMap};
@@ -83,10 +83,19 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let row_sums = f.buffer(q.sums);
             let skipped = f.a.times_imm(tiles, q.groups * TILE_ROW);
             f.a.add_into(row_sums, skipped);
-            let scales = f.buffer(q.scales);
-            let skipped = f.a.times_imm(column, q.groups * ELEMENT);
-            f.a.add_into(scales, skipped);
-            Some((row_sums, scales))
+            let columns = f.buffer(q.columns);
+            let skipped = f.a.times_imm(column, q.groups * q.column_bytes() / PANEL as i64);
+            f.a.add_into(columns, skipped);
+            let row_zeros = match q.row_zeros {
+                RowZeros::Each(buffer) => {
+                    let at = f.buffer(buffer);
+                    let skipped = f.a.times_imm(tiles, TILE_ROW);
+                    f.a.add_into(at, skipped);
+                    Some(at)
+                }
+                RowZeros::None | RowZeros::Same => None,
+            };
+            Some((row_sums, row_zeros, columns))
         }
     };
     let ints = match &g.format {
@@ -99,37 +108,41 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     let panel = f.a.label();
     f.a.bind(panel);
     match (&g.format, parameters) {
-        (Format::Quantized(q), Some((row_sums, scales))) => {
+        (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
             let units = depth.as_const().expect("weights have known sizes");
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
+            let row_zeros = row_zeros.map(|at| f.a.copy(at));
             tiles(
                 f,
                 g.m,
                 rows,
                 |f, h| {
                     let ints = ints.unwrap_or(tile_sums);
-                    let o = quantized::Operands { left: tile_left, right, scales, row_sums, sums: tile_sums, ints };
+                    let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
                     quantized::product(f, q, units, h, &o);
                 },
                 |f| {
                     f.a.add_imm(tile_left, units * TILE_ROW);
                     f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
                     f.a.add_imm(row_sums, q.groups * TILE_ROW);
+                    if let Some(at) = row_zeros {
+                        f.a.add_imm(at, TILE_ROW);
+                    }
                 },
             );
         }
         _ => floats(f, g, left, right, codes.as_ref(), rows, sums),
     }
     let scales = match (&g.format, parameters) {
-        (Format::Quantized(q), Some((_, scales))) if q.groups == 1 => Some(scales),
+        (Format::Quantized(q), Some((.., columns))) if q.groups == 1 => Some(columns),
         _ => None,
     };
     epilogue(f, g, &Part { batch: &batch, first_row, rows, column, columns_end, sums, scales });
     let k = f.extent(depth);
     let panel_bytes = f.a.times_imm(k, panel_row);
     f.a.add_into(right, panel_bytes);
-    if let (Format::Quantized(q), Some((_, scales))) = (&g.format, parameters) {
-        f.a.add_imm(scales, q.groups * PANEL_ROW);
+    if let (Format::Quantized(q), Some((.., columns))) = (&g.format, parameters) {
+        f.a.add_imm(columns, q.groups * q.column_bytes());
     }
     if let Some(codes) = &codes {
         codes.next_panel(f);

@@ -9,7 +9,7 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::Op;
-use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
+use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
 const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
 const PANEL_ROW: i64 = PANEL as i64 * 4;
@@ -27,10 +27,12 @@ pub struct Operands {
     pub left: R,
     /// The panel of weights.
     pub right: R,
-    /// The scales of the panel.
-    pub scales: R,
-    /// The sums of the rows, times minus the code of 0.
+    /// What the columns of the panel have.
+    pub columns: R,
+    /// The sums of the rows.
     pub row_sums: R,
+    /// The zero points of the rows, if every row has its own.
+    pub row_zeros: Option<R>,
     /// The sums of the tile, [`PANEL`] to a row: the result, f32. Of a single group, the i32 before its scales.
     pub sums: R,
     /// As many i32 for the sums of one of several groups.
@@ -71,17 +73,16 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     let per_group = (q.group + 3) / 4;
     if q.groups == 1 {
         let count = a.imm(units);
-        let place = |r: usize| Mem::at(o.row_sums, (s.first_row + r) as i64 * 4);
         let o = Operands { ints: o.sums, ..*o };
         if a.isa.has_vnni() {
-            let sums = wide_group(a, q, s, left, right, count, place, units);
+            let sums = wide_group(a, q, s, &o, left, right, count, units);
             for (r, sums) in sums.into_iter().enumerate() {
                 for (&c, x) in s.columns.iter().zip(sums) {
                     a.store_vector(self::place(o.ints, s, r, c), x);
                 }
             }
         } else {
-            narrow_group(a, q, s, &o, left, right, count, place);
+            narrow_group(a, q, s, &o, left, right, count);
         }
         return;
     }
@@ -91,16 +92,16 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
             a.store_vector(place(o.sums, s, r, c), zero);
         }
     }
-    let (scales, row_sums, rest) = (a.copy(o.scales), a.copy(o.row_sums), a.imm(units));
+    let (columns, row_sums, rest) = (a.copy(o.columns), a.copy(o.row_sums), a.imm(units));
+    let o = &Operands { columns, row_sums, ..*o };
     let head = a.label();
     a.bind(head);
     let most = a.imm(per_group);
     let count = a.min(rest, most);
     a.sub_into(rest, count);
-    let sum_place = |r: usize| Mem::at(row_sums, (s.first_row + r) as i64 * 4);
     if a.isa.has_vnni() {
-        let sums = wide_group(a, q, s, left, right, count, sum_place, per_group);
-        let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(scales, c * 4))).collect();
+        let sums = wide_group(a, q, s, o, left, right, count, per_group);
+        let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(columns, c * 4))).collect();
         for (r, sums) in sums.into_iter().enumerate() {
             for (v, x) in sums.into_iter().enumerate() {
                 let at = place(o.sums, s, r, s.columns[v]);
@@ -110,10 +111,10 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
             }
         }
     } else {
-        narrow_group(a, q, s, o, left, right, count, sum_place);
-        finish(a, s, o, Mem::at(scales, 0));
+        narrow_group(a, q, s, o, left, right, count);
+        finish(a, s, o);
     }
-    a.add_imm(scales, PANEL_ROW);
+    a.add_imm(columns, q.column_bytes());
     a.add_imm(row_sums, TILE_ROW);
     a.compare_imm(rest, 0);
     a.jump_if(Cond::Gt, head);
@@ -122,6 +123,26 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
 /// The place of a column of a row of a tile of sums.
 fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
     Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + column * 4)
+}
+
+/// What the i32 sums of a vector of a row begin with: see [`Quantized`].
+fn begin(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, r: usize, v: usize) -> V {
+    let of_row = |at: R| Mem::at(at, (s.first_row + r) as i64 * 4);
+    let of_columns = |word: i64| Mem::at(o.columns, word * PANEL_ROW + s.columns[v] * 4);
+    let mut sum = a.broadcast(of_row(o.row_sums));
+    if q.zeros {
+        sum = a.binary(Op::MulD, sum, of_columns(1));
+    }
+    let word = 1 + i64::from(q.zeros);
+    match (q.row_zeros, o.row_zeros) {
+        (RowZeros::None, _) => sum,
+        (_, None) => a.binary(Op::AddD, sum, of_columns(word)),
+        (_, Some(row_zeros)) => {
+            let zero = a.broadcast(of_row(row_zeros));
+            let change = a.binary(Op::MulD, zero, of_columns(word));
+            a.binary(Op::AddD, sum, change)
+        }
+    }
 }
 
 /// The two vectors of weights of a unit.
@@ -139,16 +160,7 @@ fn weights(a: &mut Asm, q: &Quantized, right: R, unit: i64) -> [V; 2] {
 /// The i32 sums of a group, two vectors for a row; `left` and `right` move behind it. `usual` is the count
 /// of most groups.
 #[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
-fn wide_group(
-    a: &mut Asm,
-    q: &Quantized,
-    s: &Shape,
-    left: R,
-    right: R,
-    count: R,
-    row_sum: impl Fn(usize) -> Mem,
-    usual: i64,
-) -> Vec<[V; 2]> {
+fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, usual: i64) -> Vec<[V; 2]> {
     // A sum waits for the one before: low tiles keep several for different units.
     let sets = match s.rows {
         1 => 4,
@@ -158,9 +170,9 @@ fn wide_group(
     let acc: Vec<Vec<[V; 2]>> = (0..sets)
         .map(|set| {
             (0..s.rows)
-                .map(|r| {
-                    let x = if set == 0 { a.broadcast(row_sum(r)) } else { a.vector_of(0) };
-                    [x, a.vector_of(x)]
+                .map(|r| match set {
+                    0 => [begin(a, q, s, o, r, 0), begin(a, q, s, o, r, 1)],
+                    _ => [a.vector_of(0), a.vector_of(0)],
                 })
                 .collect()
         })
@@ -226,10 +238,10 @@ fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, 
 }
 
 #[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
-fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, row_sum: impl Fn(usize) -> Mem) {
+fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R) {
     for r in 0..s.rows {
-        let x = a.broadcast(row_sum(r));
-        for &c in &s.columns {
+        for (v, &c) in s.columns.iter().enumerate() {
+            let x = begin(a, q, s, o, r, v);
             a.store_vector(place(o.ints, s, r, c), x);
         }
     }
@@ -296,9 +308,9 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
 }
 
 /// Converts the sums of a group, multiplies them by its scales and adds the groups before.
-fn finish(a: &mut Asm, s: &Shape, o: &Operands, scales: Mem) {
+fn finish(a: &mut Asm, s: &Shape, o: &Operands) {
     for &c in &s.columns {
-        let scale = a.vector_of(scales.plus(c * 4));
+        let scale = a.vector_of(Mem::at(o.columns, c * 4));
         for r in 0..s.rows {
             let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
             let at = place(o.sums, s, r, c);
