@@ -8,7 +8,7 @@ use crate::cost;
 use crate::kernel::attention::{Attention, QUERY_TILE};
 use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL, RowZeros};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
-use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
+use crate::kernel::pack::{Form, Pack, Rows};
 use crate::kernel::{Body, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
@@ -21,17 +21,10 @@ use tfc_ir::types::{Elem, Shape, Type};
 /// The longest value vector that the attention kernel keeps on the stack.
 const MAX_VALUE_DEPTH: i64 = 512;
 
-/// A packed left operand, with the sums and zero points of its rows if it is quantized.
-struct PackedLeft {
-    packed: Packed,
-    sums: Option<View>,
-    row_zeros: Option<View>,
-}
-
 /// A packed operand: where it is, and the strides of its batch axes in elements.
-struct Packed {
-    view: View,
-    strides: Vec<Dim>,
+pub(super) struct Packed {
+    pub view: View,
+    pub strides: Vec<Dim>,
 }
 
 /// Quantized operands of a product, as the kernels take them.
@@ -44,8 +37,8 @@ pub(super) struct QuantizedRight {
     pub weights: View,
     /// What columns have, packed.
     pub columns: View,
-    /// Scales of the rows.
-    pub row_scale: View,
+    /// Scales of the rows; `None` if the rows are quantized while they are packed.
+    pub row_scale: Option<View>,
     /// Zero points of the rows, `i8`, if the compiler does not know them.
     pub row_zero: Option<View>,
 }
@@ -71,12 +64,15 @@ pub(super) enum RightOperand {
 }
 
 /// A matrix product found in a group, on the domain `[batch…, m, n]` of its result.
-struct Product<'a> {
+pub(super) struct Product<'a> {
     body: &'a Graph,
     node: &'a NodeData,
-    domain: Shape,
-    left: View,
-    k: Dim,
+    pub domain: Shape,
+    /// The left operand; f32 also if it is quantized while it is packed.
+    pub left: View,
+    pub k: Dim,
+    /// What the kernel computes, in words.
+    pub label: &'a str,
 }
 
 impl Scheduler {
@@ -104,31 +100,29 @@ impl Scheduler {
         }
         let left = self.view(&left);
         let k = left.shape[left.shape.rank() - 1].clone();
-        let p = Product { body, node, domain, left, k };
+        let mut p = Product { body, node, domain, left, k, label };
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
-            let right = self.quantized_operand(op, &operands)?;
-            return self.gemm(&p, right, sources, outputs, label, loc);
+            let mut right = self.quantized_operand(op, &operands)?;
+            if let RightOperand::Quantized(q) = &mut right
+                && let Some(rows) = q.row_scale.as_ref().and_then(|scales| self.unquantized(&p.left, scales))
+            {
+                p.left = rows;
+                q.row_scale = None;
+            }
+            return self.gemm(&p, right, sources, outputs, loc);
         }
         let right = source(node.inputs[1])?;
         let rows = &p.domain[p.domain.rank() - 2];
         let few = rows.as_const().is_some_and(|m| m <= cost::few_rows()) && matches!(right, Source::View(_));
         if body.ty(node.inputs[0]).elem != Elem::F32 || few {
             let right = self.view(&right);
-            return self.product_nest(&p, &right, sources, outputs, label, loc);
+            return self.product_nest(&p, &right, sources, outputs, loc);
         }
-        self.gemm(&p, RightOperand::Dense(right), sources, outputs, label, loc)
+        self.gemm(&p, RightOperand::Dense(right), sources, outputs, loc)
     }
 
-    fn gemm(
-        &mut self,
-        p: &Product,
-        right: RightOperand,
-        sources: &[Source],
-        outputs: &[View],
-        label: &str,
-        loc: &Loc,
-    ) -> Result<(), Unfit> {
+    fn gemm(&mut self, p: &Product, right: RightOperand, sources: &[Source], outputs: &[View], loc: &Loc) -> Result<(), Unfit> {
         let rank = p.domain.rank();
         let packed = match &right {
             RightOperand::Dense(right) => self.packed(right, &p.domain.0[..rank - 2], loc),
@@ -148,7 +142,7 @@ impl Scheduler {
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
         let of_rows = |v: &View| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect();
-        touched.extend(quantized.iter().flat_map(|q| [Some(&q.row_scale), q.row_zero.as_ref()]).flatten().map(of_rows));
+        touched.extend(quantized.iter().flat_map(|q| [q.row_scale.as_ref(), q.row_zero.as_ref()]).flatten().map(of_rows));
         touched
             .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
@@ -170,7 +164,7 @@ impl Scheduler {
         let mut args = Args::default();
         let (axes, sizes): (Vec<usize>, Vec<Dim>) = loops.iter().cloned().unzip();
         let n = p.domain[rank - 1].clone();
-        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), label, loc);
+        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), loc);
         let left = Operand {
             buffer: args.buffer(&packed_left.packed.view, Use::Read),
             batch: packed_left.packed.strides.iter().map(|s| args.extent(s)).collect(),
@@ -185,8 +179,12 @@ impl Scheduler {
             format = Format::Dequantized(gemm::Dequantized { columns: args.buffer(&d.columns, Use::Read), ..d.format });
         }
         if let Some(q) = quantized {
-            let strides = epilogue.strides(&q.row_scale);
-            let scale = Expr::Load(args.access(&q.row_scale, Use::Read, &strides));
+            let (scales, strides) = match (q.row_scale, packed_left.scales) {
+                (Some(view), _) => (view.clone(), epilogue.strides(&view)),
+                (None, Some(Packed { view, strides })) => (view, strides.into_iter().chain([1, 0].map(Dim::from)).collect()),
+                (None, None) => unreachable!("packing finds the scales that are not there"),
+            };
+            let scale = Expr::Load(args.access(&scales, Use::Read, &strides));
             let scale = epilogue.exprs.push(scale, Elem::F32);
             dot = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![dot, scale]), Elem::F32);
             let sums = packed_left.sums.expect("rows of bytes have sums");
@@ -209,75 +207,8 @@ impl Scheduler {
             exprs: epilogue.exprs.list,
             effects,
         };
-        self.launch(Body::Gemm(body), args, tasks, work, label, loc);
+        self.launch(Body::Gemm(body), args, tasks, work, p.label, loc);
         Ok(())
-    }
-
-    /// The left operand in row tiles, by a kernel of its own. Matrices that repeat along a batch axis are
-    /// packed once. `strides` are those of the operand per axis of the domain.
-    #[expect(clippy::too_many_arguments, reason = "the operand along the loops of a product")]
-    fn packed_left(
-        &mut self,
-        p: &Product,
-        strides: &[Dim],
-        (axes, sizes): (&[usize], &[Dim]),
-        (row_axis, m): (usize, &Dim),
-        quantized: Option<&QuantizedRight>,
-        label: &str,
-        loc: &Loc,
-    ) -> PackedLeft {
-        // Elements of 4 bytes: floats, or units of four bytes.
-        let elements = if quantized.is_some() { p.k.ceil_div(4) } else { p.k.clone() };
-        let matrix = pack::packed_len(m, &elements);
-        let zero = quantized.and_then(|q| q.row_zero.as_ref());
-        let zero_stride = |axis: usize| zero.map_or(Dim::from(0), |z| z.stride_in(&p.domain, axis));
-        let repeats = |axis: usize| strides[axis].is(0) && zero_stride(axis).is(0);
-        let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if repeats(a) { Dim::from(1) } else { n.clone() }).collect();
-        let full = Shape(own.iter().cloned().chain([matrix]).collect());
-        let elem = if quantized.is_some() { Elem::I32 } else { Elem::F32 };
-        let matrices: Dim = own.iter().cloned().product();
-        let tiles = matrices.clone() * m.ceil_div(gemm::TILE_ROWS as i64);
-        let view = self.temporary_with_slack(&Type::new(elem, full.clone()), pack::SLACK);
-        let sums = quantized.map(|q| {
-            let size = tiles.clone() * Dim::from(q.format.groups * gemm::TILE_ROWS as i64);
-            self.temporary(&Type::new(Elem::I32, Shape(vec![size])))
-        });
-        let mut args = Args::default();
-        let kept: Vec<usize> = (0..axes.len()).filter(|&i| !own[i].is(1)).collect();
-        let body = Pack {
-            batch: args.extents(kept.iter().map(|&i| &sizes[i])),
-            m: args.extent(m),
-            k: args.extent(&p.k),
-            tile: gemm::TILE_ROWS,
-            from: Rows {
-                buffer: args.buffer(&p.left, Use::Read),
-                batch: kept.iter().map(|&i| args.extent(&strides[axes[i]])).collect(),
-                row: args.extent(&strides[row_axis]),
-                k: args.extent(&p.left.strides[p.left.shape.rank() - 1]),
-            },
-            to: args.buffer(&view, Use::Write),
-            form: match (quantized, &sums) {
-                (Some(q), Some(sums)) => {
-                    Form::Bytes(Sums { buffer: args.buffer(sums, Use::Write), group: q.format.group, factor: q.factor })
-                }
-                _ => Form::Floats,
-            },
-        };
-        let work = full.elements();
-        self.launch(Body::Pack(body), args, tiles, work, &format!("pack for {label}"), loc);
-        let row_zeros = zero.map(|zero| {
-            // In the order of the packed rows, those of a tile that do not exist included.
-            let rows = m.ceil_div(gemm::TILE_ROWS as i64) * Dim::from(gemm::TILE_ROWS);
-            let all = self.temporary(&Type::new(Elem::I32, Shape(own.iter().cloned().chain([rows]).collect())));
-            let shape = Shape(own.iter().chain([m]).cloned().collect());
-            let from = axes.iter().chain([&row_axis]).map(|&a| zero_stride(a)).collect();
-            let from = View { shape: shape.clone(), strides: from, ..zero.clone() };
-            self.convert(&from, &View { shape, ..all.clone() }, loc);
-            all
-        });
-        let strides = full.strides();
-        let strides = (0..axes.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { strides[i].clone() }).collect();
-        PackedLeft { packed: Packed { view, strides }, sums, row_zeros }
     }
 
     /// Memory that the epilogue reads.
@@ -370,15 +301,7 @@ impl Scheduler {
     }
 
     /// A product as a nest: for other types than f32, and for few rows.
-    fn product_nest(
-        &mut self,
-        p: &Product,
-        right: &View,
-        sources: &[Source],
-        outputs: &[View],
-        label: &str,
-        loc: &Loc,
-    ) -> Result<(), Unfit> {
+    fn product_nest(&mut self, p: &Product, right: &View, sources: &[Source], outputs: &[View], loc: &Loc) -> Result<(), Unfit> {
         let rank = p.domain.rank();
         let views = self.epilogue_views(p, sources);
         let mut args = Args::default();
@@ -426,7 +349,7 @@ impl Scheduler {
         nest.inner = vec![args.extent(&p.k)];
         let tasks = p.domain.0[..kept].iter().cloned().product();
         let work = p.domain.elements() * p.k.clone();
-        self.launch(Body::Nest(nest), args, tasks, work, label, loc);
+        self.launch(Body::Nest(nest), args, tasks, work, p.label, loc);
         Ok(())
     }
 

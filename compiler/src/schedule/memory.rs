@@ -1,6 +1,7 @@
 //! Memory planning: buffers whose lifetimes do not overlap share a slot of the arena.
 
-use crate::kernel::{Buffer, BufferData, Program, Slot, Storage};
+use crate::kernel::nest::Expr;
+use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Program, Slot, Step, Storage, Use};
 use cranelift_entity::packed_option::ReservedValue;
 use cranelift_entity::{PrimaryMap, SecondaryMap};
 use std::cmp::Reverse;
@@ -11,6 +12,33 @@ pub const ALIGN: i64 = 64;
 
 /// The value that a free dimension is taken to have when sizes are compared; clamped to its range.
 const NOMINAL: i64 = 128;
+
+/// Drops the steps that write temporaries which no step reads, and nothing else. Steps that check
+/// indices stay.
+pub fn drop_unread(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
+    let mut read: SecondaryMap<Buffer, bool> = SecondaryMap::new();
+    let mut kept: Vec<Step> = vec![];
+    for step in program.steps.drain(..).rev() {
+        let kernel = &program.kernels[step.kernel];
+        let args = || kernel.buffers.iter().zip(&step.buffers).map(|(p, b)| (p.usage, b.buffer));
+        let checks = matches!(&kernel.body, Body::Nest(n) if n.exprs.values().any(|(e, _)| matches!(e, Expr::CheckedIndex(..))));
+        if !checks && args().all(|(usage, b)| usage == Use::Read || temporaries[b] && !read[b]) {
+            continue;
+        }
+        args().filter(|(usage, _)| *usage == Use::Read).for_each(|(_, b)| read[b] = true);
+        kept.push(step);
+    }
+    kept.reverse();
+    // Kernels in the order of their first use.
+    let mut kernels: PrimaryMap<KernelId, Kernel> = PrimaryMap::new();
+    let mut ids: SecondaryMap<KernelId, Option<KernelId>> = SecondaryMap::new();
+    for step in &mut kept {
+        let id = *ids[step.kernel].get_or_insert_with(|| kernels.push(program.kernels[step.kernel].clone()));
+        step.kernel = id;
+    }
+    program.steps = kept;
+    program.kernels = kernels;
+}
 
 /// Gives every temporary a slot. `temporaries` says which buffers are in the arena; a buffer lives
 /// from the first step that names it to the last one.

@@ -14,6 +14,7 @@ mod args;
 mod contraction;
 mod exprs;
 mod group;
+mod left;
 mod memory;
 mod movement;
 mod quantized;
@@ -56,6 +57,8 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         temporaries: SecondaryMap::new(),
         kernel_ids: HashMap::new(),
         weights: HashMap::new(),
+        packed_lefts: vec![],
+        quantized_rows: vec![],
     };
     let port = |name: &str, ty: &Type| Port { name: name.into(), ty: ty.clone() };
     let mut sources = vec![];
@@ -73,6 +76,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         targets.push(s.buffer(Storage::Output(i as u32), ty));
     }
     s.graph(graph, sources, &targets, &Loc::default())?;
+    memory::drop_unread(&mut s.program, &s.temporaries);
     memory::plan(&mut s.program, &s.temporaries);
     Ok(s.program)
 }
@@ -107,6 +111,10 @@ struct Scheduler {
     kernel_ids: HashMap<Kernel, KernelId>,
     /// Constants in the weights by content and layout.
     weights: HashMap<(u128, Layout), Buffer>,
+    /// Left operands of products that are packed already.
+    packed_lefts: Vec<left::Shared>,
+    /// Quantized rows in memory of the arena.
+    quantized_rows: Vec<left::QuantizedRows>,
 }
 
 /// How a constant is stored.
@@ -196,6 +204,7 @@ impl Scheduler {
             }
             _ => tasks,
         };
+        self.forget_packed(&args);
         // Two tasks may write to the nibbles of one byte, so they must not run at once.
         let nibbles = args.params.iter().any(|p| p.usage == Use::Write && p.elem.bits() < 8);
         let work = if nibbles { Dim::from(0) } else { work };
@@ -311,6 +320,12 @@ impl Scheduler {
         let checks = matches!(node.op, Op::ScatterElements(_) | Op::ScatterNd(_) | Op::Fused(_));
         if outputs.iter().all(|o| o.shape.elements().is(0)) && !checks {
             return Ok(());
+        }
+        let for_kernels = node.outputs.iter().all(|&v| env.targets[v].is_none());
+        if let Op::QuantizeRows(op) = &node.op
+            && for_kernels
+        {
+            self.note_quantized_rows(op, &inputs[0], &outputs);
         }
         match &node.op {
             Op::Attention(op) => {

@@ -144,7 +144,7 @@ impl Scheduler {
             factor,
             weights,
             columns: self.columns(w, &others),
-            row_scale: self.view(row_scale),
+            row_scale: Some(self.view(row_scale)),
             row_zero,
         }
     }

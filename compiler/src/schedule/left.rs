@@ -1,0 +1,230 @@
+//! Left operands of products, packed in row tiles. Products of the same rows share what is packed, and rows
+//! that are quantized for products alone are quantized while they are packed.
+
+use super::args::Args;
+use super::contraction::{Packed, Product, QuantizedRight};
+use super::view::View;
+use super::{Scheduler, Source};
+use crate::kernel::gemm::TILE_ROWS;
+use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
+use crate::kernel::{Body, Buffer, Use};
+use tfc_ir::dim::Dim;
+use tfc_ir::graph::Loc;
+use tfc_ir::ops::QuantizeRows;
+use tfc_ir::types::{Elem, Shape, Type};
+
+/// A packed left operand.
+pub(super) struct PackedLeft {
+    /// The row tiles.
+    pub packed: Packed,
+    /// Sums of the rows if they are quantized.
+    pub sums: Option<View>,
+    /// Scales of the rows if packing finds them, one row of a matrix after the other.
+    pub scales: Option<Packed>,
+    /// Zero points of the rows if they have any, in the order of the packed rows.
+    pub row_zeros: Option<View>,
+}
+
+/// How a left operand is packed.
+#[derive(Clone, Copy, PartialEq)]
+enum LeftForm {
+    /// f32 as they are.
+    Floats,
+    /// `i8`, with sums.
+    Bytes(Groups),
+    /// f32 that are quantized, with sums.
+    Quantize(Groups),
+}
+
+/// Sums that are wanted: the length of a group, how many there are, and what they are multiplied by.
+#[derive(Clone, Copy, PartialEq)]
+struct Groups {
+    group: i64,
+    groups: i64,
+    factor: i64,
+}
+
+impl LeftForm {
+    fn of(quantized: Option<&QuantizedRight>) -> LeftForm {
+        let Some(q) = quantized else { return LeftForm::Floats };
+        let groups = Groups { group: q.format.group, groups: q.format.groups, factor: q.factor };
+        if q.row_scale.is_some() { LeftForm::Bytes(groups) } else { LeftForm::Quantize(groups) }
+    }
+
+    /// The sums that are wanted.
+    fn groups(self) -> Option<Groups> {
+        match self {
+            LeftForm::Floats => None,
+            LeftForm::Bytes(groups) | LeftForm::Quantize(groups) => Some(groups),
+        }
+    }
+}
+
+/// Memory along loops: the first element, and a stride per loop.
+#[derive(PartialEq)]
+struct Along {
+    buffer: Buffer,
+    offset: Dim,
+    strides: Vec<Dim>,
+}
+
+/// What makes packed operands equal.
+#[derive(PartialEq)]
+struct Key {
+    /// Along the batch loops, rows and k.
+    left: Along,
+    /// Sizes of these loops.
+    sizes: Vec<Dim>,
+    /// Zero points along the batch loops and rows.
+    zeros: Option<Along>,
+    form: LeftForm,
+}
+
+/// Memory that was packed.
+pub(super) struct Shared {
+    key: Key,
+    packed: View,
+    sums: Option<View>,
+    scales: Option<View>,
+    row_zeros: Option<View>,
+}
+
+/// Results of `quantize_rows` and what they were made from.
+pub(super) struct QuantizedRows {
+    rows: View,
+    codes: View,
+    scales: View,
+}
+
+impl Scheduler {
+    /// Remembers what the results of a symmetric quantization are made from.
+    pub(super) fn note_quantized_rows(&mut self, op: &QuantizeRows, rows: &Source, results: &[View]) {
+        if let (true, Source::View(rows), [codes, scales]) = (op.symmetric && is_f32(rows), rows, results) {
+            self.quantized_rows.push(QuantizedRows { rows: rows.clone(), codes: codes.clone(), scales: scales.clone() });
+        }
+    }
+
+    /// The f32 rows that symmetric quantization made all of `codes` and all of `scales` from.
+    pub(super) fn unquantized(&self, codes: &View, scales: &View) -> Option<View> {
+        let same = |x: &View, y: &View| x.buffer == y.buffer && x.offset == y.offset && x.shape == y.shape && x.is_contiguous();
+        let q = self.quantized_rows.iter().find(|q| same(codes, &q.codes) && same(scales, &q.scales))?;
+        Some(q.rows.clone())
+    }
+
+    /// The left operand of a product in row tiles, by a kernel of its own unless it is there. Matrices that
+    /// repeat along a batch axis are packed once. `strides` are those of the operand per axis of the domain.
+    pub(super) fn packed_left(
+        &mut self,
+        p: &Product,
+        strides: &[Dim],
+        (axes, sizes): (&[usize], &[Dim]),
+        (row_axis, m): (usize, &Dim),
+        quantized: Option<&QuantizedRight>,
+        loc: &Loc,
+    ) -> PackedLeft {
+        let zero = quantized.and_then(|q| q.row_zero.as_ref());
+        let zero_stride = |axis: usize| zero.map_or(Dim::from(0), |z| z.stride_in(&p.domain, axis));
+        let repeats = |axis: usize| strides[axis].is(0) && zero_stride(axis).is(0);
+        let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if repeats(a) { Dim::from(1) } else { n.clone() }).collect();
+        let kept = || (0..axes.len()).filter(|&i| !own[i].is(1)).map(|i| axes[i]).chain([row_axis]);
+        let key = Key {
+            left: Along {
+                buffer: p.left.buffer,
+                offset: p.left.offset.clone(),
+                strides: kept().map(|a| strides[a].clone()).chain(p.left.strides.last().cloned()).collect(),
+            },
+            sizes: own.iter().filter(|n| !n.is(1)).chain([m, &p.k]).cloned().collect(),
+            zeros: zero.map(|z| Along { buffer: z.buffer, offset: z.offset.clone(), strides: kept().map(zero_stride).collect() }),
+            form: LeftForm::of(quantized),
+        };
+        let at = match self.packed_lefts.iter().position(|s| s.key == key) {
+            Some(at) => at,
+            None => {
+                let shared = self.pack_left(&p.left, zero, key, p.label, loc);
+                self.packed_lefts.push(shared);
+                self.packed_lefts.len() - 1
+            }
+        };
+        let Shared { key, packed, sums, scales, row_zeros } = &self.packed_lefts[at];
+        let matrices = |view: &View, matrix: Dim| {
+            let full = Shape(own.iter().cloned().chain([matrix]).collect()).strides();
+            let strides = (0..own.len()).map(|i| if own[i].is(1) { Dim::from(0) } else { full[i].clone() });
+            Packed { view: view.clone(), strides: strides.collect() }
+        };
+        PackedLeft {
+            packed: matrices(packed, pack::packed_len(m, &elements(key.form, &p.k))),
+            sums: sums.clone(),
+            scales: scales.as_ref().map(|view| matrices(view, pack::packed_len(m, &Dim::from(1)))),
+            row_zeros: row_zeros.clone(),
+        }
+    }
+
+    /// Packs a left operand.
+    fn pack_left(&mut self, left: &View, zero: Option<&View>, key: Key, label: &str, loc: &Loc) -> Shared {
+        let [batch @ .., m, k] = &key.sizes[..] else { unreachable!("rows and k are loops") };
+        let [batch_strides @ .., row, step] = &key.left.strides[..] else { unreachable!("rows and k are loops") };
+        let matrices: Dim = batch.iter().cloned().product();
+        let tiles = matrices.clone() * m.ceil_div(TILE_ROWS as i64);
+        let size = matrices * pack::packed_len(m, &elements(key.form, k));
+        let elem = if key.form == LeftForm::Floats { Elem::F32 } else { Elem::I32 };
+        let packed = self.temporary_with_slack(&Type::new(elem, Shape(vec![size.clone()])), pack::SLACK);
+        let mut per_row = |elem, n: i64| self.temporary(&Type::new(elem, Shape(vec![tiles.clone() * Dim::from(n * TILE_ROWS as i64)])));
+        let sums = key.form.groups().map(|g| per_row(Elem::I32, g.groups));
+        let scales = matches!(key.form, LeftForm::Quantize(_)).then(|| per_row(Elem::F32, 1));
+        let mut args = Args::default();
+        let written = |args: &mut Args, view: &Option<View>| view.as_ref().map_or(0, |v| args.buffer(v, Use::Write));
+        let body = Pack {
+            batch: args.extents(batch),
+            m: args.extent(m),
+            k: args.extent(k),
+            tile: TILE_ROWS,
+            from: Rows {
+                buffer: args.buffer(left, Use::Read),
+                batch: args.extents(batch_strides),
+                row: args.extent(row),
+                k: args.extent(step),
+            },
+            to: args.buffer(&packed, Use::Write),
+            form: {
+                let buffer = written(&mut args, &sums);
+                let sums = |g: Groups| Sums { buffer, group: g.group, factor: g.factor };
+                match key.form {
+                    LeftForm::Floats => Form::Floats,
+                    LeftForm::Bytes(g) => Form::Bytes(sums(g)),
+                    LeftForm::Quantize(g) => Form::Quantize { scales: written(&mut args, &scales), sums: Some(sums(g)) },
+                }
+            },
+        };
+        let (what, work) = match key.form {
+            LeftForm::Quantize(_) => ("quantize_rows+pack", size * Dim::from(8)),
+            _ => ("pack", size),
+        };
+        self.launch(Body::Pack(body), args, tiles, work, &format!("{what} for {label}"), loc);
+        let row_zeros = zero.zip(key.zeros.as_ref()).map(|(zero, along)| {
+            // In the order of the packed rows, those of a tile that do not exist included.
+            let all = batch.iter().cloned().chain([pack::packed_len(m, &Dim::from(1))]).collect();
+            let all = self.temporary(&Type::new(Elem::I32, Shape(all)));
+            let shape = Shape(batch.iter().chain([m]).cloned().collect());
+            let from = View { shape: shape.clone(), strides: along.strides.clone(), ..zero.clone() };
+            self.convert(&from, &View { shape, ..all.clone() }, loc);
+            all
+        });
+        Shared { key, packed, sums, scales, row_zeros }
+    }
+
+    /// Forgets what was packed from buffers that are written to.
+    pub(super) fn forget_packed(&mut self, args: &Args) {
+        let written = |buffer: Buffer| args.params.iter().zip(&args.buffers).any(|(p, b)| p.usage == Use::Write && b.buffer == buffer);
+        self.packed_lefts.retain(|s| !written(s.key.left.buffer) && s.key.zeros.as_ref().is_none_or(|z| !written(z.buffer)));
+        self.quantized_rows.retain(|q| !written(q.rows.buffer));
+    }
+}
+
+/// Elements of 4 bytes of a row: floats, or units of four bytes.
+fn elements(form: LeftForm, k: &Dim) -> Dim {
+    if form == LeftForm::Floats { k.clone() } else { k.ceil_div(4) }
+}
+
+fn is_f32(source: &Source) -> bool {
+    matches!(source, Source::View(v) if v.elem == Elem::F32)
+}
