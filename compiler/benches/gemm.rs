@@ -17,7 +17,7 @@ use tfc::emit::candidates::compile;
 use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
 use tfc::hwbench::rates::Unit;
-use tfc::kernel::attention::{Attention, QUERY_TILE};
+use tfc::kernel::attention::{self, Attention, QUERY_TILE};
 use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::work::Arithmetic;
@@ -142,6 +142,7 @@ fn attention(heads: usize, queries: usize) -> Case {
     // Queries and result lie as projections leave them and take them: [query, head, depth].
     let width = (heads * DEPTH) as i64;
     let body = Attention {
+        format: attention::Format::F32,
         batch: Extent::Const(1),
         heads: Extent::Const(heads as i64),
         heads_per_group: Extent::Const(1),

@@ -8,6 +8,7 @@
 //! have changed: the same commands; `tfc hwbench MODEL --assert` tells whether choices are still right.
 
 use crate::kernel::Body;
+use crate::kernel::attention;
 use crate::kernel::gemm::Format;
 
 /// What the code of one CPU variant takes. A program is the same for all variants, so choices take the
@@ -17,7 +18,7 @@ pub struct Rates {
     pub variant: &'static str,
     /// A multiply-add of a product by tiles, or of attention, f32.
     pub tiles: f64,
-    /// A multiply-add of a product with quantized weights.
+    /// A multiply-add of a product with quantized weights, or of attention of 8 bits.
     pub quantized: f64,
     /// An element of 4 bytes of a left operand that is packed.
     pub rows: f64,
@@ -49,6 +50,7 @@ const HANDOVERS: f64 = 4.0;
 pub fn parallel_work(body: &Body) -> i64 {
     let unit = |r: &Rates| match body {
         Body::Gemm(g) if matches!(g.format, Format::Quantized(_)) => r.quantized,
+        Body::Attention(a) if matches!(a.format, attention::Format::Bytes(_)) => r.quantized,
         Body::Gemm(_) | Body::Attention(_) => r.tiles,
         Body::Pack(_) => r.rows,
         Body::Nest(_) => r.nest,

@@ -31,7 +31,7 @@ pub fn work(op: &Op, operands: &[&Type], results: &[&Type], cx: &Context) -> f64
     match op {
         Op::Matmul(_) | Op::QuantizedMatmul(_) => out * last(0),
         Op::Conv(_) => out * elements(&Shape(operands[1].shape.0[1..].to_vec()), cx),
-        Op::Attention(_) => {
+        Op::Attention(_) | Op::QuantizedAttention(_) => {
             let keys = elements(&Shape(vec![operands[1].shape[2].clone()]), cx);
             of(0) * keys + out * keys
         }
@@ -49,7 +49,7 @@ fn weight(op: &Op) -> f64 {
         Op::Div(_) | Op::Sqrt(_) | Op::Rsqrt(_) | Op::Reciprocal(_) | Op::RemFloor(_) | Op::RemTrunc(_) => 4.0,
         Op::LayerNorm(_) | Op::RmsNorm(_) | Op::GroupNorm(_) => 4.0,
         // Vector units and reuse of registers make the operations of products the cheapest.
-        Op::Matmul(_) | Op::QuantizedMatmul(_) | Op::Conv(_) | Op::Attention(_) => 0.25,
+        Op::Matmul(_) | Op::QuantizedMatmul(_) | Op::Conv(_) | Op::Attention(_) | Op::QuantizedAttention(_) => 0.25,
         _ => 1.0,
     }
 }

@@ -143,7 +143,7 @@ impl<'g> Groups<'g> {
     fn feeds_product(&self, producer: &Group, consumer: &Group) -> bool {
         consumer.nodes.iter().any(|&n| {
             let node = self.graph.node(n);
-            matches!(node.op, Op::Matmul(_) | Op::QuantizedMatmul(_)) && node.inputs.iter().any(|&v| self.is_in(v, producer))
+            matches!(node.op, Op::Matmul(_)) && node.inputs.iter().any(|&v| self.is_in(v, producer))
         })
     }
 
@@ -334,7 +334,7 @@ fn classify(graph: &Graph, node: &NodeData) -> (Kind, Shape) {
                     _ => return other,
                 }
             }
-            row.map_or((Kind::Elementwise, y.clone()), |(axes, domain)| (Kind::Row(axes), domain))
+            row.map_or(other, |(axes, domain)| (Kind::Row(axes), domain))
         }
     }
 }

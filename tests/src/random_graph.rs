@@ -152,7 +152,17 @@ fn jumps(op: &Op) -> bool {
     match op {
         Cast(op) => !op.to.is_float(),
         Acos(_) | ArgReduce(_) | Asin(_) | Ceil(_) | Div(_) | Eq(_) | Floor(_) | Fused(_) | GroupNorm(_) | IsNan(_) | LayerNorm(_) => true,
-        Le(_) | Log(_) | Log1p(_) | Lt(_) | Pow(_) | Quantize(_) | QuantizeRows(_) | Reciprocal(_) | RemFloor(_) | RemTrunc(_)
+        Le(_)
+        | Log(_)
+        | Log1p(_)
+        | Lt(_)
+        | Pow(_)
+        | Quantize(_)
+        | QuantizeRows(_)
+        | QuantizedAttention(_)
+        | Reciprocal(_)
+        | RemFloor(_)
+        | RemTrunc(_)
         | RmsNorm(_) => true,
         Round(_) | Rsqrt(_) | Sqrt(_) | Tan(_) => true,
         _ => false,
@@ -210,7 +220,9 @@ impl<'a> Builder<'a> {
             1 => Loc::default(),
             _ => Loc::nodes(["/b", "/a \"x\""]),
         };
-        if self.style.stable && jumps(&op) && operands.iter().any(|&v| self.rounded[v]) {
+        // Attention of 8 bits rounds the weights that it computed.
+        let unstable = matches!(op, Op::QuantizedAttention(_)) || jumps(&op) && operands.iter().any(|&v| self.rounded[v]);
+        if self.style.stable && unstable {
             return;
         }
         let rounded = rounds(&op) || operands.iter().any(|&v| self.rounded[v]);
@@ -492,7 +504,8 @@ impl<'a> Builder<'a> {
                 let (largest, keep, last) = (self.choices.one_in(2), self.choices.one_in(2), self.choices.one_in(2));
                 (ops::ArgReduce { largest, axis: self.choices.below(self.rank(x)), keep, last }.into(), vec![x])
             }
-            "attention" => self.attention(),
+            "attention" => self.attention(false),
+            "quantized_attention" => self.attention(true),
             "cast" => {
                 let (from, to) = (self.elem(), self.choices.pick(&Elem::ALL).0);
                 (ops::Cast { to }.into(), vec![self.plain(from, 0)])
@@ -783,8 +796,8 @@ impl<'a> Builder<'a> {
         Some((op, operands))
     }
 
-    fn attention(&mut self) -> (Op, Vec<Value>) {
-        let elem = self.float();
+    fn attention(&mut self, rounded: bool) -> (Op, Vec<Value>) {
+        let elem = if rounded { Elem::F32 } else { self.float() };
         let (groups, per_group) = (self.choices.between(1, 2), self.choices.between(1, 2));
         let [batch, n, m] = [(); 3].map(|()| self.dim());
         let (d, e) = (self.choices.between(1, 3), self.choices.between(1, 3));
@@ -796,7 +809,9 @@ impl<'a> Builder<'a> {
         if self.choices.one_in(2) {
             operands.push(self.exactly(elem, Shape(vec![n, m])));
         }
-        (ops::Attention { scale: Float::from(0.5), causal: self.choices.one_in(2) }.into(), operands)
+        let (scale, causal) = (Float::from(0.5), self.choices.one_in(2));
+        let op = if rounded { ops::QuantizedAttention { scale, causal }.into() } else { ops::Attention { scale, causal }.into() };
+        (op, operands)
     }
 
     /// A float of batch, channels and one or two axes of known sizes; and the number of those.

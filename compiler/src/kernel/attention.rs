@@ -1,9 +1,11 @@
-//! Fused attention, f32: `out[b, h, i, :] = Σ_j softmax_j(scale * q[b, h, i, :]·k[b, g, j, :] + bias[b, h, i, j]) v[b, g, j, :]`
+//! Fused attention: `out[b, h, i, :] = Σ_j softmax_j(scale * q[b, h, i, :]·k[b, g, j, :] + bias[b, h, i, j]) v[b, g, j, :]`
 //! for a tile of queries at a time, by blocks of keys with a running maximum and sum (Milakov and
 //! Gimelshein 2018; Dao et al. 2022). Scores live in a block on the stack and never reach memory.
 //!
 //! Keys and values are packed in panels as the right operands of two matrix products
 //! ([`gemm`](super::gemm)): keys as the `d` x `m` matrix `kᵀ`, values as the `m` x `e` matrix `v`.
+//!
+//! With operands of 8 bits ([`Format::Bytes`]) both products are sums of products of integers.
 
 use super::Extent;
 use super::nest::Access;
@@ -18,9 +20,34 @@ pub const KEY_BLOCK: usize = 128;
 /// is 0, whatever its score, and emitters need not read it. No score of sensible operands makes up for it.
 pub const HIDDEN: f32 = 1e8;
 
+/// How keys and values are stored.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Format {
+    /// f32 panels.
+    F32,
+    /// Panels of units of four `i8`.
+    Bytes(Bytes),
+}
+
+/// Operands of 8 bits, as the operator `quantized_attention` defines them. Keys and values are packed by
+/// [`Form::Quantize`](super::pack::Form::Quantize) in tiles of [`PANEL`](super::gemm::PANEL) rows: a row is
+/// a key of `depth` numbers, or a channel of the values of all keys. Queries are rounded by the kernel
+/// itself; weights are rounded relative to the largest score of the blocks of keys so far.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Bytes {
+    /// Buffer parameter of the scales of the keys, as the packing leaves them.
+    pub key_scales: u32,
+    /// Buffer parameter of the sums of the keys times -128: what is left when queries are stored with 128 added.
+    pub key_sums: u32,
+    /// Buffer parameter of the scales of the channels of the values.
+    pub value_scales: u32,
+}
+
 /// Attention. Batch loops are `[batch, head]`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {
+    /// How keys and values are stored.
+    pub format: Format,
     /// Size of the batch.
     pub batch: Extent,
     /// Query heads.

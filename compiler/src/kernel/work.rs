@@ -1,6 +1,7 @@
 //! What a launch has to do: arithmetic and memory traffic, for profiles and comparisons with the limits
 //! of a machine.
 
+use super::attention;
 use super::gemm::{Format, RowZeros};
 use super::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp};
 use super::pack::Form;
@@ -108,10 +109,19 @@ pub fn of(program: &Program, step: &Step) -> Work {
             for buffer in [a.q.buffer, a.k, a.v, a.out.buffer] {
                 touched.all(buffer);
             }
+            let arithmetic = match &a.format {
+                attention::Format::F32 => Arithmetic::F32,
+                attention::Format::Bytes(b) => {
+                    for buffer in [b.key_scales, b.key_sums, b.value_scales] {
+                        touched.all(buffer);
+                    }
+                    Arithmetic::I8
+                }
+            };
             if let Some(bias) = &a.bias {
                 touched.access(bias, &PrimaryMap::new(), &[batch, heads, queries, keys.clone()]);
             }
-            (rows * keys * Dim::from(a.depth + a.value_depth), Some(Arithmetic::F32))
+            (rows * keys * Dim::from(a.depth + a.value_depth), Some(arithmetic))
         }
     };
     let mut work = Work { operations: Dim::from(2) * multiply_adds, arithmetic, bytes: Dim::from(0), weight_bytes: Dim::from(0) };

@@ -1,11 +1,10 @@
-//! Matrix products with their epilogues, and attention.
+//! Matrix products with their epilogues.
 
 use super::args::Args;
 use super::exprs::Exprs;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
-use crate::kernel::attention::{Attention, QUERY_TILE};
 use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL, RowZeros};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
 use crate::kernel::pack::{Form, Pack, Rows};
@@ -13,13 +12,10 @@ use crate::kernel::{Body, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
-use tfc_ir::ops::{self, InferError, Op};
+use tfc_ir::ops::Op;
 use tfc_ir::scalar::Prim;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape, Type};
-
-/// The longest value vector that the attention kernel keeps on the stack.
-const MAX_VALUE_DEPTH: i64 = 512;
 
 /// A packed operand: where it is, and the strides of its batch axes in elements.
 pub(super) struct Packed {
@@ -231,7 +227,7 @@ impl Scheduler {
     }
 
     /// The right operand in panels: constants are packed now, others by a kernel at run time.
-    fn packed(&mut self, right: &Source, batch: &[Dim], loc: &Loc) -> Packed {
+    pub(super) fn packed(&mut self, right: &Source, batch: &[Dim], loc: &Loc) -> Packed {
         let (rank, shape) = match right {
             Source::Const(t) => (t.rank(), t.ty().shape),
             Source::View(v) => (v.shape.rank(), v.shape.clone()),
@@ -290,16 +286,6 @@ impl Scheduler {
         to
     }
 
-    /// The view itself, or a copy if matrices of its batch share memory: the attention kernel wants one each.
-    fn unshared(&mut self, v: &View, loc: &Loc) -> View {
-        if (0..2).all(|i| v.shape[i].is(1) || !v.strides[i].is(0)) {
-            return v.clone();
-        }
-        let copy = self.temporary(&Type::new(v.elem, v.shape.clone()));
-        self.copy(v, &copy, loc);
-        copy
-    }
-
     /// A product as a nest: for other types than f32, and for few rows.
     fn product_nest(&mut self, p: &Product, right: &View, sources: &[Source], outputs: &[View], loc: &Loc) -> Result<(), Unfit> {
         let rank = p.domain.rank();
@@ -351,46 +337,6 @@ impl Scheduler {
         let work = p.domain.elements() * p.k.clone();
         self.launch(Body::Nest(nest), args, tasks, work, p.label, loc);
         Ok(())
-    }
-
-    /// Schedules attention as one kernel; false if it has to be taken apart.
-    pub(super) fn attention(&mut self, op: &ops::Attention, inputs: &[View], out: &View, loc: &Loc) -> bool {
-        let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]];
-        let (Some(depth), Some(value_depth)) = (q.shape[3].as_const(), v.shape[3].as_const()) else { return false };
-        let groups = &k.shape[1];
-        let Some(per_group) = q.shape[1].div_exact(groups) else { return false };
-        if q.elem != Elem::F32 || value_depth > MAX_VALUE_DEPTH {
-            return false;
-        }
-        let (k, v) = (self.unshared(k, loc), self.unshared(v, loc));
-        let keys = self.packed(&Source::View(k.transpose(&[0, 1, 3, 2])), &k.shape.0[..2], loc);
-        let values = self.packed(&Source::View(v.clone()), &v.shape.0[..2], loc);
-        let mut args = Args::default();
-        let scores = Shape(vec![q.shape[0].clone(), q.shape[1].clone(), q.shape[2].clone(), k.shape[2].clone()]);
-        let bias = inputs.get(3).map(|b| {
-            let strides: Vec<Dim> = (0..4).map(|i| b.stride_in(&scores, i)).collect();
-            args.access(b, Use::Read, &strides)
-        });
-        let kernel = Attention {
-            batch: args.extent(&q.shape[0]),
-            heads: args.extent(&q.shape[1]),
-            heads_per_group: args.extent(&per_group),
-            queries: args.extent(&q.shape[2]),
-            keys: args.extent(&k.shape[2]),
-            depth,
-            value_depth,
-            scale: (op.scale.get() as f32).to_bits(),
-            causal: op.causal,
-            q: args.access(q, Use::Read, &q.strides),
-            k: args.buffer(&keys.view, Use::Read),
-            v: args.buffer(&values.view, Use::Read),
-            bias,
-            out: args.access(out, Use::Write, &out.strides),
-        };
-        let tasks = q.shape[0].clone() * q.shape[1].clone() * q.shape[2].ceil_div(QUERY_TILE as i64);
-        let work = scores.elements() * Dim::from(depth + value_depth + 16);
-        self.launch(Body::Attention(kernel), args, tasks, work, "attention", loc);
-        true
     }
 }
 
@@ -477,46 +423,4 @@ impl Epilogue<'_> {
         self.values[v] = Some(x);
         x
     }
-}
-
-/// Attention in simpler operators, for types and sizes that the kernel does not take.
-pub(super) fn unfused_attention(op: &ops::Attention, graph: &Graph, inputs: &[Value], loc: &Loc) -> Result<Graph, InferError> {
-    let mut g = graph.emptied();
-    let x: Vec<Value> = inputs.iter().enumerate().map(|(i, &v)| g.add_input(&format!("x{i}"), graph.ty(v).clone())).collect();
-    let (q, k) = (g.ty(x[0]).clone(), g.ty(x[1]).clone());
-    let elem = q.elem;
-    let (b, h, n, d) = (q.shape[0].clone(), q.shape[1].clone(), q.shape[2].clone(), q.shape[3].clone());
-    let (groups, m) = (k.shape[1].clone(), k.shape[2].clone());
-    let e = g.ty(x[2]).shape[3].clone();
-    let per = h.floor_div(&groups);
-    // [b, g, h/g, …] so that the heads of a group broadcast.
-    let split = Shape(vec![b.clone(), groups.clone(), per.clone(), n.clone(), d.clone()]);
-    let q5 = g.add(ops::Reshape { shape: split }, &[x[0]], loc)?;
-    let k5 = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups.clone(), Dim::from(1), m.clone(), d]) }, &[x[1]], loc)?;
-    let v5 = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups.clone(), Dim::from(1), m.clone(), e.clone()]) }, &[x[2]], loc)?;
-    let kt = g.add(ops::Transpose { perm: vec![0, 1, 2, 4, 3] }, &[k5], loc)?;
-    let s = g.add(ops::Matmul {}, &[q5, kt], loc)?;
-    let number = |g: &mut Graph, x: f64| g.add_const(Tensor::scalar(elem, tfc_ir::tensor::Scalar::Float(x)), None);
-    let scale = number(&mut g, op.scale.get());
-    let mut s = g.add(ops::Mul {}, &[s, scale], loc)?;
-    s = g.add(ops::Reshape { shape: Shape(vec![b.clone(), h.clone(), n.clone(), m.clone()]) }, &[s], loc)?;
-    if let Some(&bias) = x.get(3) {
-        s = g.add(ops::Add {}, &[s, bias], loc)?;
-    }
-    if op.causal {
-        let square = Shape(vec![n.clone(), m.clone()]);
-        let row = g.add(ops::Iota { elem: Elem::I64, shape: square.clone(), axis: 0 }, &[], loc)?;
-        let column = g.add(ops::Iota { elem: Elem::I64, shape: square, axis: 1 }, &[], loc)?;
-        let ahead = g.add(ops::Dims { values: vec![m.clone() - n.clone()], shape: vec![] }, &[], loc)?;
-        let last = g.add(ops::Add {}, &[row, ahead], loc)?;
-        let seen = g.add(ops::Le {}, &[column, last], loc)?;
-        let hidden = number(&mut g, f64::NEG_INFINITY);
-        s = g.add(ops::Select {}, &[seen, s, hidden], loc)?;
-    }
-    let p = g.add(ops::Softmax { axis: 3, log: false }, &[s], loc)?;
-    let p = g.add(ops::Reshape { shape: Shape(vec![b.clone(), groups, per, n.clone(), m]) }, &[p], loc)?;
-    let y = g.add(ops::Matmul {}, &[p, v5], loc)?;
-    let y = g.add(ops::Reshape { shape: Shape(vec![b, h, n, e]) }, &[y], loc)?;
-    g.add_output("y0", y);
-    Ok(g)
 }

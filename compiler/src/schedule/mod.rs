@@ -2,7 +2,7 @@
 //!
 //! The scheduler walks the graph once, in order. Operators that only change how memory is looked at
 //! become views ([`view`]); a `fused` node, or a single operator, becomes one kernel: a loop nest
-//! ([`group`]), a matrix product with epilogue ([`contraction`]), attention, or a movement of data
+//! ([`group`]), a matrix product with epilogue ([`contraction`]), attention ([`attention`]), or a movement of data
 //! ([`movement`]). A fused node whose body does not fit one kernel is scheduled operator by operator,
 //! so fusion is never a question of correctness. At the end buffers get their places in the arena
 //! ([`memory`]).
@@ -11,6 +11,7 @@
 //! is computed directly into the place where the result is wanted.
 
 mod args;
+mod attention;
 mod contraction;
 mod exprs;
 mod group;
@@ -272,7 +273,7 @@ impl Scheduler {
                 }
                 Op::Transpose(op) if alone(x, env) => {
                     let keeps_last = op.perm.last().is_none_or(|&p| p + 1 == op.perm.len());
-                    let made_by_tiles = env.graph.producer(x).is_some_and(|p| matches!(p.op, Op::Attention(_)));
+                    let made_by_tiles = env.graph.producer(x).is_some_and(|p| matches!(p.op, Op::Attention(_) | Op::QuantizedAttention(_)));
                     if env.targets[y].is_none() && keeps_last && made_by_tiles {
                         env.targets[y] = Some(self.temporary(env.graph.ty(y)));
                     }
@@ -328,12 +329,13 @@ impl Scheduler {
             self.note_quantized_rows(op, &inputs[0], &outputs);
         }
         match &node.op {
-            Op::Attention(op) => {
+            Op::Attention(_) | Op::QuantizedAttention(_) => {
+                let (op, rounded) = attention::attention_of(&node.op).expect("just matched");
                 let views: Vec<View> = inputs.iter().map(|s| self.view(s)).collect();
-                if self.attention(op, &views, &outputs[0], loc) {
+                if self.attention(&op, rounded, &views, &outputs[0], loc) {
                     return Ok(());
                 }
-                let body = contraction::unfused_attention(op, env.graph, &node.inputs, loc).map_err(|e| internal(node, loc, &e))?;
+                let body = attention::unfused_attention(&op, rounded, env.graph, &node.inputs, loc).map_err(|e| internal(node, loc, &e))?;
                 self.graph(&body, inputs, &outputs, loc)
             }
             Op::Fused(op) if op.body.0.nodes().len() < 2 => self.graph(&op.body.0, inputs, &outputs, loc),

@@ -402,6 +402,7 @@ operators! {
     pow::Pow,
     quantize::Quantize,
     quantize_rows::QuantizeRows,
+    quantized_attention::QuantizedAttention,
     quantized_matmul::QuantizedMatmul,
     reciprocal::Reciprocal,
     reduce::Reduce,

@@ -3,8 +3,9 @@
 //! A product `x · W` with a constant `W` in f32 becomes `quantized_matmul` with `W` rounded to the nearest
 //! ([`round_to_nearest`]), and `x` quantized per row at run time where the scheme
 //! says so ([`QuantSpec`]). A product `W · x`, as convolutions have it, is transposed first. Products that
-//! have the same left operand share its quantization. What is not quantized, and why, is in the
-//! ledger as well.
+//! have the same left operand share its quantization. Attention becomes `quantized_attention` where the
+//! scheme has integer activations: both of its products are then of 8 bits. What is not quantized, and
+//! why, is in the ledger as well.
 
 mod spec;
 mod weights;
@@ -17,7 +18,7 @@ use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use std::collections::HashMap;
 use tfc_ir::dim::Bindings;
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
-use tfc_ir::ops::{Op, QuantizeRows, QuantizedMatmul, Transpose};
+use tfc_ir::ops::{Attention, Op, QuantizeRows, QuantizedAttention, QuantizedMatmul, Transpose};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Type};
 
@@ -30,7 +31,10 @@ const MIN_INNER: usize = 32;
 /// The fewest output channels: quantizing a row costs as much as some 16 dot products with it.
 const MIN_COLUMNS: usize = 16;
 
-/// What became of one matrix product.
+/// The fewest channels of a head: below, rounding the weights costs more than multiplying them.
+const MIN_DEPTH: i64 = 16;
+
+/// What became of one matrix product, or of one attention, whose two products are quantized alike.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LedgerEntry {
     /// The ONNX nodes of the product.
@@ -63,9 +67,12 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
                 stats.count("bytes of weights after", entry.packed_bytes);
                 stats.ledger.push(entry);
             }
-            Op::Attention(_) => {
-                pass.out.copy(n)?;
-                stats.ledger.push(LedgerEntry::kept(&node.loc, "attention: no operand is constant", 0));
+            Op::Attention(op) => {
+                let entry = pass.attention(n, node, op)?;
+                if entry.spec != QuantSpec::F32 {
+                    stats.count("attentions quantized", 1);
+                }
+                stats.ledger.push(entry);
             }
             _ => pass.out.copy(n)?,
         }
@@ -194,6 +201,40 @@ impl Quantizer<'_> {
         })
     }
 
+    /// Emits attention, quantized if that is wanted and possible.
+    fn attention(&mut self, n: Node, node: &NodeData, op: &Attention) -> Result<LedgerEntry, PassError> {
+        let (spec, by) = self.config.of(&node.loc);
+        let by = by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"));
+        let kept = match spec {
+            QuantSpec::F32 => Some(format!("{by}: attention in f32")),
+            QuantSpec::Int { activations: Activations::Float, .. } => Some(format!("{by}: attention has no weights")),
+            QuantSpec::Int { .. } => self.why_not_attention(node),
+        };
+        if let Some(kept) = kept {
+            self.out.copy(n)?;
+            return Ok(LedgerEntry::kept(&node.loc, kept, 0));
+        }
+        let operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
+        let op = QuantizedAttention { scale: op.scale, causal: op.causal };
+        let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
+        self.out.set(node.outputs[0], y);
+        let spec = QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel };
+        let reason = format!("{by}: attention by rows of queries and keys and columns of values");
+        Ok(LedgerEntry { spec, ..LedgerEntry::kept(&node.loc, reason, 0) })
+    }
+
+    fn why_not_attention(&self, node: &NodeData) -> Option<String> {
+        let [q, v] = [0, 2].map(|i| self.graph.ty(node.inputs[i]));
+        let depths = [q, v].map(|t| t.shape[3].as_const());
+        match () {
+            () if q.elem != Elem::F32 => Some(format!("attention of {q}, which is not f32")),
+            () if depths.iter().any(|d| d.is_none_or(|d| d < MIN_DEPTH)) => {
+                Some(format!("attention of heads below {MIN_DEPTH} channels or of no fixed size: there is nothing to gain"))
+            }
+            () => None,
+        }
+    }
+
     /// The operand that is not constant, as the left one of rank 2 or more.
     fn left_operand(&mut self, node: &NodeData, transposed: bool) -> Result<Value, PassError> {
         let x = self.out.get(node.inputs[usize::from(transposed)]);
@@ -285,6 +326,22 @@ mod tests {
         assert_eq!(ops(&graph).len(), 3);
         let (graph, stats) = quantize(source, "f32");
         assert_eq!((ops(&graph)[0], stats.ledger.len()), ("matmul", 0));
+    }
+
+    #[test]
+    fn attention_follows_the_activations() {
+        let source = |depth| {
+            format!(
+                "tfc.ir 1 input %q: f32[1, 2, 9, {depth}] input %k: f32[1, 2, 7, {depth}] input %v: f32[1, 2, 7, {depth}]
+                %y = attention %q, %k, %v {{scale = 0.5, causal = true}} : f32[1, 2, 9, {depth}] output y = %y"
+            )
+        };
+        let (graph, stats) = quantize(&source(32), "w4a8:g32");
+        assert_eq!((ops(&graph), stats.ledger[0].spec.to_string().as_str()), (vec!["quantized_attention"], "w8a8"));
+        let (graph, stats) = quantize(&source(32), "w4a16");
+        assert!(ops(&graph) == ["attention"] && stats.ledger[0].reason.contains("no weights"), "{:?}", stats.ledger);
+        let (graph, stats) = quantize(&source(8), "w4a8");
+        assert!(ops(&graph) == ["attention"] && stats.ledger[0].reason.contains("below 16"), "{:?}", stats.ledger);
     }
 
     #[test]

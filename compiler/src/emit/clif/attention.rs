@@ -1,19 +1,22 @@
 //! Fused attention. A task packs its queries once; for every block of keys it computes scores, turns
 //! them into weights relative to the largest score so far, and adds the weighted values to sums that it
 //! rescales when a larger score appears. Everything but operands and result is on the stack.
+//!
+//! Operands of 8 bits are multiplied as f32, panel by panel ([`bytes`]).
 
 use super::expr::{Evaluator, Lanes, Val};
 use super::gemm::{ceil_div, div_rem, rest};
 use super::tile::{self, Heights, Rows, Strips};
-use super::{KernelBuilder, LANES, MEM, math};
+use super::{KernelBuilder, LANES, MEM, bytes, math};
 use crate::kernel::Extent;
-use crate::kernel::attention::{Attention, KEY_BLOCK, QUERY_TILE};
+use crate::kernel::attention::{Attention, Bytes, Format, KEY_BLOCK, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
 use crate::kernel::nest::{Access, Expr, ExprId, Reduction};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::{F32, F32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_entity::{EntityRef, PrimaryMap};
+use tfc_ir::ops::quantized_attention::WEIGHT_STEPS;
 use tfc_ir::types::Elem;
 
 const F32_BYTES: i64 = 4;
@@ -35,12 +38,26 @@ struct Areas {
     /// Sum of weights of every query.
     total: Value,
     pitch: i64,
+    /// What operands of 8 bits need.
+    rounded: Option<Rounded>,
+}
+
+/// Stack areas for operands of 8 bits.
+struct Rounded {
+    /// Queries as whole numbers.
+    rows: Value,
+    /// Their scales.
+    scales: Value,
+    /// A panel of keys or values as f32.
+    panel: Value,
 }
 
 /// Where a task is.
 struct Task {
     batch: Value,
     head: Value,
+    /// The number of the matrices of keys and values.
+    matrix: Value,
     first: Value,
     rows: Value,
 }
@@ -54,7 +71,12 @@ impl Task {
         let (batch, head) = div_rem(b, number, heads);
         let first = b.times(tile, Extent::Const(TILE));
         let rows = rest(b, queries, first, TILE);
-        Task { batch, head, first, rows }
+        let per_group = b.extent(a.heads_per_group);
+        let (groups, _) = div_rem(b, heads, per_group);
+        let (group, _) = div_rem(b, head, per_group);
+        let before = b.f.ins().imul(batch, groups);
+        let matrix = b.f.ins().iadd(before, group);
+        Task { batch, head, matrix, first, rows }
     }
 
     fn index(&self, row: Value, last: Value) -> Vec<Value> {
@@ -73,6 +95,11 @@ pub fn emit(b: &mut KernelBuilder, a: &Attention) {
         largest: tile::scratch(b, TILE),
         total: tile::scratch(b, TILE),
         pitch,
+        rounded: matches!(a.format, Format::Bytes(_)).then(|| Rounded {
+            rows: tile::scratch(b, a.depth * TILE),
+            scales: tile::scratch(b, TILE),
+            panel: tile::scratch(b, round_up(a.depth.min(tile::DEPTH).max(BLOCK), 4) * PANEL as i64),
+        }),
     };
     let (begin, end) = (b.begin, b.end);
     let Some(task) = b.open_loop(begin, end, 1) else { return };
@@ -105,25 +132,22 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     } else {
         keys
     };
-    let group = {
-        let per_group = b.extent(a.heads_per_group);
-        let heads = b.extent(a.heads);
-        let (groups, _) = div_rem(b, heads, per_group);
-        let (group, _) = div_rem(b, t.head, per_group);
-        let first = b.f.ins().imul(t.batch, groups);
-        b.f.ins().iadd(first, group)
-    };
     let padded_keys = b.f.ins().iadd_imm_s(keys, PANEL as i64 - 1);
     let padded_keys = b.f.ins().band_imm_s(padded_keys, -(PANEL as i64));
+    // Bytes of a key in the panels of keys, rows of a panel of values, and bytes of a key there.
+    let (key_bytes, value_rows, row_bytes_of_k) = match a.format {
+        Format::F32 => (a.depth * F32_BYTES, keys, PANEL as i64 * F32_BYTES),
+        Format::Bytes(_) => (round_up(a.depth, 4), ceil_div(b, keys, 4), PANEL as i64),
+    };
     let key_matrix = {
-        let bytes = b.times(padded_keys, Extent::Const(a.depth * F32_BYTES));
-        let at = b.f.ins().imul(group, bytes);
+        let bytes = b.times(padded_keys, Extent::Const(key_bytes));
+        let at = b.f.ins().imul(t.matrix, bytes);
         let base = b.buffer(a.k);
         b.f.ins().iadd(base, at)
     };
     let value_matrix = {
-        let bytes = b.times(keys, Extent::Const(round_up(a.value_depth, PANEL) * F32_BYTES));
-        let at = b.f.ins().imul(group, bytes);
+        let bytes = b.times(value_rows, Extent::Const(round_up(a.value_depth, PANEL) * F32_BYTES));
+        let at = b.f.ins().imul(t.matrix, bytes);
         let base = b.buffer(a.v);
         b.f.ins().iadd(base, at)
     };
@@ -133,6 +157,13 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     let (row_stride, k_stride) = (a.q.strides[2], a.q.strides[3]);
     let row_bytes = b.extent(row_stride);
     let row_bytes = b.times(row_bytes, Extent::Const(F32_BYTES));
+    let (query, row_bytes, k_stride) = match &s.rounded {
+        None => (query, row_bytes, k_stride),
+        Some(r) => {
+            bytes::quantize(b, &bytes::Rows { at: query, rows: t.rows, row_bytes, k_stride, k: a.depth }, r.rows, r.scales);
+            (r.rows, b.int(a.depth * F32_BYTES), Extent::Const(1))
+        }
+    };
     if one_depth && a.depth > 0 {
         tile::pack(b, &Rows { at: query, rows: t.rows, k: depth, row_bytes, together: false, k_stride }, QUERY_TILE, s.queries);
     }
@@ -144,9 +175,9 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     let end = b.f.ins().iadd_imm_s(seen, BLOCK - 1);
     let Some(block) = b.open_loop(zero, end, BLOCK) else { return };
     let columns = rest(b, seen, block.index, BLOCK);
-    let offset = b.times(block.index, Extent::Const(a.depth * F32_BYTES));
+    let offset = b.times(block.index, Extent::Const(key_bytes));
     let right = b.f.ins().iadd(key_matrix, offset);
-    let panel_bytes = b.int(a.depth * PANEL as i64 * F32_BYTES);
+    let panel_bytes = b.int(key_bytes * PANEL as i64);
     let mut scores = Strips {
         left: s.queries,
         right,
@@ -160,7 +191,7 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         heights: &heights,
     };
     if one_depth {
-        tile::multiply(b, &scores);
+        multiply(b, s, &scores);
     } else {
         let (zeros, all) = (b.float_of(F32X4, 0.0), b.int(BLOCK * TILE));
         tile::fill(b, s.scores, all, zeros);
@@ -171,10 +202,10 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         let offset = b.times(offset, Extent::Const(F32_BYTES));
         let at = b.f.ins().iadd(query, offset);
         tile::pack(b, &Rows { at, rows: t.rows, k: scores.k, row_bytes, together: false, k_stride }, QUERY_TILE, s.queries);
-        let offset = b.times(l.index, Extent::Const(PANEL as i64 * F32_BYTES));
+        let offset = b.times(l.index, Extent::Const(row_bytes_of_k));
         scores.right = b.f.ins().iadd(right, offset);
         scores.accumulate = true;
-        tile::multiply(b, &scores);
+        multiply(b, s, &scores);
         b.close_loop(l);
     }
     weigh(b, a, t, s, block.index, columns, visible);
@@ -185,12 +216,13 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         QUERY_TILE,
         s.weights,
     );
-    let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
+    let offset = b.times(block.index, Extent::Const(row_bytes_of_k));
     let right = b.f.ins().iadd(value_matrix, offset);
-    let panel_bytes = b.times(keys, Extent::Const(PANEL as i64 * F32_BYTES));
+    let panel_bytes = b.times(value_rows, Extent::Const(PANEL as i64 * F32_BYTES));
     let width = b.int(a.value_depth);
-    tile::multiply(
+    multiply(
         b,
+        s,
         &Strips {
             left: s.weights,
             right,
@@ -205,6 +237,17 @@ fn blocks(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         },
     );
     b.close_loop(block);
+}
+
+/// Multiplies with panels of either format.
+fn multiply(b: &mut KernelBuilder, s: &Areas, strips: &Strips) {
+    match &s.rounded {
+        None => tile::multiply(b, strips),
+        Some(r) => {
+            let units = ceil_div(b, strips.k, 4);
+            bytes::multiply(b, strips, units, r.panel);
+        }
+    }
 }
 
 /// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
@@ -226,7 +269,21 @@ fn weigh(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas, first_key: V
     };
 
     // Scores with scale and bias, and the largest of them.
-    let scale = f64::from(f32::from_bits(a.scale));
+    let scale = b.float_of(F32, f64::from(f32::from_bits(a.scale)));
+    let scale = match (&s.rounded, &a.format) {
+        (Some(r), Format::Bytes(Bytes { key_scales, .. })) => {
+            let p = element(b, r.scales, row.index);
+            let of_query = b.f.ins().load(F32, MEM, p, 0);
+            let keys = b.extent(a.keys);
+            let panels = ceil_div(b, keys, PANEL as i64);
+            let before = b.f.ins().imul(t.matrix, panels);
+            let before = b.times(before, Extent::Const(PANEL as i64));
+            let key = b.f.ins().iadd(before, first_key);
+            let scales = b.buffer(*key_scales);
+            Scale { of_row: b.f.ins().fmul(scale, of_query), of_keys: Some(element(b, scales, key)) }
+        }
+        _ => Scale { of_row: scale, of_keys: None },
+    };
     let (lowest, lowest_scalar) = (b.float_of(F32X4, f64::NEG_INFINITY), b.float_of(F32, f64::NEG_INFINITY));
     let largest = b.f.declare_var(F32X4);
     let largest_scalar = b.f.declare_var(F32);
@@ -234,14 +291,14 @@ fn weigh(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas, first_key: V
     b.f.def_var(largest_scalar, lowest_scalar);
     let mut done = zero;
     if let Some(l) = b.open_loop(zero, seen, LANES as i64) {
-        let x = score(b, a, t, query, first_key, scores, l.index, scale, Some(Lanes { loop_: 3, vectors: 1 }));
+        let x = score(b, a, t, query, first_key, scores, l.index, &scale, Some(Lanes { loop_: 3, vectors: 1 }));
         let m = b.f.use_var(largest);
         let m = larger(b, x, m);
         b.f.def_var(largest, m);
         done = b.close_loop(l);
     }
     if let Some(l) = b.open_loop(done, seen, 1) {
-        let x = score(b, a, t, query, first_key, scores, l.index, scale, None);
+        let x = score(b, a, t, query, first_key, scores, l.index, &scale, None);
         let m = b.f.use_var(largest_scalar);
         let m = larger(b, x, m);
         b.f.def_var(largest_scalar, m);
@@ -276,7 +333,12 @@ fn weigh(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas, first_key: V
         let p = element(b, scores, l.index);
         let x = b.f.ins().load(F32X4, MEM, p, 0);
         let x = b.f.ins().fsub(x, m);
-        let w = math::exp32(b, x);
+        let mut w = math::exp32(b, x);
+        if s.rounded.is_some() {
+            let steps = b.float_of(F32X4, WEIGHT_STEPS);
+            w = b.f.ins().fmul(w, steps);
+            w = bytes::round(b, w);
+        }
         b.f.ins().store(MEM, w, p, 0);
         let so_far = b.f.use_var(sum);
         let so_far = b.f.ins().fadd(so_far, w);
@@ -304,6 +366,14 @@ fn weigh(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas, first_key: V
     b.close_loop(row);
 }
 
+/// What dot products are multiplied by.
+struct Scale {
+    /// One factor for the row.
+    of_row: Value,
+    /// Where a further one for every key of the block is.
+    of_keys: Option<Value>,
+}
+
 /// Computes one score or four from dot products, and stores it in their place.
 #[expect(clippy::too_many_arguments, reason = "the coordinates of a score")]
 fn score(
@@ -314,15 +384,20 @@ fn score(
     first_key: Value,
     scores: Value,
     column: Value,
-    scale: f64,
+    scale: &Scale,
     lanes: Option<Lanes>,
 ) -> Value {
     let ty = if lanes.is_some() { F32X4 } else { F32 };
     let p = element(b, scores, column);
     let x = b.f.ins().load(ty, MEM, p, 0);
-    let scale = b.float_of(ty, scale);
+    let mut factor = if lanes.is_some() { b.splat(scale.of_row) } else { scale.of_row };
+    if let Some(of_keys) = scale.of_keys {
+        let p = element(b, of_keys, column);
+        let of_key = b.f.ins().load(ty, MEM, p, 0);
+        factor = b.f.ins().fmul(factor, of_key);
+    }
     let x = match &a.bias {
-        None => b.f.ins().fmul(x, scale),
+        None => b.f.ins().fmul(x, factor),
         Some(bias) => {
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
             let load = exprs.push((Expr::Load(bias.clone()), Elem::F32));
@@ -334,7 +409,7 @@ fn score(
                 Some(_) => e.vectors(b, &bias, Elem::F32)[0],
                 None => e.scalars(b, &bias, Elem::F32)[0],
             };
-            b.fma(x, scale, bias)
+            b.fma(x, factor, bias)
         }
     };
     b.f.ins().store(MEM, x, p, 0);
@@ -355,6 +430,23 @@ fn result(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
     let query = b.f.ins().iadd(t.first, row.index);
     let offset = b.times(row.index, Extent::Const(s.pitch * F32_BYTES));
     let sums = b.f.ins().iadd(s.sums, offset);
+    let value_scales = match &a.format {
+        Format::F32 => None,
+        Format::Bytes(Bytes { value_scales, .. }) => {
+            let before = b.times(t.matrix, Extent::Const(round_up(a.value_depth, PANEL)));
+            let scales = b.buffer(*value_scales);
+            Some(element(b, scales, before))
+        }
+    };
+    let scaled = |b: &mut KernelBuilder, x: Value, column: Value| match value_scales {
+        None => x,
+        Some(scales) => {
+            let ty = b.ty(x);
+            let p = element(b, scales, column);
+            let scale = b.f.ins().load(ty, MEM, p, 0);
+            b.f.ins().fmul(x, scale)
+        }
+    };
     let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
     let sum = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
     let store = |b: &mut KernelBuilder, column: Value, lanes: Option<Lanes>| {
@@ -364,10 +456,12 @@ fn result(b: &mut KernelBuilder, a: &Attention, t: &Task, s: &Areas) {
         e.reduced[Reduction::new(0)] = Some(if lanes.is_some() {
             let x = b.f.ins().load(F32X4, MEM, p, 0);
             let factor = b.splat(factor);
-            Val::Vectors(vec![b.f.ins().fmul(x, factor)])
+            let x = b.f.ins().fmul(x, factor);
+            Val::Vectors(vec![scaled(b, x, column)])
         } else {
             let x = b.f.ins().load(F32, MEM, p, 0);
-            Val::Uniform(b.f.ins().fmul(x, factor))
+            let x = b.f.ins().fmul(x, factor);
+            Val::Uniform(scaled(b, x, column))
         });
         e.store(b, &a.out, sum);
     };
@@ -420,8 +514,10 @@ mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
     use crate::kernel::gemm::pack;
+    use crate::kernel::pack::{QuantizedRows, quantize};
     use crate::kernel::{Body, BufferParam, Kernel, Use};
     use proptest::prelude::*;
+    use tfc_ir::quant::RowRange;
 
     /// Sizes and properties of a problem; operands follow from them.
     #[derive(Clone, Debug)]
@@ -441,6 +537,8 @@ mod tests {
         symbolic: bool,
         /// Whether the result is transposed.
         transposed: bool,
+        /// Whether operands and weights are rounded.
+        rounded: bool,
     }
 
     fn value(i: usize) -> f32 {
@@ -482,8 +580,28 @@ mod tests {
             }
         }
 
-        fn expected(&self) -> Vec<f64> {
+        /// The operands: queries and keys by rows, values by columns; each line rounded or as it is.
+        fn operands(&self) -> [Vec<f64>; 3] {
             let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
+            let line = |length: usize, at: &dyn Fn(usize) -> f32| -> Vec<f64> {
+                let values: Vec<f32> = (0..length).map(at).collect();
+                let range = RowRange::symmetric(values.iter().fold(0f32, |m, x| m.max(x.abs())));
+                let rounded = |&x: &f32| f64::from(range.quantize(x, -127, 127)) * f64::from(range.scale);
+                values.iter().map(|x| if self.rounded { rounded(x) } else { f64::from(*x) }).collect()
+            };
+            let matrices = self.batch * self.groups;
+            [
+                (0..self.batch * h * n).flat_map(|row| line(d, &|x| value(row * d + x))).collect(),
+                (0..matrices * m).flat_map(|row| line(d, &|x| value(row * d + x + 5))).collect(),
+                (0..matrices * e).flat_map(|c| line(m, &|j| value((c / e * m + j) * e + c % e + 11))).collect(),
+            ]
+        }
+
+        /// The results, and by how much each may be off.
+        fn expected(&self) -> Vec<(f64, f64)> {
+            let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
+            let [q, k, v] = self.operands();
+            let exact = 4e-6 * (2.0 + (self.depth as f64).sqrt());
             let mut out = vec![];
             for row in 0..self.batch * h * n {
                 let (bh, i) = (row / n, row % n);
@@ -493,17 +611,28 @@ mod tests {
                         if self.causal && j + n > i + m {
                             return f64::NEG_INFINITY;
                         }
-                        let dot: f64 = (0..d).map(|x| f64::from(value(row * d + x)) * f64::from(value((group * m + j) * d + x + 5))).sum();
+                        let dot: f64 = (0..d).map(|x| q[row * d + x] * k[(group * m + j) * d + x]).sum();
                         // What a bias swallows is gone.
                         f64::from((0.5 * dot) as f32 + self.bias_at(row, j))
                     })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let mut weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                if self.rounded {
+                    weights.iter_mut().for_each(|w| *w = (*w * WEIGHT_STEPS).round_ties_even());
+                }
                 let total: f64 = weights.iter().sum();
-                out.extend(
-                    (0..e).map(|x| (0..m).map(|j| weights[j] / total * f64::from(value((group * m + j) * e + x + 11))).sum::<f64>()),
-                );
+                // Few weights are rounded the other way; behind the first block they may all be rounded more finely.
+                let steps = match m {
+                    _ if !self.rounded => 0.0,
+                    0..=KEY_BLOCK => 8.0,
+                    _ => m as f64,
+                };
+                let tolerance = exact + if total > 0.0 { steps / total } else { 0.0 };
+                out.extend((0..e).map(|x| {
+                    let column = &v[(group * e + x) * m..][..m];
+                    (weights.iter().zip(column).map(|(w, v)| w / total * v).sum::<f64>(), tolerance)
+                }));
             }
             out
         }
@@ -516,7 +645,9 @@ mod tests {
                 strides.push(Extent::Const(s[3] as i64));
                 Access { buffer, offset: Extent::Const(0), strides, dynamic: vec![] }
             };
+            let bytes = Bytes { key_scales: 5, key_sums: 6, value_scales: 7 };
             let body = Attention {
+                format: if self.rounded { Format::Bytes(bytes) } else { Format::F32 },
                 batch: extent(self.batch, params, symbolic),
                 heads: extent(h, params, symbolic),
                 heads_per_group: extent(self.per_group, params, symbolic),
@@ -540,7 +671,9 @@ mod tests {
                     access(4, &[h * n * e, n * e, e, 1], params)
                 },
             };
-            let buffers = (0..5).map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
+            let buffers = (0..if self.rounded { 8 } else { 5 })
+                .map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } })
+                .collect();
             let kernel = Kernel { buffers, ints: params.len() as u32, body: Body::Attention(body) };
             (kernel, std::mem::take(params))
         }
@@ -555,11 +688,22 @@ mod tests {
                 }
             }
             let matrices = self.batch * self.groups;
-            let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| value((g * m + j) * d + x + 5))).collect();
-            let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| value((g * m + j) * e + x + 11))).collect();
+            let key = |g: usize, j: usize, x: usize| value((g * m + j) * d + x + 5);
+            let channel = |g: usize, x: usize, j: usize| value((g * m + j) * e + x + 11);
             let rows = if self.bias_per_key() { 1 } else { self.batch * h * n };
             let bias: Vec<f32> = (0..rows * m).map(|i| self.bias_at(i / m, i % m)).collect();
             let out = vec![f32::NAN; self.batch * h * n * e];
+            if self.rounded {
+                let keys: Vec<_> = (0..matrices).map(|g| quantize(m, d, PANEL, Some((d, -128)), |j, x| key(g, j, x))).collect();
+                let values: Vec<_> = (0..matrices).map(|g| quantize(e, m, PANEL, None, |x, j| channel(g, x, j))).collect();
+                let codes = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.codes).to_vec()).collect();
+                let scales = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.scales).to_vec()).collect();
+                let sums = keys.iter().flat_map(|x| bytemuck::cast_slice(&x.sums).to_vec()).collect();
+                let [q, bias, out] = [q, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec());
+                return vec![q, codes(&keys), codes(&values), bias, out, scales(&keys), sums, scales(&values)];
+            }
+            let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| key(g, j, x))).collect();
+            let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| channel(g, x, j))).collect();
             [q, k, v, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec()).to_vec()
         }
 
@@ -570,7 +714,6 @@ mod tests {
         fn check_on(&self, cpus: &[Cpu], buffers: impl Fn() -> Vec<Vec<u8>>) {
             let (kernel, ints) = self.kernel();
             let expected = self.expected();
-            let tolerance = 4e-6 * (2.0 + (self.depth as f64).sqrt());
             let tasks = (self.batch * self.heads() * self.queries.div_ceil(QUERY_TILE)) as i64;
             for cpu in cpus {
                 let mut buffers = buffers();
@@ -578,7 +721,7 @@ mod tests {
                 assert_eq!(run.run(&mut buffers, &ints, 0, tasks / 2), 0);
                 assert_eq!(run.run(&mut buffers, &ints, tasks / 2, tasks), 0);
                 let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[4]);
-                for (i, &x) in expected.iter().enumerate() {
+                for (i, &(x, tolerance)) in expected.iter().enumerate() {
                     let (row, column) = (i / self.width, i % self.width);
                     let at =
                         if !self.transposed { i } else { (row / self.queries * self.width + column) * self.queries + row % self.queries };
@@ -601,19 +744,22 @@ mod tests {
         bias: 0,
         symbolic: false,
         transposed: false,
+        rounded: false,
     };
 
     #[test]
     fn sizes_at_the_edges() {
-        SMALL.check();
-        Problem { keys: 0, ..SMALL }.check();
-        Problem { queries: 0, ..SMALL }.check();
-        Problem { queries: 1, keys: 77, depth: 64, width: 80, ..SMALL }.check();
-        Problem { queries: 30, keys: 300, depth: 16, transposed: true, ..SMALL }.check();
+        for small in [SMALL, Problem { rounded: true, ..SMALL }] {
+            small.check();
+            Problem { keys: 0, ..small }.check();
+            Problem { queries: 0, ..small }.check();
+            Problem { queries: 1, keys: 77, depth: 64, width: 80, ..small }.check();
+            Problem { queries: 30, keys: 300, depth: 16, transposed: true, ..small }.check();
+            Problem { queries: 128, keys: 128, depth: 64, width: 64, bias: 1, ..small }.check();
+            // Longer rows than are multiplied at once.
+            Problem { depth: 401, width: 37, queries: 13, keys: 70, symbolic: true, ..small }.check();
+        }
         Problem { depth: 0, width: 1, ..SMALL }.check();
-        Problem { queries: 128, keys: 128, depth: 64, width: 64, bias: 1, ..SMALL }.check();
-        // Longer rows than are multiplied at once.
-        Problem { depth: 401, width: 37, queries: 13, keys: 70, symbolic: true, ..SMALL }.check();
     }
 
     #[test]
@@ -621,8 +767,10 @@ mod tests {
         let padded = Problem { queries: 14, keys: 200, bias: 4, ..SMALL };
         for bias in 4..=6 {
             for [causal, symbolic] in [[false, false], [false, true], [true, false], [true, true]] {
-                Problem { bias, causal, symbolic, ..padded }.check();
-                Problem { bias, causal, symbolic, keys: 600, ..padded }.check();
+                for rounded in [false, true] {
+                    Problem { bias, causal, symbolic, rounded, ..padded }.check();
+                    Problem { bias, causal, symbolic, rounded, keys: 600, ..padded }.check();
+                }
             }
         }
         // Wide code does not even read them.
@@ -640,6 +788,7 @@ mod tests {
     fn rows_that_see_no_key_are_not_numbers() {
         Problem { queries: 9, keys: 5, causal: true, ..SMALL }.check();
         Problem { queries: 9, keys: 5, causal: true, symbolic: true, bias: 3, ..SMALL }.check();
+        Problem { queries: 9, keys: 5, causal: true, bias: 3, rounded: true, ..SMALL }.check();
     }
 
     #[test]
@@ -659,10 +808,11 @@ mod tests {
         fn is_softmax_between_products(
             [batch, groups, per_group] in [1usize..3, 1..3, 1..3],
             [queries, keys, depth, width] in [0usize..40, 0..400, 0..20, 1..40],
-            [causal, symbolic, transposed]: [bool; 3],
+            [causal, symbolic, transposed, rounded]: [bool; 4],
             bias in 0u8..7,
         ) {
-            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic, transposed }.check();
+            let depth = depth.max(usize::from(rounded));
+            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic, transposed, rounded }.check();
         }
     }
 }

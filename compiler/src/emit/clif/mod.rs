@@ -10,6 +10,7 @@
 //! checked indices are hoisted by the emitters themselves.
 
 mod attention;
+mod bytes;
 pub mod code;
 mod dequantized;
 pub mod expr;

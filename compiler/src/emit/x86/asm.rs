@@ -727,6 +727,34 @@ impl Asm {
         }
     }
 
+    /// Stores the low byte of every lane, contiguously; or, without EVEX, the low bytes as words.
+    pub fn store_low_bytes(&mut self, m: Mem, x: V, words: bool) {
+        if self.isa.evex() {
+            assert!(!words, "words are for instruction sets without VNNI");
+            return self.store_bytes(m, x, None);
+        }
+        let x = self.binary(Op::And, x, 0xff);
+        let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
+        let packed = self.v();
+        let xmm = |v: V| Operand::Reg(v.0, Width::Xmm);
+        self.push(Code::VEX_Vpackusdw_xmm_xmm_xmmm128, First::Write, vec![xmm(packed), xmm(x), xmm(high)]);
+        if words {
+            return self.store_by(Op::StoreXmm, m, packed);
+        }
+        let bytes = self.v();
+        self.push(Code::VEX_Vpackuswb_xmm_xmm_xmmm128, First::Write, vec![xmm(bytes), xmm(packed), xmm(packed)]);
+        self.push(Code::VEX_Vmovq_xmmm64_xmm, First::Read, vec![Operand::Mem(m), xmm(bytes)]);
+    }
+
+    /// Without EVEX: the i32 sums of pairs of neighbouring lanes, those of `x` first.
+    pub fn sums_of_pairs(&mut self, x: V, y: V) -> V {
+        let (sums, dst) = (self.v(), self.v());
+        self.push(Code::VEX_Vphaddd_ymm_ymm_ymmm256, First::Write, vec![reg(sums), reg(x), reg(y)]);
+        // Every 128 bits hold two sums of `x` and two of `y`.
+        self.push(Code::VEX_Vpermq_ymm_ymmm256_imm8, First::Write, vec![reg(dst), reg(sums), Operand::Imm8(0b11_01_10_00)]);
+        dst
+    }
+
     /// Stores the low byte of the lowest lane.
     pub fn store_byte(&mut self, m: Mem, x: V) {
         let code = if self.isa.evex() { Code::EVEX_Vpextrb_r32m8_xmm_imm8 } else { Code::VEX_Vpextrb_r32m8_xmm_imm8 };

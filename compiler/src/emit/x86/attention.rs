@@ -3,16 +3,22 @@
 //! which it rescales when a larger score appears. Everything but operands and result is on the stack.
 //!
 //! A block is a run of panels. Panels whose keys the bias hides from all queries alike are in no block.
+//!
+//! With operands of 8 bits the queries are rounded and get 128 added, to be unsigned; scores are integers
+//! until they are weighed, and weights are 0 to 255 for the largest so far.
 
-use super::asm::{Asm, Cond, Label, Mem, R, V};
+use super::asm::{Asm, Cond, Label, M, Mem, R, V};
+use super::bytes::{self, unit_bytes};
 use super::expr::{Base, Evaluator, Function};
 use super::gemm::ceil_div;
 use super::isa::Op;
 use super::math;
 use super::tile::{self, Product};
 use crate::kernel::Extent;
-use crate::kernel::attention::{Attention, HIDDEN, QUERY_TILE};
+use crate::kernel::attention::{Attention, Bytes, Format, HIDDEN, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
+use tfc_ir::ops::quantized_attention::WEIGHT_STEPS;
+use tfc_ir::quant::MIN_RANGE;
 use tfc_ir::types::Elem;
 
 const ELEMENT: i64 = 4;
@@ -38,11 +44,16 @@ pub fn covers(a: &Attention) -> bool {
 
 /// Areas of the frame.
 struct Areas {
-    /// Scaled queries, rows of `query_pitch` bytes.
+    /// Scaled queries, or rounded ones, rows of `query_pitch` bytes.
     queries: R,
     query_pitch: i64,
+    /// What the scores of every rounded query are multiplied by.
+    factors: Option<R>,
     /// Scores, then weights, rows of [`SCORE_PITCH`].
     scores: R,
+    /// Weights, rows of `weight_pitch` bytes: in the place of the scores unless they are rounded.
+    weights: R,
+    weight_pitch: i64,
     /// Sums of weighted values, rows of `sum_pitch` bytes.
     sums: R,
     sum_pitch: i64,
@@ -60,6 +71,8 @@ const SCORE_PITCH: i64 = BLOCK * ELEMENT;
 struct Task {
     batch: R,
     head: R,
+    /// The number of the matrices of keys and values.
+    matrix: R,
     /// The first query, and how many there are.
     first: R,
     rows: R,
@@ -73,12 +86,23 @@ struct Task {
 
 /// Emits attention.
 pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
-    let round = |n: i64, to: i64| (n + to - 1) / to * to * ELEMENT;
-    let (query_pitch, sum_pitch, width) = (round(a.depth, f.a.isa.lanes()), round(a.value_depth, COLUMNS), f.a.isa.bytes());
+    let round = |n: i64, to: i64| (n + to - 1) / to * to;
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let element = match a.format {
+        Format::F32 => ELEMENT,
+        Format::Bytes(_) => unit_bytes(f.a.isa) / 4,
+    };
+    let rounded = matches!(a.format, Format::Bytes(_));
+    let (query_pitch, sum_pitch) = (round(a.depth, lanes) * element, round(a.value_depth, COLUMNS) * ELEMENT);
+    let scores = f.a.scratch(TILE * SCORE_PITCH);
+    let weight_pitch = BLOCK * element;
     let s = Areas {
         queries: f.a.scratch(TILE * query_pitch.max(width)),
         query_pitch,
-        scores: f.a.scratch(TILE * SCORE_PITCH),
+        factors: rounded.then(|| f.a.scratch(64)),
+        scores,
+        weights: if rounded { f.a.scratch(TILE * weight_pitch) } else { scores },
+        weight_pitch,
         sums: f.a.scratch(TILE * sum_pitch),
         sum_pitch,
         largest: f.a.scratch(64),
@@ -87,7 +111,8 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
     };
     f.tasks(begin, end, |f, task| {
         let t = decode(f, a, task);
-        prepare(f, a, &t, &s);
+        queries(f, a, &t, &s);
+        clear(f, &s);
         blocks(f, a, &t, &s);
         result(f, a, &t, &s);
     });
@@ -114,36 +139,113 @@ fn decode(f: &mut Function, a: &Attention, task: R) -> Task {
     };
     let zero = f.a.imm(0);
     let bias = a.bias.as_ref().map(|b| Evaluator::base(f, b, Elem::F32, &[batch, head, first, zero], Some(3)));
+    // Query heads of a group share the matrices of a key head.
+    let per_group = f.extent(a.heads_per_group);
+    let (groups, _) = f.a.divide(heads, per_group);
+    let (group, _) = f.a.divide(head, per_group);
+    let matrix = f.a.times(batch, groups);
+    f.a.add_into(matrix, group);
     let begun = f.a.imm(0);
-    Task { batch, head, first, rows, seen, bias, begun }
+    Task { batch, head, matrix, first, rows, seen, bias, begun }
 }
 
-/// Copies the queries, multiplied by the scale, and sets the sums to what they are without any keys.
-fn prepare(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
-    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+/// Copies the queries: multiplied by the scale, or rounded.
+fn queries(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let zero = f.a.imm(0);
     let from = Evaluator::base(f, &a.q, Elem::F32, &[t.batch, t.head, t.first, zero], Some(3)).at;
     let from = f.a.copy(from);
     let step = row_bytes(f, a.q.strides[2]);
     let (to, rows) = (f.a.copy(s.queries), f.a.copy(t.rows));
-    let whole = a.depth / lanes * lanes;
-    f.a.repeat(rows, |f| {
-        let (i, end) = (f.imm(0), f.imm(whole));
-        f.each(i, end, lanes, |f| {
-            let x = f.vector_of(Mem::indexed(from, i, 4, 0));
-            let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
-            f.store_vector(Mem::indexed(to, i, 4, 0), x);
+    let Some(factors) = s.factors else {
+        f.a.repeat(rows, |f| {
+            over_row(f, a.depth, from, |f, at, x| {
+                let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
+                f.store_vector(at.of(to, ELEMENT), x);
+            });
+            f.add_into(from, step);
+            f.add_imm(to, s.query_pitch);
         });
-        if whole < a.depth {
-            let rest = f.imm(a.depth - whole);
-            let mask = f.first_lanes(rest);
-            let x = f.load_masked(Mem::at(from, whole * ELEMENT), mask);
-            let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
-            f.store_vector(Mem::at(to, whole * ELEMENT), x);
-        }
+        return;
+    };
+    let factor_at = f.a.copy(factors);
+    let element = unit_bytes(f.a.isa) / 4;
+    f.a.repeat(rows, |f| {
+        let most = f.vector_of(0);
+        over_row(f, a.depth, from, |f, _, x| {
+            let x = math::abs(f, x);
+            // A NaN comes last and stays; `most` may be one.
+            let larger = super::expr::extremum(f, Op::MaxPs, most, x);
+            f.set(most, larger);
+        });
+        let most = f.across(most, |f, x, y| super::expr::extremum(f, Op::MaxPs, x, y));
+        let most = f.splat(most);
+        let steps = f.vector_of(127.0);
+        let inverse = f.binary(Op::DivPs, steps, most);
+        let (least, infinity) = (f.vector_of(MIN_RANGE), f.vector_of(f32::INFINITY));
+        let (enough, finite) = (f.compare_ps(math::LESS_EQUAL, least, most), f.compare_ps(math::LESS, most, infinity));
+        let useful = f.both(enough, finite);
+        let zero = f.vector_of(0);
+        let inverse = f.select(useful, inverse, zero);
+        let factor = f.binary(Op::DivPs, most, steps);
+        let factor = f.binary(Op::MulPs, factor, f32::from_bits(a.scale));
+        f.store_by(Op::StoreLane, Mem::at(factor_at, 0), factor);
+        over_row(f, a.depth, from, |f, at, x| {
+            let x = f.binary(Op::MulPs, x, inverse);
+            // A NaN becomes i32::MIN, whose low byte is 0.
+            let x = f.unary(Op::CvtPs2Dq, x);
+            let x = f.binary(Op::AddD, x, 128);
+            f.store_low_bytes(at.of(to, element), x, element == 2);
+        });
         f.add_into(from, step);
         f.add_imm(to, s.query_pitch);
+        f.add_imm(factor_at, ELEMENT);
     });
+}
+
+/// Where a vector of a row is, in elements.
+#[derive(Clone, Copy)]
+enum Place {
+    At(i64),
+    Index(R),
+}
+
+impl Place {
+    /// The place in a row of elements of some bytes.
+    fn of(self, row: R, bytes: i64) -> Mem {
+        match self {
+            Place::At(n) => Mem::at(row, n * bytes),
+            Place::Index(i) => Mem::indexed(row, i, bytes as u32, 0),
+        }
+    }
+}
+
+/// Runs the body for the vectors of a row of f32; the last one has zeros behind the row.
+fn over_row(f: &mut Asm, length: i64, row: R, body: impl Fn(&mut Asm, Place, V)) {
+    let lanes = f.isa.lanes();
+    let whole = length / lanes * lanes;
+    if whole > 4 * lanes {
+        let (i, end) = (f.imm(0), f.imm(whole));
+        f.each(i, end, lanes, |f| {
+            let x = f.vector_of(Mem::indexed(row, i, 4, 0));
+            body(f, Place::Index(i), x);
+        });
+    } else {
+        for n in (0..whole).step_by(lanes as usize) {
+            let x = f.vector_of(Mem::at(row, n * ELEMENT));
+            body(f, Place::At(n), x);
+        }
+    }
+    if whole < length {
+        let rest = f.imm(length - whole);
+        let mask = f.first_lanes(rest);
+        let x = f.load_masked(Mem::at(row, whole * ELEMENT), mask);
+        body(f, Place::At(whole), x);
+    }
+}
+
+/// Sets sums, totals and largest scores to what they are without any keys.
+fn clear(f: &mut Function, s: &Areas) {
+    let width = f.a.isa.bytes();
     let fill = |f: &mut Function, area: R, bytes: i64, x: f32| {
         let x = f.a.vector_of(x);
         let (i, end) = (f.a.imm(0), f.a.imm(bytes));
@@ -152,6 +254,14 @@ fn prepare(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     fill(f, s.sums, TILE * s.sum_pitch, 0.0);
     fill(f, s.totals, TILE * width, 0.0);
     fill(f, s.largest, 64, f32::MIN);
+}
+
+/// The keys of a task.
+struct Keys {
+    /// Rows of a panel: one for each k, or each unit.
+    rows: i64,
+    /// Scales of the keys and what sums begin with, from the first key of the matrix on.
+    parameters: Option<(R, R)>,
 }
 
 /// The loop over blocks of keys.
@@ -166,19 +276,29 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
         Extent::Const(_) => tile::heights(a.queries),
         Extent::Param(_) => vec![1, 4, QUERY_TILE],
     };
-    // The matrices of the key head.
-    let (per_group, heads) = (f.extent(a.heads_per_group), f.extent(a.heads));
-    let (groups, _) = f.a.divide(heads, per_group);
-    let (group, _) = f.a.divide(t.head, per_group);
-    let matrix = f.a.times(t.batch, groups);
-    f.a.add_into(matrix, group);
     let keys = f.extent(a.keys);
     let panels = ceil_div(f, keys, COLUMNS);
-    let before = f.a.times(matrix, panels);
-    let bytes = f.a.times_imm(before, a.depth * PANEL_ROW);
+    let before = f.a.times(t.matrix, panels);
+    let k = match &a.format {
+        Format::F32 => Keys { rows: a.depth, parameters: None },
+        Format::Bytes(b) => {
+            let skipped = f.a.times_imm(before, PANEL_ROW);
+            let [scales, sums] = [b.key_scales, b.key_sums].map(|buffer| {
+                let at = f.buffer(buffer);
+                f.a.plus(at, skipped)
+            });
+            Keys { rows: (a.depth + 3) / 4, parameters: Some((scales, sums)) }
+        }
+    };
+    let bytes = f.a.times_imm(before, k.rows * PANEL_ROW);
     let panel = f.buffer(a.k);
     f.a.add_into(panel, bytes);
-    let before = f.a.times(matrix, keys);
+    // Rows of a panel of values, and the bytes of the rows of a key there.
+    let (value_rows, key_bytes) = match a.format {
+        Format::F32 => (keys, PANEL_ROW),
+        Format::Bytes(_) => (ceil_div(f, keys, 4), PANEL_ROW / 4),
+    };
+    let before = f.a.times(t.matrix, value_rows);
     let bytes = f.a.times_imm(before, s.sum_pitch);
     let values = f.buffer(a.v);
     f.a.add_into(values, bytes);
@@ -192,7 +312,7 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
         let visible = f.a.label();
         if_visible(f, bias.at, key, keys, s, visible);
         f.a.add_imm(key, COLUMNS);
-        f.a.add_imm(panel, a.depth * PANEL_ROW);
+        f.a.add_imm(panel, k.rows * PANEL_ROW);
         f.a.jump(block);
         f.a.bind(visible);
     }
@@ -202,21 +322,8 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let block_end = f.a.min(block_end, t.seen[1]);
     let (head, scored) = (f.a.label(), f.a.label());
     f.a.bind(head);
-    let depth = f.a.imm(a.depth);
-    let product = Product {
-        left: s.queries,
-        left_row: s.query_pitch,
-        left_k: ELEMENT,
-        right: panel,
-        k: depth,
-        k_multiple: a.depth.max(1),
-        columns: COLUMNS,
-        sums: to,
-        pitch: SCORE_PITCH,
-        accumulate: false,
-    };
-    tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
-    f.a.add_imm(panel, a.depth * PANEL_ROW);
+    scores(f, a, s, &k, t.rows, &heights, (panel, next, to));
+    f.a.add_imm(panel, k.rows * PANEL_ROW);
     f.a.add_imm(to, PANEL_ROW);
     f.a.add_imm(next, COLUMNS);
     f.a.compare(next, block_end);
@@ -229,45 +336,109 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     f.a.bind(scored);
     let columns = f.a.min(next, block_end);
     f.a.sub_into(columns, key);
-    weigh(f, a, t, s, key, columns);
-    // Weighted values, panel by panel.
-    let right = f.a.times_imm(key, PANEL_ROW);
+    weigh(f, a, t, s, &k, key, columns);
+    let right = f.a.times_imm(key, key_bytes);
     f.a.add_into(right, values);
-    let whole = a.value_depth / COLUMNS;
-    let mut product = Product {
-        left: s.scores,
-        left_row: SCORE_PITCH,
-        left_k: ELEMENT,
-        right,
-        k: columns,
-        k_multiple: if a.causal { 1 } else { keys_multiple(a.keys) },
-        columns: COLUMNS,
-        sums: s.sums,
-        pitch: s.sum_pitch,
-        accumulate: true,
+    weighted_values(f, a, s, t.rows, &heights, (right, columns, value_rows));
+    f.a.imm_into(t.begun, 1);
+    f.a.copy_into(key, next);
+    f.a.jump(block);
+    f.a.bind(exit);
+}
+
+/// The scores of the keys of a panel, which begin at `key`, to `to`.
+fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: R, heights: &[usize], (panel, key, to): (R, R, R)) {
+    let count = f.a.imm(k.rows);
+    match k.parameters {
+        None => {
+            let product = Product {
+                left: s.queries,
+                left_row: s.query_pitch,
+                left_k: ELEMENT,
+                right: panel,
+                k: count,
+                k_multiple: a.depth.max(1),
+                columns: COLUMNS,
+                sums: to,
+                pitch: SCORE_PITCH,
+                accumulate: false,
+            };
+            tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
+        }
+        Some((_, sums)) => {
+            let product = bytes::Product {
+                left: s.queries,
+                left_row: s.query_pitch,
+                right: panel,
+                units: count,
+                multiple: k.rows,
+                columns: COLUMNS,
+                begin: Some(f.a.lea(Mem::indexed(sums, key, 4, 0))),
+                sums: to,
+                pitch: SCORE_PITCH,
+                accumulate: false,
+            };
+            tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
+        }
+    }
+}
+
+/// Adds the values of a block of keys times their weights to the sums, panel by panel. A panel has
+/// `panel_rows` rows; `right` is the first of the block in the first panel.
+fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights: &[usize], (right, columns, panel_rows): (R, R, R)) {
+    let multiple = if a.causal { 1 } else { keys_multiple(a.keys) };
+    let emit: Box<dyn Fn(&mut Function, R, i64)> = match a.format {
+        Format::F32 => Box::new(move |f, sums, wanted| {
+            let product = Product {
+                left: s.weights,
+                left_row: s.weight_pitch,
+                left_k: ELEMENT,
+                right,
+                k: columns,
+                k_multiple: multiple,
+                columns: wanted,
+                sums,
+                pitch: s.sum_pitch,
+                accumulate: true,
+            };
+            tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
+        }),
+        Format::Bytes(_) => {
+            let units = ceil_div(f, columns, 4);
+            Box::new(move |f, sums, wanted| {
+                let product = bytes::Product {
+                    left: s.weights,
+                    left_row: s.weight_pitch,
+                    right,
+                    units,
+                    multiple: (multiple / 4).max(1),
+                    columns: wanted,
+                    begin: None,
+                    sums,
+                    pitch: s.sum_pitch,
+                    accumulate: true,
+                };
+                tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
+            })
+        }
     };
+    let whole = a.value_depth / COLUMNS;
+    let sums = f.a.copy(s.sums);
     if whole > 0 {
-        product.sums = f.a.copy(s.sums);
-        let panel_bytes = f.extent(a.keys);
-        let panel_bytes = f.a.times_imm(panel_bytes, PANEL_ROW);
+        let panel_bytes = f.a.times_imm(panel_rows, PANEL_ROW);
         let count = f.a.imm(whole);
         let head = f.a.label();
         f.a.bind(head);
-        tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
+        emit(f, sums, COLUMNS);
         f.a.add_into(right, panel_bytes);
-        f.a.add_imm(product.sums, PANEL_ROW);
+        f.a.add_imm(sums, PANEL_ROW);
         f.a.add_imm(count, -1);
         f.a.compare_imm(count, 0);
         f.a.jump_if(Cond::Gt, head);
     }
     if a.value_depth % COLUMNS != 0 {
-        product.columns = a.value_depth % COLUMNS;
-        tile::by_height(f, &heights, t.rows, |f, h| product.emit(f, h));
+        emit(f, sums, a.value_depth % COLUMNS);
     }
-    f.a.imm_into(t.begun, 1);
-    f.a.copy_into(key, next);
-    f.a.jump(block);
-    f.a.bind(exit);
 }
 
 /// What divides the number of keys of every block.
@@ -334,12 +505,14 @@ fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: La
 }
 
 /// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
-fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: R) {
+fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R, columns: R) {
     let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
     let vectors = COLUMNS / lanes;
     let padded = ceil_div(f, columns, COLUMNS);
     let padded = f.a.times_imm(padded, COLUMNS);
     let (scores, sums, totals, largest) = (f.a.copy(s.scores), f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(s.largest));
+    let weights = f.a.copy(s.weights);
+    let rounded = k.parameters.zip(s.factors).map(|((scales, _), factors)| (f.a.lea(Mem::indexed(scales, key, 4, 0)), f.a.copy(factors)));
     // Keys of the block that the first query sees; every further one sees a key more.
     let seen = f.a.minus(t.seen[0], key);
     let bias = a.bias.as_ref().zip(t.bias).map(|(access, base)| {
@@ -349,26 +522,42 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: 
     let row = f.a.copy(t.rows);
     let head = f.a.label();
     f.a.bind(head);
+    let factor = rounded.map(|(scales, factors)| (scales, f.a.broadcast(Mem::at(factors, 0))));
 
     // Scores with bias, and the largest of them.
     let most: Vec<V> = (0..vectors).map(|_| f.a.vector_of(f32::NEG_INFINITY)).collect();
     let i = f.a.imm(0);
     let seen_here = if a.causal { clamp(f, seen, columns) } else { columns };
-    let all_lanes = |f: &mut Asm| {
+    let score = |f: &mut Asm, skipped: i64, mask: Option<M>| {
+        let place = Mem::indexed(scores, i, 4, skipped);
+        let x = match factor {
+            None => f.vector_of(place),
+            Some((scales, factor)) => {
+                let x = f.unary(Op::CvtDq2Ps, place);
+                let factor = f.binary(Op::MulPs, factor, Mem::indexed(scales, i, 4, skipped));
+                f.binary(Op::MulPs, x, factor)
+            }
+        };
+        let Some((at, moves, _)) = bias else { return x };
+        let more = match mask {
+            _ if !moves => f.broadcast(Mem::at(at, 0)),
+            None => f.vector_of(Mem::indexed(at, i, 4, skipped)),
+            Some(mask) => f.load_masked(Mem::indexed(at, i, 4, skipped), mask),
+        };
+        f.binary(Op::AddPs, x, more)
+    };
+    let in_place = bias.is_none() && factor.is_none();
+    f.a.each(i, seen_here, COLUMNS, |f| {
         for (v, &most) in most.iter().enumerate() {
             let skipped = v as i64 * width;
-            let place = Mem::indexed(scores, i, 4, skipped);
-            let mut x = f.vector_of(place);
-            if let Some((at, moves, _)) = bias {
-                let more = if moves { f.vector_of(Mem::indexed(at, i, 4, skipped)) } else { f.broadcast(Mem::at(at, 0)) };
-                x = f.binary(Op::AddPs, x, more);
-                f.store_vector(place, x);
+            let x = score(f, skipped, None);
+            if !in_place {
+                f.store_vector(Mem::indexed(scores, i, 4, skipped), x);
             }
             // Where a score is not a number the largest so far stays: it shows in the weights all the same.
             f.binary_into(Op::MaxPs, most, x, most);
         }
-    };
-    f.a.each(i, seen_here, COLUMNS, all_lanes);
+    });
     if a.causal || !matches!(a.keys, Extent::Const(n) if n % COLUMNS == 0) {
         let (head, exit) = (f.a.label(), f.a.label());
         f.a.compare(i, padded);
@@ -378,15 +567,10 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: 
         for (v, &most) in most.iter().enumerate() {
             let skipped = v as i64 * width;
             let mask = f.lanes_among(left, v as i64 * lanes);
-            let place = Mem::indexed(scores, i, 4, skipped);
-            let mut x = f.a.vector_of(place);
-            if let Some((at, moves, _)) = bias {
-                let more = if moves { f.a.load_masked(Mem::indexed(at, i, 4, skipped), mask) } else { f.a.broadcast(Mem::at(at, 0)) };
-                x = f.a.binary(Op::AddPs, x, more);
-            }
+            let x = score(&mut f.a, skipped, Some(mask));
             let low = f.a.vector_of(f32::NEG_INFINITY);
             let x = f.a.select(mask, x, low);
-            f.a.store_vector(place, x);
+            f.a.store_vector(Mem::indexed(scores, i, 4, skipped), x);
             f.a.binary_into(Op::MaxPs, most, x, most);
         }
         f.a.add_imm(i, COLUMNS);
@@ -405,14 +589,22 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: 
     // Weights and their sum.
     let parts: Vec<V> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
     let i = f.a.imm(0);
-    f.a.each(i, padded, COLUMNS, |a| {
+    f.a.each(i, padded, COLUMNS, |f| {
         for (v, &sum) in parts.iter().enumerate() {
             let place = Mem::indexed(scores, i, 4, v as i64 * width);
-            let x = a.vector_of(place);
-            let x = a.binary(Op::SubPs, x, m);
-            let w = math::exp_weight(a, x);
-            a.store_vector(place, w);
-            a.binary_into(Op::AddPs, sum, sum, w);
+            let x = f.vector_of(place);
+            let x = f.binary(Op::SubPs, x, m);
+            let w = if rounded.is_some() {
+                let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
+                let element = s.weight_pitch / BLOCK;
+                f.store_low_bytes(Mem::indexed(weights, i, element as u32, v as i64 * lanes * element), step, element == 2);
+                f.binary(Op::SubPs, step, math::STEP_SHIFT)
+            } else {
+                let w = math::exp_weight(f, x);
+                f.store_vector(place, w);
+                w
+            };
+            f.binary_into(Op::AddPs, sum, sum, w);
         }
     });
     let total = combine(f, &parts, Op::AddPs);
@@ -437,6 +629,10 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, key: R, columns: 
     f.a.add_imm(sums, s.sum_pitch);
     f.a.add_imm(totals, width);
     f.a.add_imm(largest, ELEMENT);
+    if let Some((_, factors)) = rounded {
+        f.a.add_imm(weights, s.weight_pitch);
+        f.a.add_imm(factors, ELEMENT);
+    }
     if a.causal {
         f.a.add_imm(seen, 1);
     }
@@ -479,6 +675,19 @@ fn result(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let none = f.a.float_of(none);
     let (sums, totals, rows) = (f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(t.rows));
     let whole = a.value_depth / lanes * lanes;
+    // Scales of rounded values, in the order of their panels.
+    let scales = match &a.format {
+        Format::F32 => None,
+        Format::Bytes(Bytes { value_scales, .. }) => {
+            let skipped = f.a.times_imm(t.matrix, s.sum_pitch);
+            let at = f.buffer(*value_scales);
+            Some(f.a.plus(at, skipped))
+        }
+    };
+    let scaled = |f: &mut Asm, x: V, at: Place| match scales {
+        None => x,
+        Some(scales) => f.binary(Op::MulPs, x, at.of(scales, ELEMENT)),
+    };
     f.a.repeat(rows, |f| {
         let total = f.vector_of(Mem::at(totals, 0));
         let total = f.across(total, |a, x, y| a.binary(Op::AddPs, x, y));
@@ -489,12 +698,14 @@ fn result(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
         let (i, end) = (f.imm(0), f.imm(whole));
         f.each(i, end, lanes, |f| {
             let x = f.binary(Op::MulPs, factor, Mem::indexed(sums, i, 4, 0));
+            let x = scaled(f, x, Place::Index(i));
             f.store_vector(Mem::indexed(to, i, 4, 0), x);
         });
         if whole < a.value_depth {
             let rest = f.imm(a.value_depth - whole);
             let mask = f.first_lanes(rest);
             let x = f.binary(Op::MulPs, factor, Mem::at(sums, whole * ELEMENT));
+            let x = scaled(f, x, Place::At(whole));
             f.store_masked(Mem::at(to, whole * ELEMENT), x, mask);
         }
         f.add_into(to, step);

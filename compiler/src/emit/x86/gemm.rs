@@ -22,13 +22,11 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
     let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Dequantized(_) | Format::Quantized(_), Extent::Const(1..)));
-    // Bytes have no masks on all instruction sets.
-    let bytes = g.exprs.values().any(|(_, elem)| *elem == Elem::I8);
-    let whole = matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0);
     units
-        && (whole || !bytes)
         && supported(kernel, &g.exprs, &g.effects, lane_loop)
-        && g.effects.iter().all(|e| matches!(e, Effect::Store(a, _) if a.strides[lane_loop as usize] == Extent::Const(1)))
+        && g.effects
+            .iter()
+            .all(|e| matches!(e, Effect::Store(a, x) if a.strides[lane_loop as usize] == Extent::Const(1) && g.exprs[*x].1 == Elem::F32))
 }
 
 /// Emits a product.

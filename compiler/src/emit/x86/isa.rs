@@ -171,6 +171,8 @@ operations! {
     StoreXmm: VEX_Vmovups_xmmm128_xmm, EVEX_Vmovups_xmmm128_k1z_xmm, Xmm Xmm;
     /// 32 bits of memory in every lane.
     BroadcastMem: VEX_Vbroadcastss_ymm_m32, EVEX_Vbroadcastss_zmm_k1z_xmmm32, Full Xmm;
+    /// 64 bits of memory in every pair of lanes.
+    BroadcastLong: VEX_Vbroadcastsd_ymm_m64, EVEX_Vbroadcastsd_zmm_k1z_xmmm64, Full Xmm;
     /// The lowest lane in every lane.
     Broadcast: VEX_Vbroadcastss_ymm_xmm, EVEX_Vbroadcastss_zmm_k1z_xmmm32, Full Xmm;
     /// 32 bits of memory, the other lanes 0.
@@ -181,6 +183,8 @@ operations! {
     FromWord: VEX_Vmovd_xmm_rm32, EVEX_Vmovd_xmm_rm32, Xmm Word;
     /// The lowest lane into a general register.
     ToWord: VEX_Vmovd_rm32_xmm, EVEX_Vmovd_rm32_xmm, Word Xmm;
+    /// i8 to i16.
+    WidenBytes: VEX_Vpmovsxbw_ymm_xmmm128, EVEX_Vpmovsxbw_zmm_k1z_ymmm256, Full Half;
     /// i8 to i32.
     WidenI8: VEX_Vpmovsxbd_ymm_xmmm64, EVEX_Vpmovsxbd_zmm_k1z_xmmm128, Full Xmm;
     /// u8 to i32.

@@ -7,6 +7,7 @@
 mod alloc;
 pub mod asm;
 mod attention;
+mod bytes;
 mod dequantized;
 mod encode;
 pub mod expr;
