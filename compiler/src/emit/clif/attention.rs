@@ -98,7 +98,7 @@ pub fn emit(b: &mut KernelBuilder, a: &Attention) {
         rounded: matches!(a.format, Format::Bytes(_)).then(|| Rounded {
             rows: tile::scratch(b, a.depth * TILE),
             scales: tile::scratch(b, TILE),
-            panel: tile::scratch(b, round_up(a.depth.min(tile::DEPTH).max(BLOCK), 4) * PANEL as i64),
+            panel: tile::scratch(b, round_up(a.depth.clamp(BLOCK, tile::DEPTH), 4) * PANEL as i64),
         }),
     };
     let (begin, end) = (b.begin, b.end);

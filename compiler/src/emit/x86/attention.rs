@@ -339,7 +339,12 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     weigh(f, a, t, s, &k, key, columns);
     let right = f.a.times_imm(key, key_bytes);
     f.a.add_into(right, values);
-    weighted_values(f, a, s, t.rows, &heights, (right, columns, value_rows));
+    let multiple = if a.causal { 1 } else { keys_multiple(a.keys) };
+    let (count, multiple) = match a.format {
+        Format::F32 => (columns, multiple),
+        Format::Bytes(_) => (ceil_div(f, columns, 4), (multiple / 4).max(1)),
+    };
+    weighted_values(f, a, s, t.rows, &heights, &Values { right, count, multiple, panel_rows: value_rows });
     f.a.imm_into(t.begun, 1);
     f.a.copy_into(key, next);
     f.a.jump(block);
@@ -383,61 +388,67 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: R, heights
     }
 }
 
-/// Adds the values of a block of keys times their weights to the sums, panel by panel. A panel has
-/// `panel_rows` rows; `right` is the first of the block in the first panel.
-fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights: &[usize], (right, columns, panel_rows): (R, R, R)) {
-    let multiple = if a.causal { 1 } else { keys_multiple(a.keys) };
-    let emit: Box<dyn Fn(&mut Function, R, i64)> = match a.format {
-        Format::F32 => Box::new(move |f, sums, wanted| {
+/// The values of a block of keys.
+struct Values {
+    /// The first of them in the first panel.
+    right: R,
+    /// How many keys, or units of keys, there are, and what is known to divide that.
+    count: R,
+    multiple: i64,
+    /// Rows of a panel.
+    panel_rows: R,
+}
+
+/// Adds the values of a block of keys times their weights to the sums, panel by panel.
+fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights: &[usize], v: &Values) {
+    let sums = f.a.copy(s.sums);
+    let panel = |f: &mut Function, columns: i64| match a.format {
+        Format::F32 => {
             let product = Product {
                 left: s.weights,
                 left_row: s.weight_pitch,
                 left_k: ELEMENT,
-                right,
-                k: columns,
-                k_multiple: multiple,
-                columns: wanted,
+                right: v.right,
+                k: v.count,
+                k_multiple: v.multiple,
+                columns,
                 sums,
                 pitch: s.sum_pitch,
                 accumulate: true,
             };
             tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
-        }),
+        }
         Format::Bytes(_) => {
-            let units = ceil_div(f, columns, 4);
-            Box::new(move |f, sums, wanted| {
-                let product = bytes::Product {
-                    left: s.weights,
-                    left_row: s.weight_pitch,
-                    right,
-                    units,
-                    multiple: (multiple / 4).max(1),
-                    columns: wanted,
-                    begin: None,
-                    sums,
-                    pitch: s.sum_pitch,
-                    accumulate: true,
-                };
-                tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
-            })
+            let product = bytes::Product {
+                left: s.weights,
+                left_row: s.weight_pitch,
+                right: v.right,
+                units: v.count,
+                multiple: v.multiple,
+                columns,
+                begin: None,
+                sums,
+                pitch: s.sum_pitch,
+                accumulate: true,
+            };
+            tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
         }
     };
     let whole = a.value_depth / COLUMNS;
-    let sums = f.a.copy(s.sums);
     if whole > 0 {
-        let panel_bytes = f.a.times_imm(panel_rows, PANEL_ROW);
+        let panel_bytes = f.a.times_imm(v.panel_rows, PANEL_ROW);
         let count = f.a.imm(whole);
         let head = f.a.label();
         f.a.bind(head);
-        emit(f, sums, COLUMNS);
-        f.a.add_into(right, panel_bytes);
+        panel(f, COLUMNS);
+        f.a.add_into(v.right, panel_bytes);
         f.a.add_imm(sums, PANEL_ROW);
         f.a.add_imm(count, -1);
         f.a.compare_imm(count, 0);
         f.a.jump_if(Cond::Gt, head);
     }
     if a.value_depth % COLUMNS != 0 {
-        emit(f, sums, a.value_depth % COLUMNS);
+        panel(f, a.value_depth % COLUMNS);
     }
 }
 

@@ -105,11 +105,12 @@ impl Product {
                 }
             }
         });
-        for i in 0..t.rows * t.vectors {
-            for set in 1..sets {
-                f.a.binary_into(Op::AddD, acc[0][i], acc[0][i], acc[set][i]);
+        let (first, rest) = acc.split_first().expect("at least one");
+        for (i, &sum) in first.iter().enumerate() {
+            for other in rest {
+                f.a.binary_into(Op::AddD, sum, sum, other[i]);
             }
-            self.finish(f, t, i / t.vectors, i % t.vectors, acc[0][i]);
+            self.finish(f, t, i / t.vectors, i % t.vectors, sum);
         }
     }
 

@@ -237,7 +237,6 @@ fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, 
     a.bind(exit);
 }
 
-#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
 fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R) {
     for r in 0..s.rows {
         for (v, &c) in s.columns.iter().enumerate() {
