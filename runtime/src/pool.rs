@@ -161,7 +161,7 @@ impl Pool {
             }
             return;
         }
-        let step = count.div_ceil(RANGES_PER_THREAD * self.threads() as u64);
+        let step = even_step(count, self.threads() as u64);
         // SAFETY: `busy` makes this thread the only owner, the loop is closed, and the previous owner
         // waited until all workers had left, so nobody reads `job`.
         unsafe { *shared.job.get() = Job { f, arg, n: count, step } };
@@ -301,6 +301,20 @@ impl Shared {
     }
 }
 
+/// The length of the ranges of a loop of `count` indices: at most that of [`RANGES_PER_THREAD`] ranges for each
+/// thread, and of the lengths a little below it the one with which the busiest thread has least to do, if
+/// all indices take the same time.
+fn even_step(count: u64, threads: u64) -> u64 {
+    const TRIED: usize = 16;
+    let most = count.div_ceil(RANGES_PER_THREAD * threads);
+    let busiest = |step: &u64| {
+        let (ranges, rest) = (count / step, count % step);
+        if ranges.is_multiple_of(threads) { ranges / threads * step + rest } else { ranges.div_ceil(threads) * step }
+    };
+    // Of equals, the first is taken: longer ranges use caches better.
+    (most / 2 + 1..=most).rev().take(TRIED).min_by_key(busiest).unwrap_or(most)
+}
+
 /// Nothing panics while it holds one of the pool's locks, so a poisoned one is as good as any.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -350,6 +364,18 @@ mod tests {
             assert_eq!(pool.threads(), threads);
             for n in (0..40).chain([100, 1000, 4099]) {
                 assert_eq!(visits(&pool, n), vec![1; n], "{threads} threads, {n} indices");
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_divide_the_work_evenly() {
+        // 18 and 72 divide by the usual number of ranges; of 66 the usual ranges of 9 would leave one thread 36.
+        assert_eq!([18, 72, 66, 1, 7].map(|n| even_step(n, 2)), [3, 9, 8, 1, 1]);
+        for threads in 1..9 {
+            for n in (1..400).chain([1 << 40]) {
+                let step = even_step(n, threads);
+                assert!(step >= 1 && step <= n.div_ceil(RANGES_PER_THREAD * threads), "{n} by {threads}: {step}");
             }
         }
     }
