@@ -131,7 +131,10 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
                 },
             );
         }
-        _ => floats(f, g, left, right, codes.as_ref(), rows, sums),
+        _ => match &codes {
+            None => floats(f, g, left, right, None, rows, sums),
+            Some(codes) => weights_as_floats(f, g, left, right, codes, rows, sums),
+        },
     }
     let scales = match (&g.format, parameters) {
         (Format::Quantized(q), Some((.., columns))) if q.groups == 1 => Some(columns),
@@ -162,6 +165,27 @@ fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usiz
     f.a.add_imm(left, -(TILE_ROWS as i64));
     f.a.compare_imm(left, 0);
     f.a.jump_if(Cond::Gt, tile);
+}
+
+/// The f32 sums by a panel of quantized weights: of few rows by themselves, of others by blocks of f32.
+fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Codes, rows: R, sums: R) {
+    let Some((most, always)) = dequantized::few_rows(f.a.isa, g.m) else {
+        return floats(f, g, left, right, Some(codes), rows, sums);
+    };
+    let k = g.k.as_const().expect("weights have known sizes");
+    let (many, done) = (f.a.label(), f.a.label());
+    if !always {
+        f.a.compare_imm(rows, most);
+        f.a.jump_if(Cond::Gt, many);
+    }
+    let heights: Vec<usize> = tile::heights(g.m).into_iter().filter(|&h| h as i64 <= most).collect();
+    tile::by_height(f, &heights, rows, |f, h| codes.few(f, k, h, left, right, sums));
+    if !always {
+        f.a.jump(done);
+        f.a.bind(many);
+        floats(f, g, left, right, Some(codes), rows, sums);
+    }
+    f.a.bind(done);
 }
 
 /// Values of k that are multiplied at once: with more, the part of a panel that a register tile reads

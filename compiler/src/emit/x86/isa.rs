@@ -203,6 +203,8 @@ operations! {
     ShufPs: VEX_Vshufps_ymm_ymm_ymmm256_imm8, EVEX_Vshufps_zmm_k1z_zmm_zmmm512b32_imm8, Full Full Full;
     /// A permutation of the lanes within every 128 bits, by the immediate.
     ShufD: VEX_Vpshufd_ymm_ymmm256_imm8, EVEX_Vpshufd_zmm_k1z_zmmm512b32_imm8, Full Full;
+    /// Lanes of the second operand by the low bits of every lane of the first: three, with EVEX four.
+    PermPs: VEX_Vpermps_ymm_ymm_ymmm256, EVEX_Vpermps_zmm_k1z_zmm_zmmm512b32, Full Full Full;
     /// A comparison of f32 by the predicate of the immediate.
     CmpPs: VEX_Vcmpps_ymm_ymm_ymmm256_imm8, EVEX_Vcmpps_kr_k1_zmm_zmmm512b32_imm8_sae, Mask Full Full;
     /// f32 sum of the lowest 128 bits.
