@@ -75,6 +75,11 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// Whether a single sum of all k is known to be wanted.
+    pub fn covers(&self, k: Extent) -> bool {
+        matches!(k, Extent::Const(k) if k <= self.group) || self.group_units() == MOST_UNITS
+    }
+
     /// Units of a group.
     pub fn group_units(&self) -> i64 {
         (self.group / 4 + i64::from(self.group % 4 != 0)).clamp(1, MOST_UNITS)
@@ -147,7 +152,7 @@ pub fn quantize(m: usize, k: usize, tile: usize, sums: Option<(usize, i32)>, at:
         }
         if let Some((group, factor)) = sums {
             for begin in (0..k).step_by(group) {
-                let sum = |r| (begin..k.min(begin + group)).map(|x| i32::from(code(r, x))).sum::<i32>() * factor;
+                let sum = |r| (begin..k.min(begin.saturating_add(group))).map(|x| i32::from(code(r, x))).sum::<i32>() * factor;
                 out.sums.extend(rows.iter().map(sum));
             }
         }

@@ -378,15 +378,19 @@ mod tests {
         #[test]
         fn codes_scales_and_sums_are_those_of_the_reference(
             [batch, m, k] in [1usize..3, 1..41, 1..71],
-            long in prop_oneof![4 => Just(0usize), 1 => Just(192)],
+            long in prop_oneof![4 => Just(0usize), 1 => Just(192), 1 => 450usize..1100],
             order in prop_oneof![3 => Just(Order::AlongK), 3 => Just(Order::AlongRows), 1 => Just(Order::Apart)],
             panels: bool,
-            sums in prop_oneof![Just(None), (0usize..20, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
+            sums in prop_oneof![Just(None), (0usize..34, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
             symbolic: [bool; 3],
             seed: u16,
         ) {
             let k = k + long;
-            let group = |g: usize| if g == 0 { k } else { 4 * g };
+            let group = |g: usize| match g {
+                0 => k,
+                1 => usize::MAX >> 1,
+                g => 4 * g,
+            };
             let sums = sums.map(|(g, factor)| (group(g), factor));
             let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic };
             case.check(wild(seed.into()));

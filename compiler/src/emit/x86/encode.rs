@@ -388,7 +388,7 @@ enum Fixed {
 
 /// Whether the EVEX form repeats one lane of memory.
 fn repeats_lanes(code: Code) -> bool {
-    let no = [Op::AddW, Op::MaddUbs, Op::MaddW, Op::ShrW, Op::NarrowW, Op::Move];
+    let no = [Op::AddW, Op::MaddUbs, Op::MaddW, Op::ShrW, Op::NarrowW, Op::NarrowUnsignedW, Op::Move];
     !no.iter().any(|op| op.code(Isa::Avx512Vnni) == code)
 }
 

@@ -157,8 +157,10 @@ operations! {
     DotBytes: VEX_Vpdpbusd_ymm_ymm_ymmm256, EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32, Full Full Full;
     /// i32 to i16 within every 128 bits, the first operand's lanes before the second's; what does not fit becomes what fits best.
     NarrowD: VEX_Vpackssdw_ymm_ymm_ymmm256, EVEX_Vpackssdw_zmm_k1z_zmm_zmmm512b32, Full Full Full;
+    /// i16 to i8 in the same way.
+    NarrowW: VEX_Vpacksswb_ymm_ymm_ymmm256, EVEX_Vpacksswb_zmm_k1z_zmm_zmmm512, Full Full Full;
     /// i16 to u8 in the same way.
-    NarrowW: VEX_Vpackuswb_ymm_ymm_ymmm256, EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512, Full Full Full;
+    NarrowUnsignedW: VEX_Vpackuswb_ymm_ymm_ymmm256, EVEX_Vpackuswb_zmm_k1z_zmm_zmmm512, Full Full Full;
     /// A whole vector from a register or memory.
     Move: VEX_Vmovups_ymm_ymmm256, EVEX_Vmovups_zmm_k1z_zmmm512, Full Full;
     /// A whole vector to memory.

@@ -52,15 +52,17 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let rows_end = f.a.min(rows_end, m);
         let begin_of_tile = f.a.copy(to);
         let rows = f.a.minus(rows_end, first);
+        let sums = p.form.sums().map(|sums| (sums_of_tile(f, height, k, &sums, task), sums));
+        let mut summed = false;
         if let Form::Quantize { scales, .. } = p.form {
             let before = f.times(first, p.from.row);
             let from = f.a.lea(Mem::indexed(from, before, 4, 0));
             let before = f.a.times_imm(task, height * ELEMENT);
             let scales = f.buffer(scales);
             f.a.add_into(scales, before);
-            let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, scales };
+            let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, scales, sums };
             if p.from.k == Extent::Const(1) {
-                quantize::along_k(f, p, &tile);
+                summed = quantize::along_k(f, p, &tile);
             } else {
                 quantize::along_rows(f, p, &tile);
             }
@@ -79,8 +81,10 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             let from = f.a.lea(Mem::indexed(from, first, 4, 0));
             rows_together(f, p, from, rows, k, to);
         }
-        if let Some(sums) = p.form.sums() {
-            row_sums(f, height, k, &sums, begin_of_tile, task);
+        if let Some((to, sums)) = sums
+            && !summed
+        {
+            row_sums(f, height, k, &sums, begin_of_tile, to);
         }
     });
 }
@@ -172,14 +176,19 @@ fn rows_together(f: &mut Function, p: &Pack, from: R, rows: R, k: R, to: R) {
     f.a.bind(done);
 }
 
-/// Sums of the bytes of every row of a packed tile of `height` rows, group by group, times a factor.
-fn row_sums(f: &mut Function, height: i64, units: R, sums: &Sums, tile: R, task: R) {
-    let (lanes, tile_row) = (f.a.isa.lanes(), height * ELEMENT);
+/// Where the sums of a tile go.
+fn sums_of_tile(f: &mut Function, height: i64, units: R, sums: &Sums, task: R) -> R {
     let groups = ceil_div(f, units, sums.group_units());
     let skipped = f.a.times(task, groups);
-    let skipped = f.a.times_imm(skipped, tile_row);
+    let skipped = f.a.times_imm(skipped, height * ELEMENT);
     let to = f.buffer(sums.buffer);
     f.a.add_into(to, skipped);
+    to
+}
+
+/// Sums of the bytes of every row of a packed tile of `height` rows, group by group, times a factor.
+fn row_sums(f: &mut Function, height: i64, units: R, sums: &Sums, tile: R, to: R) {
+    let (lanes, tile_row) = (f.a.isa.lanes(), height * ELEMENT);
     // Lanes behind the rows hold what is not looked at.
     let vectors = (height + lanes - 1) / lanes;
     let partly = (height % lanes != 0).then(|| {

@@ -1,5 +1,5 @@
-//! Packing that quantizes. A first pass over some rows finds their largest magnitudes, a second one their
-//! codes: of four rows at a time where the elements of a row are together, whose bytes then only need
+//! Packing that quantizes. A first pass over the rows of a tile finds their largest magnitudes, a second one
+//! their codes: of four rows at a time where the elements of a row are together, whose bytes then only need
 //! to be narrowed to be in order; or of a vector of rows where those of one `k` are together.
 
 use super::asm::{Asm, Cond, M, Mem, R, V};
@@ -8,11 +8,15 @@ use super::isa::Op;
 use super::math;
 use super::pack::ELEMENT;
 use crate::kernel::Extent;
-use crate::kernel::pack::Pack;
+use crate::kernel::pack::{Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
 
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
 const MAGNITUDE: i32 = 0x7fff_ffff;
+
+/// Values of k that all rows of a tile are packed for before those behind, unless sums say otherwise: a
+/// cache line of a tile belongs to several rows, and what is written fits the first-level cache.
+const BLOCK: i64 = 512;
 
 /// A tile of a packing kernel.
 pub struct Tile {
@@ -26,102 +30,174 @@ pub struct Tile {
     pub to: R,
     /// Where scales go.
     pub scales: R,
+    /// Where sums go, if any are wanted.
+    pub sums: Option<(R, Sums)>,
 }
 
-/// Quantizes and packs a tile of rows of which the elements are together.
-pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) {
+/// Four rows that are packed together: rows that do not exist repeat the last one.
+struct FourRows {
+    rows: Vec<R>,
+    /// What is left of k behind whole vectors, and its lanes, unless nothing is.
+    rest: Option<(R, M)>,
+}
+
+impl FourRows {
+    /// Runs the body if `i`, behind whole vectors, is below `end`: for what is left of k and its lanes.
+    fn rest(&self, f: &mut Function, i: R, end: R, body: impl FnOnce(&mut Asm, R, M)) {
+        let Some((count, mask)) = self.rest else { return };
+        let done = f.a.label();
+        f.a.compare(i, end);
+        f.a.jump_if(Cond::Ge, done);
+        body(&mut f.a, count, mask);
+        f.a.bind(done);
+    }
+}
+
+/// When sums are complete that are added up while rows are packed.
+#[derive(Clone, Copy, PartialEq)]
+enum Complete {
+    /// Behind every block.
+    Block,
+    /// Behind all of k.
+    Row,
+}
+
+/// Quantizes and packs a tile of rows of which the elements are together. Returns whether the sums are
+/// written.
+pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
     let lanes = f.a.isa.lanes();
-    let (pieces, height) = (lanes / 4, p.tile as i64);
-    let tile_row = height * ELEMENT;
+    let height = p.tile as i64;
+    let (block, complete) = match t.sums {
+        Some((_, sums)) if sums.covers(p.k) => match p.k {
+            Extent::Const(k) if k <= BLOCK => (BLOCK, Some(Complete::Block)),
+            _ => (BLOCK, Some(Complete::Row)),
+        },
+        Some((_, sums)) if sums.group % lanes == 0 => (sums.group, Some(Complete::Block)),
+        _ => (BLOCK, None),
+    };
     let none = f.a.vector_of(0);
     for v in 0..height / 4 {
         f.a.store_by(Op::StoreXmm, Mem::at(t.scales, 16 * v), none);
     }
-    // What is left behind whole vectors, and its lanes.
     let rest = (!multiple(p.k, lanes)).then(|| {
         let by = f.a.imm(lanes);
         let (_, rest) = f.a.divide(t.k, by);
         (rest, f.a.first_lanes(rest))
     });
-    let step = f.times_bytes(p.from.row);
-    let last = f.a.lea(Mem::at(t.rows, -1));
-    let (row, to, scales) = (f.a.imm(0), f.a.copy(t.to), f.a.copy(t.scales));
+    let inverses = f.a.scratch(4 * height + f.a.isa.bytes());
+    let four = f.a.imm(4);
+    let four = f.a.first_lanes(four);
+    // Whether a row has no usable range.
+    let careful = f.a.imm(0);
+    each_four(f, p, t, rest, |f, row, rows| {
+        let most = largest(f, rows, t.k);
+        let Ranges { scale, inverse, useful } = ranges(&mut f.a, most);
+        let left = f.a.minus(t.rows, row);
+        let exist = f.lanes_among(left, 0);
+        let none = f.a.vector_of(0);
+        let scale = f.a.select(exist, scale, none);
+        f.a.store_by(Op::StoreXmm, Mem::indexed(t.scales, row, 4, 0), scale);
+        f.a.store_by(Op::StoreXmm, Mem::indexed(inverses, row, 4, 0), inverse);
+        let useful = f.a.both(useful, four);
+        let useful = f.a.lane_bits(useful);
+        let all = f.a.label();
+        f.a.compare_imm(useful, 0b1111);
+        f.a.jump_if(Cond::Eq, all);
+        f.a.imm_into(careful, 1);
+        f.a.bind(all);
+    });
+    let exit = f.a.label();
+    f.a.compare_imm(t.k, 0);
+    f.a.jump_if(Cond::Le, exit);
+    let sums = t.sums.zip(complete).map(|((to, sums), complete)| {
+        // The sums of four rows so far, several of each row.
+        let width = f.a.isa.bytes();
+        let parts = f.a.scratch(width * height / 4);
+        if complete == Complete::Row {
+            (0..height / 4).for_each(|n| f.a.store_vector(Mem::at(parts, n * width), none));
+        }
+        (f.a.copy(to), sums.factor as i32, complete, parts)
+    });
+    let part = |f: &mut Function, parts: R, row: R| {
+        let before = f.a.times_imm(row, f.a.isa.bytes() / 4);
+        f.a.lea(Mem::indexed(parts, before, 1, 0))
+    };
+    let put_sums = |f: &mut Function, sum: V, factor: i32, to: R, row: R| {
+        let sum = f.a.fold_pieces(sum, |a, x, y| a.binary(Op::AddD, x, y));
+        let sum = f.a.binary(Op::MulD, sum, factor);
+        f.a.store_by(Op::StoreXmm, Mem::indexed(to, row, 4, 0), sum);
+    };
+    let (begin, to) = (f.a.imm(0), f.a.copy(t.to));
     let head = f.a.label();
     f.a.bind(head);
-    // Rows that do not exist repeat the last one.
-    let rows: Vec<R> = (0..4)
-        .map(|r| {
-            let row = f.a.lea(Mem::at(row, r));
-            let row = f.a.min(row, last);
-            let before = f.a.times(row, step);
-            f.a.plus(t.from, before)
-        })
-        .collect();
-    let most = largest_of_four(f, &rows, t.k, rest);
-    let (scale, inverse) = scale_and_inverse(&mut f.a, most);
-    let left = f.a.minus(t.rows, row);
-    let exist = f.lanes_among(left, 0);
-    let none = f.a.vector_of(0);
-    let scale = f.a.select(exist, scale, none);
-    f.a.store_by(Op::StoreXmm, Mem::at(scales, 0), scale);
-    let inverses: Vec<V> = (0..4)
-        .map(|r| {
-            let x = f.a.unary_imm(Op::ShufD, inverse, r * 0b01_01_01_01);
-            f.a.splat(x)
-        })
-        .collect();
-    let byte = f.a.vector_of(0xff);
-    let (i, at) = (f.a.imm(0), f.a.copy(to));
-    let units = |a: &mut Asm, mask: Option<M>| {
-        let codes: Vec<V> = (0..4).map(|r| code(a, Mem::indexed(rows[r], i, 4, 0), mask, inverses[r], Some(byte))).collect();
-        let (low, high) = (a.binary(Op::NarrowD, codes[0], codes[1]), a.binary(Op::NarrowD, codes[2], codes[3]));
-        a.binary(Op::NarrowW, low, high)
-    };
-    f.a.each(i, t.k, lanes, |a| {
-        let x = units(a, None);
-        for q in 0..pieces {
-            a.store_piece(Mem::at(at, q * tile_row), x, q as u8);
+    let end = f.a.lea(Mem::at(begin, block));
+    let end = f.a.min(end, t.k);
+    each_four(f, p, t, rest, |f, row, rows| {
+        let inverse: Vec<V> = (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect();
+        let sum = sums.map(|(to, factor, complete, parts)| {
+            let at = part(f, parts, row);
+            let sum = if complete == Complete::Row { f.a.vector_of(Mem::at(at, 0)) } else { f.a.vector_of(0) };
+            (sum, to, factor, complete, at)
+        });
+        let to = f.a.lea(Mem::indexed(to, row, 4, 0));
+        codes(f, p, rows, (begin, end), &inverse, careful, to, sum.map(|s| s.0));
+        match sum {
+            Some((sum, to, factor, Complete::Block, _)) => put_sums(f, sum, factor, to, row),
+            Some((sum, _, _, Complete::Row, at)) => f.a.store_vector(Mem::at(at, 0), sum),
+            None => {}
         }
-        a.add_imm(at, pieces * tile_row);
     });
-    if let Some((rest, mask)) = rest {
-        let done = f.a.label();
-        f.a.compare_imm(rest, 0);
-        f.a.jump_if(Cond::Eq, done);
-        let x = units(&mut f.a, Some(mask));
-        for q in 0..pieces {
-            f.a.store_piece(Mem::at(at, q * tile_row), x, q as u8);
-            f.a.compare_imm(rest, 4 * (q + 1));
-            f.a.jump_if(Cond::Le, done);
-        }
-        f.a.bind(done);
+    f.a.add_imm(to, block / 4 * height * ELEMENT);
+    if let Some((to, _, Complete::Block, _)) = sums {
+        f.a.add_imm(to, height * ELEMENT);
     }
-    f.a.add_imm(to, 4 * ELEMENT);
-    f.a.add_imm(scales, 4 * ELEMENT);
+    f.a.add_imm(begin, block);
+    f.a.compare(begin, t.k);
+    f.a.jump_if(Cond::Lt, head);
+    if let Some((to, factor, Complete::Row, parts)) = sums {
+        each_four(f, p, t, rest, |f, row, _| {
+            let at = part(f, parts, row);
+            let sum = f.a.vector_of(Mem::at(at, 0));
+            put_sums(f, sum, factor, to, row);
+        });
+    }
+    f.a.bind(exit);
+    complete.is_some()
+}
+
+/// Runs the body for every four rows of a tile, with the number of the first.
+fn each_four(f: &mut Function, p: &Pack, t: &Tile, rest: Option<(R, M)>, body: impl FnOnce(&mut Function, R, &FourRows)) {
+    let step = f.times_bytes(p.from.row);
+    let last = f.a.lea(Mem::at(t.rows, -1));
+    let row = f.a.imm(0);
+    let head = f.a.label();
+    f.a.bind(head);
+    let rows = (0..4).map(|r| {
+        let row = f.a.lea(Mem::at(row, r));
+        let row = f.a.min(row, last);
+        let before = f.a.times(row, step);
+        f.a.plus(t.from, before)
+    });
+    let rows = FourRows { rows: rows.collect(), rest };
+    body(f, row, &rows);
     f.a.add_imm(row, 4);
     f.a.compare(row, t.rows);
     f.a.jump_if(Cond::Lt, head);
 }
 
 /// The largest magnitudes of four rows, in the lowest 128 bits.
-fn largest_of_four(f: &mut Function, rows: &[R], k: R, rest: Option<(R, M)>) -> V {
+fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
     let magnitude = f.a.vector_of(MAGNITUDE);
-    let most: Vec<V> = rows.iter().map(|_| f.a.vector_of(0)).collect();
+    let most: Vec<V> = rows.rows.iter().map(|_| f.a.vector_of(0)).collect();
     let i = f.a.imm(0);
     let step = |a: &mut Asm, mask: Option<M>| {
-        for (&row, &most) in rows.iter().zip(&most) {
+        for (&row, &most) in rows.rows.iter().zip(&most) {
             raise(a, most, Mem::indexed(row, i, 4, 0), mask, magnitude);
         }
     };
     let lanes = f.a.isa.lanes();
     f.a.each(i, k, lanes, |a| step(a, None));
-    if let Some((rest, mask)) = rest {
-        let done = f.a.label();
-        f.a.compare_imm(rest, 0);
-        f.a.jump_if(Cond::Eq, done);
-        step(&mut f.a, Some(mask));
-        f.a.bind(done);
-    }
+    rows.rest(f, i, k, |a, _, mask| step(a, Some(mask)));
     // Halves of lanes, of two rows and then of all four.
     let a = &mut f.a;
     let halves = |a: &mut Asm, x: V, y: V| {
@@ -132,6 +208,54 @@ fn largest_of_four(f: &mut Function, rows: &[R], k: R, rest: Option<(R, M)>) -> 
     let (low, high) = (a.binary_imm(Op::ShufPs, x, y, 0x44), a.binary_imm(Op::ShufPs, x, y, 0xee));
     let all = a.binary(Op::MaxD, low, high);
     a.fold_pieces(all, |a, x, y| a.binary(Op::MaxD, x, y))
+}
+
+/// Packs the codes of four rows from one k to another, and adds them to sums.
+#[expect(clippy::too_many_arguments, reason = "a part of four rows of a tile")]
+fn codes(f: &mut Function, p: &Pack, rows: &FourRows, (begin, end): (R, R), inverse: &[V], careful: R, to: R, sum: Option<V>) {
+    let pieces = f.a.isa.lanes() / 4;
+    let tile_row = p.tile as i64 * ELEMENT;
+    let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(0x0101_0101));
+    let (i, at) = (f.a.copy(begin), f.a.copy(to));
+    // The units of a vector of k: the bytes of a row are neighbours, those of the rows too.
+    let units = |a: &mut Asm, byte: Option<V>, mask: Option<M>| {
+        let x: Vec<V> = (0..4).map(|r| code(a, Mem::indexed(rows.rows[r], i, 4, 0), mask, inverse[r], byte)).collect();
+        let (low, high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
+        let bytes = a.binary(if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high);
+        match sum {
+            Some(sum) if a.isa.has_vnni() => a.update(Op::DotBytes, sum, ones, bytes),
+            Some(sum) => {
+                let pairs = a.binary(Op::MaddUbs, ones, bytes);
+                let all = a.binary(Op::MaddW, pairs, 0x0001_0001);
+                a.binary_into(Op::AddD, sum, sum, all);
+            }
+            None => {}
+        }
+        bytes
+    };
+    let put = |a: &mut Asm, byte: Option<V>| {
+        let x = units(a, byte, None);
+        (0..pieces).for_each(|q| a.store_piece(Mem::at(at, q * tile_row), x, q as u8));
+        a.add_imm(at, pieces * tile_row);
+    };
+    let (with_care, done) = (f.a.label(), f.a.label());
+    f.a.compare_imm(careful, 0);
+    f.a.jump_if(Cond::Ne, with_care);
+    f.a.each(i, end, 4 * pieces, |a| put(a, None));
+    f.a.jump(done);
+    f.a.bind(with_care);
+    f.a.each(i, end, 4 * pieces, |a| put(a, Some(byte)));
+    f.a.bind(done);
+    rows.rest(f, i, end, |a, count, mask| {
+        let x = units(a, Some(byte), Some(mask));
+        let done = a.label();
+        for q in 0..pieces {
+            a.store_piece(Mem::at(at, q * tile_row), x, q as u8);
+            a.compare_imm(count, 4 * (q + 1));
+            a.jump_if(Cond::Le, done);
+        }
+        a.bind(done);
+    });
 }
 
 /// Quantizes and packs a tile of which the rows of one `k` are together.
@@ -173,7 +297,7 @@ pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
             });
         }
         let most = f.a.binary(Op::MaxD, most[0], most[1]);
-        let (scale, inverse) = scale_and_inverse(&mut f.a, most);
+        let Ranges { scale, inverse, .. } = ranges(&mut f.a, most);
         let at = f.a.lea(Mem::at(t.scales, first * ELEMENT));
         put(&mut f.a, at, scale);
 
@@ -248,8 +372,16 @@ fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -> V 
     }
 }
 
+/// What rows have, by lanes.
+struct Ranges {
+    scale: V,
+    inverse: V,
+    /// Rows with a range that is divided by.
+    useful: M,
+}
+
 /// Scales and inverses of rows from their largest magnitudes.
-fn scale_and_inverse(a: &mut Asm, most: V) -> (V, V) {
+fn ranges(a: &mut Asm, most: V) -> Ranges {
     let scale = a.binary(Op::DivPs, most, 127.0);
     let steps = a.vector_of(127.0);
     let inverse = a.binary(Op::DivPs, steps, most);
@@ -257,5 +389,5 @@ fn scale_and_inverse(a: &mut Asm, most: V) -> (V, V) {
     let (enough, finite) = (a.compare_ps(math::LESS_EQUAL, least, most), a.compare_ps(math::LESS, most, infinity));
     let useful = a.both(enough, finite);
     let none = a.vector_of(0);
-    (scale, a.select(useful, inverse, none))
+    Ranges { scale, inverse: a.select(useful, inverse, none), useful }
 }
