@@ -14,8 +14,12 @@ use tfc_ir::quant::MIN_RANGE;
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
 const MAGNITUDE: i32 = 0x7fff_ffff;
 
-/// Values of k that all rows of a tile are packed for before those behind, unless sums say otherwise: a
-/// cache line of a tile belongs to several rows, and what is written fits the first-level cache.
+/// The longest k of which four rows, and a tile of them, fit the first-level cache: four rows are packed
+/// when their ranges are known, then the next four.
+const SHORT: i64 = 1024;
+
+/// Of longer rows, values of k that all rows of a tile are packed for before those behind, unless sums say
+/// otherwise: a cache line of a tile belongs to several rows, and what is written fits the first-level cache.
 const BLOCK: i64 = 512;
 
 /// A tile of a packing kernel.
@@ -65,15 +69,14 @@ enum Complete {
 /// Quantizes and packs a tile of rows of which the elements are together. Returns whether the sums are
 /// written.
 pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
-    let lanes = f.a.isa.lanes();
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
     let height = p.tile as i64;
+    let short = matches!(p.k, Extent::Const(..=SHORT));
+    let block = if short { SHORT } else { BLOCK };
     let (block, complete) = match t.sums {
-        Some((_, sums)) if sums.covers(p.k) => match p.k {
-            Extent::Const(k) if k <= BLOCK => (BLOCK, Some(Complete::Block)),
-            _ => (BLOCK, Some(Complete::Row)),
-        },
+        Some((_, sums)) if sums.covers(p.k) => (block, Some(if short { Complete::Block } else { Complete::Row })),
         Some((_, sums)) if sums.group % lanes == 0 => (sums.group, Some(Complete::Block)),
-        _ => (BLOCK, None),
+        _ => (block, None),
     };
     let none = f.a.vector_of(0);
     for v in 0..height / 4 {
@@ -84,12 +87,10 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         let (_, rest) = f.a.divide(t.k, by);
         (rest, f.a.first_lanes(rest))
     });
-    let inverses = f.a.scratch(4 * height + f.a.isa.bytes());
-    let four = f.a.imm(4);
-    let four = f.a.first_lanes(four);
+    let inverses = f.a.scratch(4 * height + width);
     // Whether a row has no usable range.
     let careful = f.a.imm(0);
-    each_four(f, p, t, rest, |f, row, rows| {
+    let find_ranges = |f: &mut Function, row: R, rows: &FourRows| {
         let most = largest(f, rows, t.k);
         let Ranges { scale, inverse, useful } = ranges(&mut f.a, most);
         let left = f.a.minus(t.rows, row);
@@ -98,6 +99,8 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         let scale = f.a.select(exist, scale, none);
         f.a.store_by(Op::StoreXmm, Mem::indexed(t.scales, row, 4, 0), scale);
         f.a.store_by(Op::StoreXmm, Mem::indexed(inverses, row, 4, 0), inverse);
+        let four = f.a.imm(4);
+        let four = f.a.first_lanes(four);
         let useful = f.a.both(useful, four);
         let useful = f.a.lane_bits(useful);
         let all = f.a.label();
@@ -105,64 +108,112 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         f.a.jump_if(Cond::Eq, all);
         f.a.imm_into(careful, 1);
         f.a.bind(all);
-    });
-    let exit = f.a.label();
-    f.a.compare_imm(t.k, 0);
-    f.a.jump_if(Cond::Le, exit);
+    };
     let sums = t.sums.zip(complete).map(|((to, sums), complete)| {
         // The sums of four rows so far, several of each row.
-        let width = f.a.isa.bytes();
         let parts = f.a.scratch(width * height / 4);
         if complete == Complete::Row {
             (0..height / 4).for_each(|n| f.a.store_vector(Mem::at(parts, n * width), none));
         }
-        (f.a.copy(to), sums.factor as i32, complete, parts)
+        Adding { to, factor: sums.factor as i32, complete, parts }
     });
-    let part = |f: &mut Function, parts: R, row: R| {
+    let pack_codes = |f: &mut Function, row: R, rows: &FourRows, part: &Part| {
+        let inverse: Vec<V> = (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect();
+        let sum = sums.as_ref().map(|s| match s.complete {
+            Complete::Block => f.a.vector_of(0),
+            Complete::Row => {
+                let at = s.part(f, row);
+                f.a.vector_of(at)
+            }
+        });
+        let to = f.a.lea(Mem::indexed(part.to, row, 4, 0));
+        codes(f, p, rows, part, &inverse, careful, to, sum);
+        match sums.as_ref().zip(sum) {
+            Some((s, sum)) if s.complete == Complete::Block => s.put(f, sum, part.sums, row),
+            Some((s, sum)) => {
+                let at = s.part(f, row);
+                f.a.store_vector(at, sum);
+            }
+            None => {}
+        }
+    };
+    if short {
+        each_four(f, p, t, rest, |f, row, rows| {
+            f.a.imm_into(careful, 0);
+            find_ranges(f, row, rows);
+            each_block(f, p, t, block, |f, part| pack_codes(f, row, rows, part));
+        });
+    } else {
+        each_four(f, p, t, rest, find_ranges);
+        each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part)));
+    }
+    if let Some(s) = &sums
+        && s.complete == Complete::Row
+    {
+        let exit = f.a.label();
+        f.a.compare_imm(t.k, 0);
+        f.a.jump_if(Cond::Le, exit);
+        each_four(f, p, t, rest, |f, row, _| {
+            let at = s.part(f, row);
+            let sum = f.a.vector_of(at);
+            s.put(f, sum, s.to, row);
+        });
+        f.a.bind(exit);
+    }
+    complete.is_some()
+}
+
+/// Sums that are added up while rows are packed.
+struct Adding {
+    /// Where those of a tile go.
+    to: R,
+    factor: i32,
+    complete: Complete,
+    /// A vector for every four rows: what their sums are so far.
+    parts: R,
+}
+
+impl Adding {
+    /// Where the sums of four rows are kept.
+    fn part(&self, f: &mut Function, row: R) -> Mem {
         let before = f.a.times_imm(row, f.a.isa.bytes() / 4);
-        f.a.lea(Mem::indexed(parts, before, 1, 0))
-    };
-    let put_sums = |f: &mut Function, sum: V, factor: i32, to: R, row: R| {
+        Mem::indexed(self.parts, before, 1, 0)
+    }
+
+    /// Stores the sums of four rows.
+    fn put(&self, f: &mut Function, sum: V, to: R, row: R) {
         let sum = f.a.fold_pieces(sum, |a, x, y| a.binary(Op::AddD, x, y));
-        let sum = f.a.binary(Op::MulD, sum, factor);
+        let sum = f.a.binary(Op::MulD, sum, self.factor);
         f.a.store_by(Op::StoreXmm, Mem::indexed(to, row, 4, 0), sum);
-    };
+    }
+}
+
+/// A part of the columns of a tile: from one k to another, where its units go, and its sums.
+struct Part {
+    begin: R,
+    end: R,
+    to: R,
+    sums: R,
+}
+
+/// Runs the body for every `block` values of k, of which the last may be fewer.
+fn each_block(f: &mut Function, p: &Pack, t: &Tile, block: i64, body: impl FnOnce(&mut Function, &Part)) {
+    let height = p.tile as i64;
     let (begin, to) = (f.a.imm(0), f.a.copy(t.to));
-    let head = f.a.label();
+    let sums = f.a.copy(t.sums.map_or(t.to, |s| s.0));
+    let (head, exit) = (f.a.label(), f.a.label());
+    f.a.compare(begin, t.k);
+    f.a.jump_if(Cond::Ge, exit);
     f.a.bind(head);
     let end = f.a.lea(Mem::at(begin, block));
     let end = f.a.min(end, t.k);
-    each_four(f, p, t, rest, |f, row, rows| {
-        let inverse: Vec<V> = (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect();
-        let sum = sums.map(|(to, factor, complete, parts)| {
-            let at = part(f, parts, row);
-            let sum = if complete == Complete::Row { f.a.vector_of(Mem::at(at, 0)) } else { f.a.vector_of(0) };
-            (sum, to, factor, complete, at)
-        });
-        let to = f.a.lea(Mem::indexed(to, row, 4, 0));
-        codes(f, p, rows, (begin, end), &inverse, careful, to, sum.map(|s| s.0));
-        match sum {
-            Some((sum, to, factor, Complete::Block, _)) => put_sums(f, sum, factor, to, row),
-            Some((sum, _, _, Complete::Row, at)) => f.a.store_vector(Mem::at(at, 0), sum),
-            None => {}
-        }
-    });
+    body(f, &Part { begin, end, to, sums });
     f.a.add_imm(to, block / 4 * height * ELEMENT);
-    if let Some((to, _, Complete::Block, _)) = sums {
-        f.a.add_imm(to, height * ELEMENT);
-    }
+    f.a.add_imm(sums, height * ELEMENT);
     f.a.add_imm(begin, block);
     f.a.compare(begin, t.k);
     f.a.jump_if(Cond::Lt, head);
-    if let Some((to, factor, Complete::Row, parts)) = sums {
-        each_four(f, p, t, rest, |f, row, _| {
-            let at = part(f, parts, row);
-            let sum = f.a.vector_of(Mem::at(at, 0));
-            put_sums(f, sum, factor, to, row);
-        });
-    }
     f.a.bind(exit);
-    complete.is_some()
 }
 
 /// Runs the body for every four rows of a tile, with the number of the first.
@@ -212,11 +263,11 @@ fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
 
 /// Packs the codes of four rows from one k to another, and adds them to sums.
 #[expect(clippy::too_many_arguments, reason = "a part of four rows of a tile")]
-fn codes(f: &mut Function, p: &Pack, rows: &FourRows, (begin, end): (R, R), inverse: &[V], careful: R, to: R, sum: Option<V>) {
+fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, inverse: &[V], careful: R, to: R, sum: Option<V>) {
     let pieces = f.a.isa.lanes() / 4;
     let tile_row = p.tile as i64 * ELEMENT;
     let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(0x0101_0101));
-    let (i, at) = (f.a.copy(begin), f.a.copy(to));
+    let (i, at, end) = (f.a.copy(part.begin), f.a.copy(to), part.end);
     // The units of a vector of k: the bytes of a row are neighbours, those of the rows too.
     let units = |a: &mut Asm, byte: Option<V>, mask: Option<M>| {
         let x: Vec<V> = (0..4).map(|r| code(a, Mem::indexed(rows.rows[r], i, 4, 0), mask, inverse[r], byte)).collect();
