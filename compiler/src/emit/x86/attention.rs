@@ -59,6 +59,8 @@ struct Areas {
     sum_pitch: i64,
     /// The largest score of every query.
     largest: R,
+    /// By how much the largest score before was less.
+    drops: R,
     /// A vector per query, whose lanes add up to the sum of its weights.
     totals: R,
     /// A vector of the bias below which keys are hidden.
@@ -106,6 +108,7 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
         sums: f.a.scratch(TILE * sum_pitch),
         sum_pitch,
         largest: f.a.scratch(64),
+        drops: f.a.scratch(64),
         totals: f.a.scratch(TILE * width),
         threshold: f.a.scratch(width),
     };
@@ -515,14 +518,26 @@ fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: La
     f.a.bind(hidden);
 }
 
-/// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score.
+/// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score. All
+/// rows get their largest score first: no row waits for its own.
 fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R, columns: R) {
-    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
-    let vectors = COLUMNS / lanes;
     let padded = ceil_div(f, columns, COLUMNS);
     let padded = f.a.times_imm(padded, COLUMNS);
-    let (scores, sums, totals, largest) = (f.a.copy(s.scores), f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(s.largest));
-    let weights = f.a.copy(s.weights);
+    largest(f, a, t, s, k, key, (columns, padded));
+    let first = f.a.label();
+    f.a.compare_imm(t.begun, 0);
+    f.a.jump_if(Cond::Eq, first);
+    shrink(f, t, s);
+    f.a.bind(first);
+    weights(f, t, s, padded);
+}
+
+/// Completes the scores of a block of keys, and finds the largest score of every row so far and by how much
+/// it is greater than the one before.
+fn largest(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R, (columns, padded): (R, R)) {
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let vectors = COLUMNS / lanes;
+    let (scores, largest, drops) = (f.a.copy(s.scores), f.a.copy(s.largest), f.a.copy(s.drops));
     let rounded = k.parameters.zip(s.factors).map(|((scales, _), factors)| (f.a.lea(Mem::indexed(scales, key, 4, 0)), f.a.copy(factors)));
     // Keys of the block that the first query sees; every further one sees a key more.
     let seen = f.a.minus(t.seen[0], key);
@@ -534,8 +549,6 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R,
     let head = f.a.label();
     f.a.bind(head);
     let factor = rounded.map(|(scales, factors)| (scales, f.a.broadcast(Mem::at(factors, 0))));
-
-    // Scores with bias, and the largest of them.
     let most: Vec<V> = (0..vectors).map(|_| f.a.vector_of(f32::NEG_INFINITY)).collect();
     let i = f.a.imm(0);
     let seen_here = if a.causal { clamp(f, seen, columns) } else { columns };
@@ -589,59 +602,19 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R,
         f.a.jump_if(Cond::Lt, head);
         f.a.bind(exit);
     }
-    let m = combine(f, &most, Op::MaxPs);
+    let m = combine(&mut f.a, &most, Op::MaxPs);
     let m = f.a.across(m, |a, x, y| a.binary(Op::MaxPs, x, y));
-    let m = f.a.splat(m);
     // No score is below this: weights are 0 where all scores are minus infinity.
-    let before = f.a.broadcast(Mem::at(largest, 0));
+    let before = f.a.unary(Op::LoadLane, Mem::at(largest, 0));
     let m = f.a.binary(Op::MaxPs, m, before);
     f.a.store_by(Op::StoreLane, Mem::at(largest, 0), m);
-
-    // Weights and their sum.
-    let parts: Vec<V> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
-    let i = f.a.imm(0);
-    f.a.each(i, padded, COLUMNS, |f| {
-        for (v, &sum) in parts.iter().enumerate() {
-            let place = Mem::indexed(scores, i, 4, v as i64 * width);
-            let x = f.vector_of(place);
-            let x = f.binary(Op::SubPs, x, m);
-            let w = if rounded.is_some() {
-                let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
-                let element = s.weight_pitch / BLOCK;
-                f.store_low_bytes(Mem::indexed(weights, i, element as u32, v as i64 * lanes * element), step, element == 2);
-                f.binary(Op::SubPs, step, math::STEP_SHIFT)
-            } else {
-                let w = math::exp_weight(f, x);
-                f.store_vector(place, w);
-                w
-            };
-            f.binary_into(Op::AddPs, sum, sum, w);
-        }
-    });
-    let total = combine(f, &parts, Op::AddPs);
-    let (first, done) = (f.a.label(), f.a.label());
-    f.a.compare_imm(t.begun, 0);
-    f.a.jump_if(Cond::Eq, first);
-    let shrink = f.a.binary(Op::SubPs, before, m);
-    let shrink = math::exp_weight(&mut f.a, shrink);
-    let scaled = f.a.fma(shrink, Mem::at(totals, 0), total);
-    f.a.store_vector(Mem::at(totals, 0), scaled);
-    let (i, end) = (f.a.imm(0), f.a.imm(s.sum_pitch));
-    f.a.each(i, end, width, |a| {
-        let x = a.binary(Op::MulPs, shrink, Mem::indexed(sums, i, 1, 0));
-        a.store_vector(Mem::indexed(sums, i, 1, 0), x);
-    });
-    f.a.jump(done);
-    f.a.bind(first);
-    f.a.store_vector(Mem::at(totals, 0), total);
-    f.a.bind(done);
+    let drop = f.a.binary(Op::SubPs, before, m);
+    f.a.store_by(Op::StoreLane, Mem::at(drops, 0), drop);
 
     f.a.add_imm(scores, SCORE_PITCH);
-    f.a.add_imm(sums, s.sum_pitch);
-    f.a.add_imm(totals, width);
     f.a.add_imm(largest, ELEMENT);
+    f.a.add_imm(drops, ELEMENT);
     if let Some((_, factors)) = rounded {
-        f.a.add_imm(weights, s.weight_pitch);
         f.a.add_imm(factors, ELEMENT);
     }
     if a.causal {
@@ -655,6 +628,61 @@ fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R,
     f.a.jump_if(Cond::Gt, head);
 }
 
+/// Brings totals and sums to the largest scores.
+fn shrink(f: &mut Function, t: &Task, s: &Areas) {
+    let width = f.a.isa.bytes();
+    let (sums, totals, drops, rows) = (f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(s.drops), f.a.copy(t.rows));
+    f.a.repeat(rows, |f| {
+        let drop = f.broadcast(Mem::at(drops, 0));
+        let shrink = math::exp_weight(f, drop);
+        let total = f.binary(Op::MulPs, shrink, Mem::at(totals, 0));
+        f.store_vector(Mem::at(totals, 0), total);
+        let (i, end) = (f.imm(0), f.imm(s.sum_pitch));
+        f.each(i, end, width, |f| {
+            let x = f.binary(Op::MulPs, shrink, Mem::indexed(sums, i, 1, 0));
+            f.store_vector(Mem::indexed(sums, i, 1, 0), x);
+        });
+        f.add_imm(sums, s.sum_pitch);
+        f.add_imm(totals, width);
+        f.add_imm(drops, ELEMENT);
+    });
+}
+
+/// The weights of a block of keys, and their sums.
+fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
+    let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
+    let (scores, weights, totals, largest) = (f.a.copy(s.scores), f.a.copy(s.weights), f.a.copy(s.totals), f.a.copy(s.largest));
+    let rows = f.a.copy(t.rows);
+    f.a.repeat(rows, |f| {
+        let m = f.broadcast(Mem::at(largest, 0));
+        let parts: Vec<V> = (0..COLUMNS / lanes).map(|v| if v == 0 { f.vector_of(Mem::at(totals, 0)) } else { f.vector_of(0) }).collect();
+        let i = f.imm(0);
+        f.each(i, padded, COLUMNS, |f| {
+            for (v, &sum) in parts.iter().enumerate() {
+                let x = f.vector_of(Mem::indexed(scores, i, 4, v as i64 * width));
+                let x = f.binary(Op::SubPs, x, m);
+                let w = if s.factors.is_some() {
+                    let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
+                    let element = s.weight_pitch / BLOCK;
+                    f.store_low_bytes(Mem::indexed(weights, i, element as u32, v as i64 * lanes * element), step, element == 2);
+                    f.binary(Op::SubPs, step, math::STEP_SHIFT)
+                } else {
+                    let w = math::exp_weight(f, x);
+                    f.store_vector(Mem::indexed(weights, i, 4, v as i64 * width), w);
+                    w
+                };
+                f.binary_into(Op::AddPs, sum, sum, w);
+            }
+        });
+        let total = combine(f, &parts, Op::AddPs);
+        f.store_vector(Mem::at(totals, 0), total);
+        f.add_imm(scores, SCORE_PITCH);
+        f.add_imm(weights, s.weight_pitch);
+        f.add_imm(totals, width);
+        f.add_imm(largest, ELEMENT);
+    });
+}
+
 /// `max(0, min(x, most))`.
 fn clamp(f: &mut Function, x: R, most: R) -> R {
     let x = f.a.min(x, most);
@@ -662,11 +690,11 @@ fn clamp(f: &mut Function, x: R, most: R) -> R {
     f.a.max(x, zero)
 }
 
-fn combine(f: &mut Function, parts: &[V], op: Op) -> V {
+fn combine(f: &mut Asm, parts: &[V], op: Op) -> V {
     let mut parts = parts.to_vec();
     while parts.len() > 1 {
         let half = parts.len() / 2;
-        parts = (0..half).map(|i| f.a.binary(op, parts[i], parts[i + half])).collect();
+        parts = (0..half).map(|i| f.binary(op, parts[i], parts[i + half])).collect();
     }
     parts[0]
 }

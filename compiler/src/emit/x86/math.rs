@@ -84,12 +84,20 @@ pub fn exp_normal(a: &mut Asm, x: V) -> V {
     a.fma(rest, power, power)
 }
 
-/// `e^x` for `x <= 0`; 0 where it is not a normal number.
+/// `e^x` for `x <= 0`; 0 where it is not a normal number. The relative error grows with `-x`, by 2^-24 for
+/// each unit, so the error next to `e^0` stays below 2e-7.
 pub fn exp_weight(a: &mut Asm, x: V) -> V {
     // At the bound the power of two is 2^-127, whose bits are those of 0. A NaN comes last and stays.
     let low = a.vector_of(-88.0);
     let x = a.binary(Op::MaxPs, low, x);
-    exp_normal(a, x)
+    let shift = a.vector_of((SHIFT_32 + 127.0) as f32);
+    let log2_e = a.vector_of(std::f32::consts::LOG2_E);
+    let shifted = a.fma(log2_e, x, shift);
+    let minus_n = a.binary(Op::SubPs, shift, shifted);
+    let rest = a.fma(log2_e, x, minus_n);
+    let y = polynomial(a, rest, &EXP2_32);
+    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    a.binary(Op::MulPs, y, power)
 }
 
 /// `2^x` on [-0.5, 0.5] with a relative error below 7.5e-5: least squares, weighted until the error is even.
