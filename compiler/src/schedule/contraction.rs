@@ -27,6 +27,8 @@ pub(super) struct Packed {
 pub(super) struct QuantizedRight {
     /// How they are stored; buffer parameters are filled in when there are arguments.
     pub format: gemm::Quantized,
+    /// The length of groups that are not whole units, and are filled up.
+    pub padded: Option<i64>,
     /// What the sums of rows are multiplied by.
     pub factor: i64,
     /// Packed weights.
@@ -100,7 +102,10 @@ impl Scheduler {
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
             let mut right = self.quantized_operand(op, &operands)?;
-            if let RightOperand::Quantized(q) = &mut right
+            if let RightOperand::Quantized(QuantizedRight { padded: Some(group), .. }) = right {
+                p.left = self.padded_groups(&p.left, group, loc);
+                p.k = p.left.shape[p.left.shape.rank() - 1].clone();
+            } else if let RightOperand::Quantized(q) = &mut right
                 && let Some(rows) = q.row_scale.as_ref().and_then(|scales| self.unquantized(&p.left, scales))
             {
                 p.left = rows;

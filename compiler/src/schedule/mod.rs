@@ -124,8 +124,10 @@ enum Layout {
     RowMajor,
     /// Panels of the right operand of a product.
     Panels,
-    /// Panels of quantized weights.
-    Weights,
+    /// Panels of quantized weights, whose groups of so many are filled up to whole units.
+    Weights {
+        padded: Option<usize>,
+    },
     /// Panels of quantized weights for rows of f32.
     WeightRows,
     /// Panels of what columns have.
@@ -480,7 +482,7 @@ fn lower(body: &Graph, keep: bool) -> Result<Graph, InferError> {
 /// over no axes is its operand.
 fn lower_node(g: &mut Graph, node: &NodeData, inputs: &[Value], keep: bool) -> Option<Result<Vec<Value>, InferError>> {
     match &node.op {
-        Op::QuantizedMatmul(op) if keep && quantized::has_kernel(op, g.ty(inputs[0]).shape.0.last().and_then(Dim::as_const)) => None,
+        Op::QuantizedMatmul(_) if keep => None,
         Op::Reduce(op) if op.axes.is_empty() => Some(Ok(inputs.to_vec())),
         Op::Reduce(op) if !op.keep => {
             let shape = g.ty(inputs[0]).shape.clone();

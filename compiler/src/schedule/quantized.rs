@@ -2,20 +2,17 @@
 
 use super::contraction::{DequantizedRight, QuantizedRight, RightOperand};
 use super::view::View;
-use super::{Layout, Scheduler, Source, Unfit};
+use super::{Layout, Scheduler, Source, Unfit, movement};
 use crate::kernel::gemm::{self, RowZeros};
+use tfc_ir::dim::Dim;
+use tfc_ir::graph::Loc;
 use tfc_ir::ops::QuantizedMatmul;
 use tfc_ir::ops::quantized_matmul::Operands;
 use tfc_ir::tensor::Tensor;
-use tfc_ir::types::{Elem, Shape};
+use tfc_ir::types::{Elem, Shape, Type};
 
-/// Whether there is a kernel for an operator if its weights are constants: the depth is known and not 0, and with
-/// quantized activations groups are whole units.
-pub(super) fn has_kernel(op: &QuantizedMatmul, k: Option<i64>) -> bool {
-    let Some(k) = k.and_then(|k| usize::try_from(k).ok()).filter(|&k| k > 0) else { return false };
-    let group = op.group(k);
-    op.activations.is_none() || group == k || group.is_multiple_of(4)
-}
+/// Bytes of a unit of packed rows.
+const UNIT: usize = 4;
 
 /// Constant weights. Those of types without a sign, and their zero points, are less by half of the range.
 struct Weights {
@@ -33,9 +30,6 @@ impl Weights {
     fn of(op: &QuantizedMatmul, o: &Operands<Source>) -> Result<Weights, Unfit> {
         let (Source::Const(w), Source::Const(scales)) = (o.w, o.w_scale) else { return Err(Unfit) };
         let (k, n) = (w.sizes()[0], w.sizes()[1]);
-        if !has_kernel(op, Some(k as i64)) {
-            return Err(Unfit);
-        }
         let middle = if w.elem().is_signed_int() { 0 } else { 1 << (w.elem().bits() - 1) };
         let signed = |t: &Tensor| -> Vec<i32> { t.iter().map(|x| x.to_i128() as i32 - middle).collect() };
         let zeros = match o.w_zero {
@@ -108,10 +102,19 @@ impl Scheduler {
         DequantizedRight { format: gemm::Dequantized { bits: w.bits, group, groups, columns: 0, zeros }, weights, columns }
     }
 
-    /// Weights for rows of bytes.
+    /// Weights for rows of bytes, whose groups are filled up to whole units.
     fn quantized_right(&mut self, w: &Weights, row_scale: &Source, o: &Operands<Source>) -> QuantizedRight {
-        let pack = || gemm::pack_weights(w.bits, w.k, w.n, |i, j| w.values[i * w.n + j]);
-        let weights = self.packed_weights(o, Layout::Weights, pack, gemm::packed_weights_len(w.bits, w.k, w.n));
+        let padded = (w.groups() > 1 && !w.group.is_multiple_of(UNIT)).then_some(w.group);
+        let group = if padded.is_some() { w.group.next_multiple_of(UNIT) } else { w.group };
+        let k = (w.groups() - 1) * group + w.k - (w.groups() - 1) * w.group;
+        let value = |i: usize, j: usize| {
+            // What fills a group is multiplied by 0.
+            let within = i % group;
+            if within < w.group { w.values[(i / group * w.group + within) * w.n + j] } else { 0 }
+        };
+        let pack = || gemm::pack_weights(w.bits, k, w.n, value);
+        let layout = Layout::Weights { padded };
+        let weights = self.packed_weights(o, layout, pack, gemm::packed_weights_len(w.bits, k, w.n));
         let middle = 1 << (w.bits - 1);
         let mut others = vec![];
         let factor = match w.one_zero() {
@@ -138,15 +141,40 @@ impl Scheduler {
                 }
             },
         };
-        let (group, groups) = (w.group as i64, w.groups() as i64);
+        let (group, groups) = (group as i64, w.groups() as i64);
         QuantizedRight {
             format: gemm::Quantized { bits: w.bits, group, groups, columns: 0, sums: 0, zeros, row_zeros },
+            padded: padded.map(|group| group as i64),
             factor,
             weights,
             columns: self.columns(w, &others),
             row_scale: Some(self.view(row_scale)),
             row_zero,
         }
+    }
+}
+
+impl Scheduler {
+    /// Rows of bytes, every group of `group` of which is filled up with zeros to whole units; the last one ends as it does.
+    pub(super) fn padded_groups(&mut self, rows: &View, group: i64, loc: &Loc) -> View {
+        let axis = rows.shape.rank() - 1;
+        let k = rows.shape[axis].as_const().expect("weights have known sizes");
+        let (whole, padded) = ((k - 1) / group, (group + UNIT as i64 - 1) / UNIT as i64 * UNIT as i64);
+        let mut shape = rows.shape.clone();
+        shape.0[axis] = Dim::from(whole * padded + k - whole * group);
+        let all = self.temporary(&Type::new(rows.elem, shape));
+        self.fill(&all, 0.0, loc);
+        // […, k] as […, groups, group].
+        let groups = |view: &View, length: i64| {
+            let mut v = view.clone();
+            v.shape.0.splice(axis.., [whole, group].map(Dim::from));
+            v.strides.insert(axis, view.strides[axis].clone() * Dim::from(length));
+            v
+        };
+        self.copy(&groups(rows, group), &groups(&all, padded), loc);
+        let last = |view: &View, length: i64| movement::part(view, axis, &Dim::from(whole * length), &Dim::from(k - whole * group));
+        self.copy(&last(rows, group), &last(&all, padded), loc);
+        all
     }
 }
 
