@@ -1,20 +1,24 @@
 //! Quantized models: native code gives what the interpreter gives for the quantized graph, bit for bit
 //! in integers, and both stay near the float model.
 
+use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use tfc::driver::{self, Options};
 use tfc::onnx::{ImportOptions, load};
+use tfc::schedule::schedule;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::ops;
-use tfc_ir::tensor::Tensor;
+use tfc_ir::quant::{Granularity, Scheme};
+use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
+use tfc_ir::verify::verify;
 use tfc_passes::{OptLevel, QuantConfig};
 use tfc_tests::choices::Choices;
 use tfc_tests::models::{bind, read_npz, relative_error, zoo};
-use tfc_tests::native::{Tolerance, compare, compile, cpus, run};
+use tfc_tests::native::{self, Tolerance, compare, compile, cpus, run};
 
 /// Schemes with the relative error that they may have on a product of random numbers.
 const SPECS: [(&str, f64); 6] =
@@ -76,6 +80,97 @@ fn products_are_the_same_natively_and_near_the_float_ones() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What is multiplied by constant weights.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Left {
+    Float,
+    /// Bytes with a constant scale, and a constant zero point unless symmetric.
+    Static(bool),
+    /// Bytes with scales and, unless symmetric, zero points that are not known.
+    Dynamic(bool),
+}
+
+/// A product with constant weights, `group` values of k to a scale (0: all of them). Scales are powers of two,
+/// so that sums of groups are exact in any order.
+fn product_of(left: Left, storage: Elem, symmetric: bool, group: usize, [k, n]: [usize; 2], choices: &mut Choices) -> Graph {
+    let mut g = Graph::new("product");
+    let loc = Loc::default();
+    let rows = |k: usize| Shape(vec![2.into(), Dim::symbol("rows"), k.into()]);
+    let (min, max) = storage.int_range().expect("an integer type");
+    let stored = |elem: Elem, sizes: &[usize], choices: &mut Choices| {
+        let (low, high) = elem.int_range().expect("an integer type");
+        Tensor::build(elem, sizes, |_| Scalar::Int(choices.between(low as i64, high as i64).into()))
+    };
+    let scales = |sizes: &[usize], choices: &mut Choices| Tensor::build(Elem::F32, sizes, |_| Scalar::Float(*choices.pick(&[0.5, 1.0])));
+    let elem = if left == Left::Float { Elem::F32 } else { Elem::I8 };
+    let mut operands = vec![g.add_input("x", Type::new(elem, rows(k)))];
+    let mut activations = None;
+    match left {
+        Left::Float => {}
+        Left::Static(symmetric) => {
+            operands.push(g.add_const(scales(&[], choices), None));
+            operands.extend((!symmetric).then(|| g.add_const(stored(Elem::I8, &[], choices), None)));
+            activations = Some(Scheme { granularity: Granularity::Tensor, ..ops::QuantizeRows { symmetric }.scheme(3, k as u32) });
+        }
+        Left::Dynamic(symmetric) => {
+            operands.push(g.add_input("scale", Type::new(Elem::F32, rows(1))));
+            operands.extend((!symmetric).then(|| g.add_input("zero", Type::new(Elem::I8, rows(1)))));
+            activations = Some(ops::QuantizeRows { symmetric }.scheme(3, k as u32));
+        }
+    }
+    let (sizes, granularity) = match group {
+        0 => (vec![n], Granularity::Axis { axis: 1 }),
+        size => (vec![k.div_ceil(size), n], Granularity::Blocks { axis: 0, size: size as u32 }),
+    };
+    operands.push(g.add_const(stored(storage, &[k, n], choices), None));
+    operands.push(g.add_const(scales(&sizes, choices), None));
+    operands.extend((!symmetric).then(|| g.add_const(stored(storage, &sizes, choices), None)));
+    let weights = Scheme { storage, min: min as i16, max: max as i16, granularity, symmetric, scale: Elem::F32 };
+    let y = g.add(ops::QuantizedMatmul { activations, weights }, &operands, &loc).expect("the operands fit");
+    g.add_output("y", y);
+    g
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn constant_weights_of_every_form_have_kernels(
+        left in prop_oneof![Just(Left::Float), any::<bool>().prop_map(Left::Static), any::<bool>().prop_map(Left::Dynamic)],
+        storage in prop_oneof![Just(Elem::I4), Just(Elem::U4), Just(Elem::I8), Just(Elem::U8)],
+        symmetric: bool,
+        group in prop_oneof![Just(0), 1usize..40],
+        [k, n, rows] in [1usize..150, 1..70, 1..20],
+        seed: u64,
+    ) {
+        let mut choices = Choices::seeded(seed);
+        let graph = product_of(left, storage, symmetric, group, [k, n], &mut choices);
+        let program = schedule(&verify(&graph).expect("a valid graph")).expect("a program");
+        let products = program.kernels.values().filter(|kernel| kernel.body.kind() == "gemm").count();
+        prop_assert_eq!(products, 1);
+        let inputs: Vec<Tensor> = graph
+            .inputs()
+            .iter()
+            .map(|&v| {
+                let ty = graph.ty(v);
+                let sizes = [2, rows, if graph.value(v).name.as_deref() == Some("x") { k } else { 1 }];
+                match (ty.elem, left) {
+                    (Elem::I8, _) => Tensor::build(Elem::I8, &sizes, |_| Scalar::Int(choices.between(-128, 127).into())),
+                    (_, Left::Float) => choices.tensor(Elem::F32, &sizes),
+                    _ => Tensor::build(Elem::F32, &sizes, |_| Scalar::Float(*choices.pick(&[0.5, 1.0]))),
+                }
+            })
+            .collect();
+        let wanted = graph.evaluate(&inputs, &bind(&graph, &inputs)).expect("an evaluation");
+        for cpu in cpus() {
+            let found = run(&mut native::load(&program, Some(cpu)), &graph, &inputs);
+            let tolerance = |elem| if left == Left::Float { Tolerance::roundings(elem, 64.0, 200.0) } else { Tolerance::NONE };
+            let same = compare(&wanted, &found, tolerance);
+            prop_assert!(same.is_ok(), "on {}: {:?}", cpu, same);
         }
     }
 }
