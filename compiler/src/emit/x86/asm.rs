@@ -771,11 +771,17 @@ impl Asm {
         }
     }
 
-    /// The lanes of a vector before the first masked-out one, as EVEX loads of bytes: `op` widens 16 bytes.
+    /// EVEX: the bytes of a mask's lanes, widened by `op`; other lanes are 0 and their memory is not touched. Bytes are
+    /// loaded by an instruction of their own, since not every emulator heeds the mask of one that converts.
     pub fn widen_masked(&mut self, op: Op, m: Mem, mask: M) -> V {
-        let dst = self.v();
-        self.vector(op, First::Write, &[reg(dst), Operand::Mem(m)], None, Some((mask.0, true)));
-        dst
+        let bytes = self.v();
+        self.ins.push(Ins::Code {
+            code: Code::EVEX_Vmovdqu8_xmm_k1z_xmmm128,
+            operands: vec![Operand::Reg(bytes.0, Width::Xmm), Operand::Mem(m)],
+            first: First::Write,
+            mask: Some((mask.0, true)),
+        });
+        self.unary(op, bytes)
     }
 }
 
