@@ -73,6 +73,18 @@ pub enum Src {
     Mem(Mem),
     /// 32 bits, the same in every lane.
     Splat(u32),
+    /// A constant for each lane, of [`Asm::table`].
+    Table(Table),
+}
+
+/// Constants, one for each of 16 lanes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Table(pub(super) usize);
+
+impl From<Table> for Src {
+    fn from(t: Table) -> Src {
+        Src::Table(t)
+    }
 }
 
 impl From<V> for Src {
@@ -129,6 +141,8 @@ pub(super) enum Operand {
     Mem(Mem),
     /// A constant in every lane.
     Splat(u32),
+    /// A constant for each lane.
+    Table(Table),
     /// An immediate of 8 bits.
     Imm8(u8),
     /// An immediate of 32 bits, sign-extended.
@@ -180,6 +194,8 @@ pub struct Asm {
     pub(super) classes: Vec<Class>,
     pub(super) ins: Vec<Ins>,
     pub(super) labels: u32,
+    /// The different tables.
+    pub(super) tables: Vec<[u32; 16]>,
     /// Bytes of scratch memory in the frame.
     pub(super) scratch: i64,
     /// The parameters: args, begin, end.
@@ -189,7 +205,7 @@ pub struct Asm {
 impl Asm {
     /// An empty function of three integer parameters.
     pub fn new(isa: Isa) -> (Asm, [R; 3]) {
-        let mut a = Asm { isa, classes: vec![], ins: vec![], labels: 0, scratch: 0, params: [Reg(0), Reg(1), Reg(2)] };
+        let mut a = Asm { isa, classes: vec![], ins: vec![], labels: 0, tables: vec![], scratch: 0, params: [Reg(0), Reg(1), Reg(2)] };
         let params = std::array::from_fn(|_| a.r());
         (a, params)
     }
@@ -508,6 +524,17 @@ impl Asm {
         dst
     }
 
+    /// EVEX: constants behind the code, one for each lane.
+    pub fn table(&mut self, lanes: [f32; 16]) -> Table {
+        assert!(self.isa.evex(), "tables have 16 lanes");
+        let bits = lanes.map(f32::to_bits);
+        let known = self.tables.iter().position(|t| *t == bits);
+        Table(known.unwrap_or_else(|| {
+            self.tables.push(bits);
+            self.tables.len() - 1
+        }))
+    }
+
     /// `dst = op(dst, x, y)`: multiply-adds and dot products.
     pub fn update(&mut self, op: Op, dst: V, x: V, y: impl Into<Src>) {
         self.vector(op, First::Update, &[reg(dst), reg(x), src(y.into())], None, None);
@@ -798,5 +825,6 @@ fn src(s: Src) -> Operand {
         Src::Reg(v) => reg(v),
         Src::Mem(m) => Operand::Mem(m),
         Src::Splat(bits) => Operand::Splat(bits),
+        Src::Table(t) => Operand::Table(t),
     }
 }

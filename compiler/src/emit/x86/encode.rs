@@ -20,12 +20,19 @@ enum Item {
     Jump(Option<Cond>, Label),
 }
 
+/// What is in the pool: a number in every lane, or a table by its number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Constant {
+    Splat(u32),
+    Table(usize),
+}
+
 struct Encode<'a> {
     a: &'a Asm,
     places: Places,
     items: Vec<Item>,
     /// Offsets in the pool by contents.
-    pool: BTreeMap<(u32, i64), i64>,
+    pool: BTreeMap<(Constant, i64), i64>,
     pool_bytes: i64,
 }
 
@@ -243,7 +250,8 @@ impl Encode<'_> {
                 let index = index.map(|(r, scale)| (register(r.0, spare), scale));
                 Fixed::Mem { base, index, disp }
             }
-            Operand::Splat(bits) => self.constant(code, bits),
+            Operand::Splat(bits) => self.splat(code, bits),
+            Operand::Table(t) => self.constant(Constant::Table(t.0), 64, false),
             Operand::Imm8(n) => Fixed::Imm8(n),
             Operand::Imm32(n) => Fixed::Imm32(n),
             Operand::Imm64(n) => Fixed::Imm64(n),
@@ -251,13 +259,16 @@ impl Encode<'_> {
     }
 
     /// A constant behind the code: one lane where the instruction repeats it, else a vector.
-    fn constant(&mut self, code: Code, bits: u32) -> Fixed {
+    fn splat(&mut self, code: Code, bits: u32) -> Fixed {
         let isa = self.a.isa;
         let one = code == Op::BroadcastMem.code(isa);
         let broadcast = isa.evex() && !one && repeats_lanes(code);
-        let bytes = if one || broadcast { 4 } else { isa.bytes() };
+        self.constant(Constant::Splat(bits), if one || broadcast { 4 } else { isa.bytes() }, broadcast)
+    }
+
+    fn constant(&mut self, constant: Constant, bytes: i64, broadcast: bool) -> Fixed {
         let next = (self.pool_bytes + bytes - 1) / bytes * bytes;
-        let offset = *self.pool.entry((bits, bytes)).or_insert(next);
+        let offset = *self.pool.entry((constant, bytes)).or_insert(next);
         if offset == next {
             self.pool_bytes = next + bytes;
         }
@@ -357,9 +368,13 @@ impl Encode<'_> {
         }
         if self.pool_bytes > 0 {
             bytes.resize(pool as usize + self.pool_bytes as usize, 0);
-            for ((bits, len), offset) in self.pool {
+            for ((constant, len), offset) in self.pool {
                 let begin = pool as usize + offset as usize;
-                for lane in bytes[begin..begin + len as usize].chunks_exact_mut(4) {
+                for (i, lane) in bytes[begin..begin + len as usize].chunks_exact_mut(4).enumerate() {
+                    let bits = match constant {
+                        Constant::Splat(bits) => bits,
+                        Constant::Table(t) => self.a.tables[t][i],
+                    };
                     lane.copy_from_slice(&bits.to_le_bytes());
                 }
             }
