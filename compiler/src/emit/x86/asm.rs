@@ -424,9 +424,9 @@ impl Asm {
         dst
     }
 
-    /// Fetches the cache line of a place.
-    pub fn prefetch(&mut self, m: Mem) {
-        self.push(Code::Prefetcht0_m8, First::Read, vec![Operand::Mem(m)]);
+    /// Fetches the cache line of a place, to be written or only read.
+    pub fn prefetch(&mut self, m: Mem, write: bool) {
+        self.push(if write { Code::Prefetchw_m8 } else { Code::Prefetcht0_m8 }, First::Read, vec![Operand::Mem(m)]);
     }
 
     // Control flow.

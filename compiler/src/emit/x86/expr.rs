@@ -115,6 +115,8 @@ pub struct Base {
     pub moves: bool,
     /// Type of its elements.
     pub elem: Elem,
+    /// Bytes behind the address.
+    pub disp: i64,
 }
 
 /// Whether a set of expressions and effects can be emitted with lanes along a loop.
@@ -217,7 +219,7 @@ impl<'a> Evaluator<'a> {
             Some(at) => f.a.lea(Mem::indexed(base, at, bytes as u32, 0)),
             None => base,
         };
-        Base { at, moves, elem }
+        Base { at, moves, elem, disp: 0 }
     }
 
     /// Finds the bases of all loads.
@@ -232,11 +234,11 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The place of the current element.
-    fn place(&self, b: Base) -> Mem {
+    pub fn place(&self, b: Base) -> Mem {
         let bytes = i64::from(b.elem.bits() / 8);
         match self.index {
-            Some((i, more)) if b.moves => Mem::indexed(b.at, i, bytes as u32, more * bytes),
-            _ => Mem::at(b.at, 0),
+            Some((i, more)) if b.moves => Mem::indexed(b.at, i, bytes as u32, more * bytes + b.disp),
+            _ => Mem::at(b.at, b.disp),
         }
     }
 

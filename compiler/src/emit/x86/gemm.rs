@@ -1,7 +1,8 @@
 //! Matrix products: for a panel of the right operand, one row tile after the other in registers over the
-//! whole of k, then the epilogue over the sums of the tile.
+//! whole of k, then the epilogue over its sums. With 32 registers the sums of a tile by a panel are in
+//! registers until their epilogue; otherwise, and where k has several blocks or groups, they wait in memory.
 
-use super::asm::{Cond, Mem, R, V};
+use super::asm::{Cond, Mem, R, Src, V};
 use super::dequantized::{self, Codes};
 use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
@@ -9,7 +10,7 @@ use super::pack::matrix_address;
 use super::quantized;
 use super::tile::{self, Product};
 use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
-use crate::kernel::nest::{Effect, Expr, ExprId, Reduction};
+use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::{EntityRef, SecondaryMap};
 use tfc_ir::types::Elem;
@@ -99,48 +100,62 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         }
     };
     let ints = match &g.format {
-        Format::Quantized(q) if q.groups > 1 => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
+        Format::Quantized(q) if q.groups > 1 && !f.a.isa.evex() => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
         _ => None,
     };
-    let batch = split(f, matrix, &g.batch);
+    let mut index = split(f, matrix, &g.batch);
+    index.extend([first_row, column]);
 
     // Panel by panel.
     let panel = f.a.label();
     f.a.bind(panel);
     match (&g.format, parameters) {
         (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
+            let epilogue = Epilogue::new(f, g, &index, columns_end, (q.groups == 1).then_some(columns));
             let units = depth.as_const().expect("weights have known sizes");
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
             let row_zeros = row_zeros.map(|at| f.a.copy(at));
+            let ints = ints.unwrap_or(tile_sums);
+            let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
+            let in_registers = f.a.isa.evex();
             tiles(
                 f,
                 g.m,
                 rows,
-                |f, h| {
-                    let ints = ints.unwrap_or(tile_sums);
-                    let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
-                    quantized::product(f, q, units, h, &o);
+                |f, h, left| match in_registers {
+                    true => {
+                        epilogue.fetch(f, h);
+                        quantized::in_registers(f, q, units, h, &o, |f, first, sums| epilogue.tile(f, (first, h), sums, left));
+                    }
+                    false => quantized::product(f, q, units, h, &o),
                 },
                 |f| {
                     f.a.add_imm(tile_left, units * TILE_ROW);
-                    f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
+                    match in_registers {
+                        true => epilogue.advance(f, TILE_ROWS as i64),
+                        false => f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW),
+                    }
                     f.a.add_imm(row_sums, q.groups * TILE_ROW);
                     if let Some(at) = row_zeros {
                         f.a.add_imm(at, TILE_ROW);
                     }
                 },
             );
+            if !in_registers {
+                epilogue.rows(f, sums, rows);
+            }
         }
-        _ => match &codes {
-            None => floats(f, g, left, right, None, rows, sums),
-            Some(codes) => weights_as_floats(f, g, left, right, codes, rows, sums),
-        },
+        _ => {
+            let epilogue = Epilogue::new(f, g, &index, columns_end, None);
+            match &codes {
+                None => floats(f, g, left, right, None, rows, sums, Some(&epilogue)),
+                Some(codes) => {
+                    weights_as_floats(f, g, left, right, codes, rows, sums);
+                    epilogue.rows(f, sums, rows);
+                }
+            }
+        }
     }
-    let scales = match (&g.format, parameters) {
-        (Format::Quantized(q), Some((.., columns))) if q.groups == 1 => Some(columns),
-        _ => None,
-    };
-    epilogue(f, g, &Part { batch: &batch, first_row, rows, column, columns_end, sums, scales });
     let k = f.extent(depth);
     let panel_bytes = f.a.times_imm(k, panel_row);
     f.a.add_into(right, panel_bytes);
@@ -155,12 +170,13 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     f.a.jump_if(Cond::Lt, panel);
 }
 
-/// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them, and `next` between tiles.
-fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize), next: impl FnOnce(&mut Function)) {
+/// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them and how many these are,
+/// and `next` between tiles.
+fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize, R), next: impl FnOnce(&mut Function)) {
     let left = f.a.copy(rows);
     let tile = f.a.label();
     f.a.bind(tile);
-    tile::by_height(f, &tile::heights(m), left, body);
+    tile::by_height(f, &tile::heights(m), left, |f, h| body(f, h, left));
     next(f);
     f.a.add_imm(left, -(TILE_ROWS as i64));
     f.a.compare_imm(left, 0);
@@ -170,7 +186,7 @@ fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usiz
 /// The f32 sums by a panel of quantized weights: of few rows by themselves, of others by blocks of f32.
 fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Codes, rows: R, sums: R) {
     let Some((most, always)) = dequantized::few_rows(f.a.isa, g.m) else {
-        return floats(f, g, left, right, Some(codes), rows, sums);
+        return floats(f, g, left, right, Some(codes), rows, sums, None);
     };
     let k = g.k.as_const().expect("weights have known sizes");
     let (many, done) = (f.a.label(), f.a.label());
@@ -183,7 +199,7 @@ fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Code
     if !always {
         f.a.jump(done);
         f.a.bind(many);
-        floats(f, g, left, right, Some(codes), rows, sums);
+        floats(f, g, left, right, Some(codes), rows, sums, None);
     }
     f.a.bind(done);
 }
@@ -195,10 +211,12 @@ fn block(isa: Isa) -> i64 {
 }
 
 /// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile. A
-/// panel of `codes` becomes one of f32 block by block.
-fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, rows: R, sums: R) {
+/// panel of `codes` becomes one of f32 block by block. The epilogue follows, or the sums stay in memory.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and where its sums go")]
+fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, rows: R, sums: R, epilogue: Option<&Epilogue>) {
     let block = if codes.is_some() { dequantized::BLOCK } else { block(f.a.isa) };
     let one_block = matches!(g.k, Extent::Const(k) if k <= block);
+    let in_registers = epilogue.filter(|_| one_block && f.a.isa.evex());
     let strip_bytes = tile::register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
     // Blocks are multiples of every power of 2 that matters.
     let k_multiple = match g.k {
@@ -245,7 +263,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         f,
         g.m,
         rows,
-        |f, h| {
+        |f, h, left| {
             let product = Product {
                 left: tile_left,
                 left_row: ELEMENT,
@@ -258,11 +276,21 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
                 pitch: PANEL_ROW,
                 accumulate: !one_block,
             };
-            product.emit(f, h);
+            if let Some(epilogue) = in_registers {
+                epilogue.fetch(f, h);
+                let sums = product.strip(f, (0, h), (0, 2));
+                let rows: Vec<[V; 2]> = sums.chunks(2).map(|row| [row[0], row[1]]).collect();
+                epilogue.tile(f, (0, h), &rows, left);
+            } else {
+                product.emit(f, h);
+            }
         },
         |f| {
             f.a.add_into(tile_left, tile_bytes);
-            f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW);
+            match in_registers {
+                Some(epilogue) => epilogue.advance(f, TILE_ROWS as i64),
+                None => f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW),
+            }
         },
     );
     if strip_bytes < PANEL_ROW {
@@ -279,6 +307,9 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         f.a.jump(blocks);
     }
     f.a.bind(done);
+    if let (Some(epilogue), None) = (epilogue, in_registers) {
+        epilogue.rows(f, sums, rows);
+    }
 }
 
 /// `x / by`, rounded up.
@@ -306,120 +337,216 @@ fn split(f: &mut Function, matrix: R, batch: &[Extent]) -> Vec<R> {
     out
 }
 
-/// Where a panel of a task is, and its sums.
-struct Part<'a> {
-    batch: &'a [R],
-    first_row: R,
-    rows: R,
+/// From row to row of an access, in bytes.
+#[derive(Clone, Copy)]
+enum Step {
+    Const(i64),
+    Register(R),
+}
+
+/// The epilogue of the rows of a task by a panel.
+struct Epilogue<'a> {
+    g: &'a Gemm,
+    /// Loads of the rows that come next.
+    loads: Evaluator<'a>,
+    /// Stores of the rows that come next.
+    stores: Vec<Base>,
+    /// By buffer access: those of loads, then of stores.
+    steps: Vec<Step>,
+    /// What is the same for all rows.
+    fixed: Vec<ExprId>,
     column: R,
     columns_end: R,
-    sums: R,
     /// The scales of the panel, where the sums are i32.
     scales: Option<R>,
 }
 
-/// The epilogue of a panel: row by row, its vectors at once.
-fn epilogue(f: &mut Function, g: &Gemm, p: &Part) {
-    let vectors = PANEL as i64 / f.a.isa.lanes();
-    if matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0) {
-        return rows(f, g, p, &vec![Lanes::All; vectors as usize]);
+impl<'a> Epilogue<'a> {
+    /// Finds the accesses; `index` is that of the first row and column.
+    fn new(f: &mut Function, g: &'a Gemm, index: &[R], columns_end: R, scales: Option<R>) -> Epilogue<'a> {
+        let row_loop = g.batch.len();
+        let lane_loop = Some(row_loop as u32 + 1);
+        let mut loads = Evaluator::new(&g.exprs);
+        loads.find_loads(f, |_| true, index, lane_loop);
+        let stores: Vec<Base> = stored(g).map(|(to, x)| Evaluator::base(f, to, g.exprs[x].1, index, lane_loop)).collect();
+        let read = g.exprs.values().filter_map(|(e, elem)| if let Expr::Load(a) = e { Some((a, *elem)) } else { None });
+        let written = stored(g).map(|(a, x)| (a, g.exprs[x].1));
+        let steps = read
+            .chain(written)
+            .map(|(access, elem)| {
+                let bytes = i64::from(elem.bits() / 8);
+                match access.strides[row_loop] {
+                    Extent::Const(n) if i32::try_from(n.saturating_mul(bytes * TILE_ROWS as i64)).is_ok() => Step::Const(n * bytes),
+                    stride => {
+                        let stride = f.extent(stride);
+                        Step::Register(f.a.times_imm(stride, bytes))
+                    }
+                }
+            })
+            .collect();
+        let mut same: SecondaryMap<ExprId, bool> = SecondaryMap::new();
+        for (id, (expr, _)) in g.exprs.iter() {
+            same[id] = match expr {
+                Expr::Load(a) => a.strides[row_loop] == Extent::Const(0) && stored(g).all(|(to, _)| to.buffer != a.buffer),
+                Expr::Prim(_, args) => args.iter().all(|&a| same[a]),
+                Expr::Float(_) | Expr::Int(_) | Expr::Extent(_) => true,
+                Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => false,
+            };
+        }
+        let fixed = g.exprs.keys().filter(|&id| same[id] && matches!(g.exprs[id].0, Expr::Load(_) | Expr::Prim(..))).collect();
+        Epilogue { g, loads, stores, steps, fixed, column: index[row_loop + 1], columns_end, scales }
     }
-    let (partly, done) = (f.a.label(), f.a.label());
-    let left = f.a.minus(p.columns_end, p.column);
-    f.a.compare_imm(left, PANEL as i64);
-    f.a.jump_if(Cond::Lt, partly);
-    rows(f, g, p, &vec![Lanes::All; vectors as usize]);
-    f.a.jump(done);
-    f.a.bind(partly);
-    let lanes = f.a.isa.lanes();
-    let masks: Vec<Lanes> = (0..vectors).map(|v| Lanes::Some(f.lanes_among(left, v * lanes))).collect();
-    rows(f, g, p, &masks);
-    f.a.bind(done);
-}
 
-/// The rows of a panel, of which the lanes of each vector exist that are named.
-fn rows(f: &mut Function, g: &Gemm, p: &Part, lanes: &[Lanes]) {
-    let row_loop = g.batch.len();
-    let lane_loop = row_loop as u32 + 1;
-    let width = f.a.isa.lanes();
-    let mut index = p.batch.to_vec();
-    index.extend([p.first_row, p.column]);
-    let mut shared = Evaluator::new(&g.exprs);
-    shared.find_loads(f, |_| true, &index, Some(lane_loop));
-    let stores: Vec<Base> = g
-        .effects
-        .iter()
-        .map(|e| {
-            let Effect::Store(to, x) = e else { unreachable!("products store") };
-            Evaluator::base(f, to, g.exprs[*x].1, &index, Some(lane_loop))
-        })
-        .collect();
-    // Addresses move from row to row.
-    let mut moving: Vec<(R, Extent, i64)> = vec![];
-    let accesses = g.exprs.iter().filter_map(|(id, (e, elem))| match e {
-        Expr::Load(a) => Some((a, *elem, shared.loads[id].expect("loads have bases"))),
-        _ => None,
-    });
-    let written = g.effects.iter().zip(&stores).map(|(e, &base)| match e {
-        Effect::Store(a, x) => (a, g.exprs[*x].1, base),
-        Effect::Reduce(..) => unreachable!("products store"),
-    });
-    for (access, elem, base) in accesses.chain(written) {
-        moving.push((base.at, access.strides[row_loop], i64::from(elem.bits() / 8)));
+    /// Emits the body for a whole panel, and where there are others for the lanes that exist.
+    fn by_lanes(&self, f: &mut Function, mut body: impl FnMut(&mut Function, &[Lanes])) {
+        let lanes = f.a.isa.lanes();
+        let vectors = PANEL as i64 / lanes;
+        let whole = vec![Lanes::All; vectors as usize];
+        if matches!(self.g.n, Extent::Const(n) if n % PANEL as i64 == 0) {
+            return body(f, &whole);
+        }
+        let (partly, done) = (f.a.label(), f.a.label());
+        let left = f.a.minus(self.columns_end, self.column);
+        f.a.compare_imm(left, PANEL as i64);
+        f.a.jump_if(Cond::Lt, partly);
+        body(f, &whole);
+        f.a.jump(done);
+        f.a.bind(partly);
+        let masks: Vec<Lanes> = (0..vectors).map(|v| Lanes::Some(f.lanes_among(left, v * lanes))).collect();
+        body(f, &masks);
+        f.a.bind(done);
     }
-    // What is the same for all rows is computed before.
-    let written: Vec<u32> = g.effects.iter().filter_map(|e| if let Effect::Store(a, _) = e { Some(a.buffer) } else { None }).collect();
-    let mut fixed: SecondaryMap<ExprId, bool> = SecondaryMap::new();
-    for (id, (expr, _)) in g.exprs.iter() {
-        fixed[id] = match expr {
-            Expr::Load(a) => a.strides[row_loop] == Extent::Const(0) && !written.contains(&a.buffer),
-            Expr::Prim(_, args) => args.iter().all(|&a| fixed[a]),
-            Expr::Float(_) | Expr::Int(_) | Expr::Extent(_) => true,
-            Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => false,
-        };
-    }
-    let mut vectors: Vec<(Evaluator, Option<V>)> = vec![];
-    for (v, &kind) in lanes.iter().enumerate() {
-        let mut e = shared.clone();
-        (e.index, e.lanes) = (Some((p.column, v as i64 * width)), kind);
-        for id in g.exprs.keys().filter(|&id| fixed[id] && matches!(g.exprs[id].0, Expr::Load(_) | Expr::Prim(..))) {
+
+    /// What is the same for all rows of a vector, and its scales.
+    fn vector(&self, f: &mut Function, v: usize, lanes: Lanes) -> (Evaluator<'a>, Option<V>) {
+        let first = v as i64 * f.a.isa.lanes();
+        let mut e = self.loads.clone();
+        (e.index, e.lanes) = (Some((self.column, first)), lanes);
+        for &id in &self.fixed {
             e.evaluate(f, id);
         }
-        let scale = p.scales.map(|s| f.a.vector_of(Mem::at(s, v as i64 * width * ELEMENT)));
-        vectors.push((e, scale));
+        let scale = self.scales.map(|s| f.a.vector_of(Mem::at(s, first * ELEMENT)));
+        (e, scale)
     }
-    let (left, sum) = (f.a.copy(p.rows), f.a.copy(p.sums));
-    let head = f.a.label();
-    f.a.bind(head);
-    for (v, (e, scale)) in vectors.iter().enumerate() {
-        let mut e = e.clone();
-        let at = Mem::at(sum, v as i64 * width * ELEMENT);
-        let dot = match *scale {
-            None => f.a.vector_of(at),
+
+    /// The accesses of an evaluator and of stores in the order of the steps.
+    fn accesses<'b>(&self, e: &'b mut Evaluator<'a>, stores: &'b mut [Base]) -> impl Iterator<Item = &'b mut Base> {
+        e.loads.values_mut().flatten().chain(stores)
+    }
+
+    /// Stores a vector of results; the sum is in a register or in memory.
+    fn store(&self, f: &mut Function, mut e: Evaluator<'a>, stores: &[Base], sum: Src, scale: Option<V>) {
+        let dot = match scale {
+            None => f.a.vector_of(sum),
             Some(scale) => {
-                let x = f.a.unary(Op::CvtDq2Ps, at);
+                let x = f.a.unary(Op::CvtDq2Ps, sum);
                 f.a.fma(x, scale, 0.0)
             }
         };
         e.reduced[Reduction::new(0)] = Some(dot);
-        for (effect, &to) in g.effects.iter().zip(&stores) {
-            let Effect::Store(_, x) = effect else { unreachable!("products store") };
-            e.store(f, to, *x);
+        for ((_, x), &to) in stored(self.g).zip(stores) {
+            e.store(f, to, x);
         }
     }
-    f.a.add_imm(sum, PANEL_ROW);
-    for (at, stride, bytes) in moving {
-        match stride {
-            Extent::Const(0) => {}
-            Extent::Const(n) => f.a.add_imm(at, n * bytes),
-            Extent::Param(_) => {
-                let step = f.extent(stride);
-                let step = f.a.times_imm(step, bytes);
-                f.a.add_into(at, step);
+
+    /// Rows of a tile of some height, from the `first` on, with their sums in registers; `rows` rows are left with those of
+    /// the whole tile, which the accesses stay at.
+    fn tile(&self, f: &mut Function, (first, height): (usize, usize), sums: &[[V; 2]], rows: R) {
+        let sure = tile::sure_rows(self.g.m, height);
+        self.by_lanes(f, |f, lanes| {
+            for (v, &kind) in lanes.iter().enumerate() {
+                let (mut e, scale) = self.vector(f, v, kind);
+                let mut stores = self.stores.clone();
+                for (base, step) in self.accesses(&mut e, &mut stores).zip(&self.steps) {
+                    match *step {
+                        Step::Const(n) => base.disp += first as i64 * n,
+                        Step::Register(n) => {
+                            let skipped = f.a.times_imm(n, first as i64);
+                            base.at = f.a.plus(base.at, skipped);
+                        }
+                    }
+                }
+                let done = f.a.label();
+                for (r, sums) in (first..).zip(sums) {
+                    if r >= sure {
+                        f.a.compare_imm(rows, r as i64);
+                        f.a.jump_if(Cond::Le, done);
+                    }
+                    self.store(f, e.clone(), &stores, sums[v].into(), scale);
+                    for (base, step) in self.accesses(&mut e, &mut stores).zip(&self.steps) {
+                        match *step {
+                            Step::Const(n) => base.disp += n,
+                            Step::Register(n) => f.a.add_into(base.at, n),
+                        }
+                    }
+                }
+                f.a.bind(done);
+            }
+        });
+    }
+
+    /// Fetches what the next rows read and write: a row is far from the one before, where no hardware looks ahead.
+    fn fetch(&self, f: &mut Function, height: usize) {
+        let line = 64;
+        let width = |elem: Elem| PANEL as i64 * i64::from(elem.bits() / 8);
+        let mut e = self.loads.clone();
+        e.index = Some((self.column, 0));
+        let reads = self.loads.loads.values().flatten().map(|&b| (b, false));
+        let writes = self.stores.iter().map(|&b| (b, true));
+        for ((mut base, write), step) in reads.chain(writes).zip(&self.steps) {
+            let Step::Const(step) = *step else { continue };
+            if step == 0 || !base.moves {
+                continue;
+            }
+            for _ in 0..height {
+                for at in (0..width(base.elem)).step_by(line) {
+                    let place = e.place(base).plus(at);
+                    f.a.prefetch(place, write);
+                }
+                base.disp += step;
             }
         }
     }
-    f.a.add_imm(left, -1);
-    f.a.compare_imm(left, 0);
-    f.a.jump_if(Cond::Gt, head);
+
+    /// `rows` rows, at least one, with their sums in memory; those behind them are next.
+    fn rows(&self, f: &mut Function, sums: R, rows: R) {
+        let width = f.a.isa.bytes();
+        self.by_lanes(f, |f, lanes| {
+            let vectors: Vec<_> = lanes.iter().enumerate().map(|(v, &kind)| self.vector(f, v, kind)).collect();
+            let (left, sum) = (f.a.copy(rows), f.a.copy(sums));
+            let head = f.a.label();
+            f.a.bind(head);
+            for (v, (e, scale)) in vectors.iter().enumerate() {
+                self.store(f, e.clone(), &self.stores, Mem::at(sum, v as i64 * width).into(), *scale);
+            }
+            f.a.add_imm(sum, PANEL_ROW);
+            self.advance(f, 1);
+            f.a.add_imm(left, -1);
+            f.a.compare_imm(left, 0);
+            f.a.jump_if(Cond::Gt, head);
+        });
+    }
+
+    /// Moves the accesses by some rows.
+    fn advance(&self, f: &mut Function, rows: i64) {
+        let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
+        for (base, step) in self.accesses(&mut loads, &mut stores).zip(&self.steps) {
+            match *step {
+                Step::Const(0) => {}
+                Step::Const(n) => f.a.add_imm(base.at, n * rows),
+                Step::Register(n) => {
+                    let n = f.a.times_imm(n, rows);
+                    f.a.add_into(base.at, n);
+                }
+            }
+        }
+    }
+}
+
+/// The stores of an epilogue.
+fn stored(g: &Gemm) -> impl Iterator<Item = (&Access, ExprId)> {
+    g.effects.iter().map(|e| match e {
+        Effect::Store(to, x) => (to, *x),
+        Effect::Reduce(..) => unreachable!("products store"),
+    })
 }

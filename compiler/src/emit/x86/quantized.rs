@@ -47,7 +47,63 @@ struct Shape {
     columns: Vec<i64>,
 }
 
-/// The sums of a tile of `height` rows by a panel, over `units` units of k.
+/// With 32 registers: hands on the sums of a tile of `height` rows by a panel, over `units` units of k, some rows at a
+/// time: the number of the first and two vectors each. Of a single group they are the i32 before its scales.
+pub fn in_registers(
+    f: &mut Function,
+    q: &Quantized,
+    units: i64,
+    height: usize,
+    o: &Operands,
+    mut done: impl FnMut(&mut Function, usize, &[[V; 2]]),
+) {
+    let columns = vec![0, f.a.isa.lanes()];
+    if q.groups == 1 {
+        let a = &mut f.a;
+        let s = Shape { first_row: 0, rows: height, columns };
+        let (left, right, count) = (a.copy(o.left), a.copy(o.right), a.imm(units));
+        let sums = wide_group(a, q, &s, o, left, right, count, units);
+        return done(f, 0, &sums);
+    }
+    // The totals of half of the rows fit beside the sums of a group.
+    let rows = if height > TILE_ROWS / 2 { height / 2 } else { height };
+    for first_row in (0..height).step_by(rows) {
+        let a = &mut f.a;
+        let s = Shape { first_row, rows, columns: columns.clone() };
+        let totals: Vec<[V; 2]> = (0..rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
+        let (left, right) = (a.lea(Mem::at(o.left, first_row as i64 * 4)), a.copy(o.right));
+        by_group(a, q, units, o, |a, count, o, per_group| {
+            let sums = wide_group(a, q, &s, o, left, right, count, per_group);
+            let scale = [0, a.isa.bytes()].map(|at| a.vector_of(Mem::at(o.columns, at)));
+            for (totals, sums) in totals.iter().zip(sums) {
+                for (v, x) in sums.into_iter().enumerate() {
+                    let x = a.unary(Op::CvtDq2Ps, x);
+                    a.update(Op::Fma231, totals[v], x, scale[v]);
+                }
+            }
+        });
+        done(f, first_row, &totals);
+    }
+}
+
+/// Emits the body for the groups of `units` units: with the number of units of a group, its operands, and the units of a
+/// whole group.
+fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl FnOnce(&mut Asm, R, &Operands, i64)) {
+    let per_group = (q.group + 3) / 4;
+    let (columns, row_sums, rest) = (a.copy(o.columns), a.copy(o.row_sums), a.imm(units));
+    let head = a.label();
+    a.bind(head);
+    let most = a.imm(per_group);
+    let count = a.min(rest, most);
+    a.sub_into(rest, count);
+    body(a, count, &Operands { columns, row_sums, ..*o }, per_group);
+    a.add_imm(columns, q.column_bytes());
+    a.add_imm(row_sums, TILE_ROW);
+    a.compare_imm(rest, 0);
+    a.jump_if(Cond::Gt, head);
+}
+
+/// The sums of a tile of `height` rows by a panel in memory, over `units` units of k.
 pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
     let isa = f.a.isa;
     let most = if isa.evex() { TILE_ROWS } else { 6 };
@@ -70,7 +126,6 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     let a = &mut f.a;
     let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
     let right = a.lea(Mem::at(o.right, s.columns[0] * 4));
-    let per_group = (q.group + 3) / 4;
     if q.groups == 1 {
         let count = a.imm(units);
         let o = Operands { ints: o.sums, ..*o };
@@ -92,32 +147,23 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
             a.store_vector(place(o.sums, s, r, c), zero);
         }
     }
-    let (columns, row_sums, rest) = (a.copy(o.columns), a.copy(o.row_sums), a.imm(units));
-    let o = &Operands { columns, row_sums, ..*o };
-    let head = a.label();
-    a.bind(head);
-    let most = a.imm(per_group);
-    let count = a.min(rest, most);
-    a.sub_into(rest, count);
-    if a.isa.has_vnni() {
-        let sums = wide_group(a, q, s, o, left, right, count, per_group);
-        let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(columns, c * 4))).collect();
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (v, x) in sums.into_iter().enumerate() {
-                let at = place(o.sums, s, r, s.columns[v]);
-                let x = a.unary(Op::CvtDq2Ps, x);
-                let t = a.fma(x, scale[v], at);
-                a.store_vector(at, t);
+    by_group(a, q, units, o, |a, count, o, per_group| {
+        if a.isa.has_vnni() {
+            let sums = wide_group(a, q, s, o, left, right, count, per_group);
+            let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(o.columns, c * 4))).collect();
+            for (r, sums) in sums.into_iter().enumerate() {
+                for (v, x) in sums.into_iter().enumerate() {
+                    let at = place(o.sums, s, r, s.columns[v]);
+                    let x = a.unary(Op::CvtDq2Ps, x);
+                    let t = a.fma(x, scale[v], at);
+                    a.store_vector(at, t);
+                }
             }
+        } else {
+            narrow_group(a, q, s, o, left, right, count);
+            finish(a, s, o);
         }
-    } else {
-        narrow_group(a, q, s, o, left, right, count);
-        finish(a, s, o);
-    }
-    a.add_imm(columns, q.column_bytes());
-    a.add_imm(row_sums, TILE_ROW);
-    a.compare_imm(rest, 0);
-    a.jump_if(Cond::Gt, head);
+    });
 }
 
 /// The place of a column of a row of a tile of sums.
@@ -145,20 +191,21 @@ fn begin(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, r: usize, v: usize
     }
 }
 
-/// The two vectors of weights of a unit.
-fn weights(a: &mut Asm, q: &Quantized, right: R, unit: i64) -> [V; 2] {
-    let at = Mem::at(right, unit * q.unit_bytes());
-    if q.bits == 8 && a.isa.has_vnni() {
-        return [a.vector_of(at), a.vector_of(at.plus(a.isa.bytes()))];
-    }
-    let both = a.vector_of(at);
+/// The low and the high nibbles of a vector.
+fn nibbles(a: &mut Asm, both: V) -> [V; 2] {
     let low = a.binary(Op::And, both, 0x0f0f_0f0f);
     let high = a.unary_imm(Op::ShrW, both, 4);
     [low, a.binary(Op::And, high, 0x0f0f_0f0f)]
 }
 
+/// Values of k of which the sum of products of a whole byte of nibbles with an `i8` fits an i32.
+const MOST_BOTH: i64 = 65536;
+
 /// The i32 sums of a group, two vectors for a row; `left` and `right` move behind it. `usual` is the count
-/// of most groups.
+/// of most groups, and the greatest.
+///
+/// Unpacking competes with the products for the units that multiply. So of 4 bits the high nibbles are not
+/// taken out: products with whole bytes are the sums of the low nibbles and sixteen times those of the high ones.
 #[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
 fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, usual: i64) -> Vec<[V; 2]> {
     // A sum waits for the one before: low tiles keep several for different units.
@@ -167,10 +214,16 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         2 | 3 => 2,
         _ => 1,
     };
+    let whole_bytes = q.bits == 4 && usual * 4 <= MOST_BOTH;
     let acc: Vec<Vec<[V; 2]>> = (0..sets)
         .map(|set| {
             (0..s.rows)
                 .map(|r| match set {
+                    0 if whole_bytes => {
+                        // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
+                        let x = begin(a, q, s, o, r, 0);
+                        [x, a.vector_of(x)]
+                    }
                     0 => [begin(a, q, s, o, r, 0), begin(a, q, s, o, r, 1)],
                     _ => [a.vector_of(0), a.vector_of(0)],
                 })
@@ -178,9 +231,15 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         })
         .collect();
     let step = |a: &mut Asm, set: usize, n: i64| {
-        let w = weights(a, q, right, n);
+        let at = Mem::at(right, n * q.unit_bytes());
+        let first = a.vector_of(at);
+        let w = match q.bits {
+            8 => [first, a.vector_of(at.plus(a.isa.bytes()))],
+            _ if whole_bytes => [a.binary(Op::And, first, 0x0f0f_0f0f), first],
+            _ => nibbles(a, first),
+        };
         for line in (0..q.unit_bytes()).step_by(64) {
-            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD));
+            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD), false);
         }
         for (r, sums) in acc[set].iter().enumerate() {
             let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
@@ -195,6 +254,14 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
             a.binary_into(Op::AddD, *x, *x, y);
+        }
+    }
+    if whole_bytes {
+        for (r, [low, high]) in first.iter().enumerate() {
+            a.binary_into(Op::SubD, *high, *high, *low);
+            let sum = a.unary_imm(Op::SarD, *high, 4);
+            let begin = begin(a, q, s, o, r, 1);
+            a.binary_into(Op::AddD, *high, sum, begin);
         }
     }
     first
@@ -245,7 +312,8 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
         }
     }
     let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
-        let w = weights(a, q, right, n);
+        let both = a.vector_of(Mem::at(right, n * q.unit_bytes()));
+        let w = nibbles(a, both);
         for (r, sums) in acc.iter().enumerate() {
             let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {

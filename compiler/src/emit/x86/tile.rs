@@ -28,6 +28,17 @@ pub fn heights(m: Extent) -> Vec<usize> {
     heights
 }
 
+/// How many rows a tile of one of these heights has at least.
+pub fn sure_rows(m: Extent, height: usize) -> usize {
+    match m {
+        Extent::Const(m) => match (m % TILE_ROWS as i64) as usize {
+            rest if rest > 0 && HEIGHTS.into_iter().find(|&h| rest <= h) == Some(height) => rest,
+            _ => height,
+        },
+        Extent::Param(_) => HEIGHTS.into_iter().take_while(|&h| h < height).last().unwrap_or(0) + 1,
+    }
+}
+
 /// Runs the body of the least height, of several ascending ones, that holds a number of rows.
 pub fn by_height(f: &mut Function, heights: &[usize], rows: R, mut body: impl FnMut(&mut Function, usize)) {
     let done = f.a.label();
@@ -81,17 +92,21 @@ impl Product {
             let mut done = 0;
             while done < all {
                 let vectors = (all - done).min(widest as i64);
-                self.strip(f, (first, most.min(height - first)), (done, vectors as usize));
+                let strip = ((first, most.min(height - first)), (done, vectors as usize));
+                let sums = self.strip(f, strip.0, strip.1);
+                for (i, &sum) in sums.iter().enumerate() {
+                    f.a.store_vector(self.place(f.a.isa, strip, i), sum);
+                }
                 done += vectors;
             }
         }
     }
 
-    /// Emits some rows by some vectors, each given by the first and how many there are.
-    fn strip(&self, f: &mut Function, (first, rows): (usize, usize), (skipped, vectors): (i64, usize)) {
-        let width = f.a.isa.bytes();
+    /// Emits some rows by some vectors, each given by the first and how many there are; their sums, row by row.
+    pub fn strip(&self, f: &mut Function, (first, rows): (usize, usize), (skipped, vectors): (i64, usize)) -> Vec<V> {
+        let (isa, width) = (f.a.isa, f.a.isa.bytes());
         let within = skipped * width;
-        let place = |i: usize| Mem::at(self.sums, (first + i / vectors) as i64 * self.pitch + within + (i % vectors) as i64 * width);
+        let place = |i: usize| self.place(isa, ((first, rows), (skipped, vectors)), i);
         // A sum waits for the one before: low tiles keep several for different k.
         let sets = match rows * vectors {
             0..=3 => 4,
@@ -148,8 +163,12 @@ impl Product {
                 f.a.binary_into(Op::AddPs, *x, *x, *y);
             }
         }
-        for (i, &sum) in acc[0].iter().enumerate() {
-            f.a.store_vector(place(i), sum);
-        }
+        acc.swap_remove(0)
+    }
+
+    /// The place of a sum of a strip.
+    fn place(&self, isa: Isa, ((first, _), (skipped, vectors)): ((usize, usize), (i64, usize)), i: usize) -> Mem {
+        let (row, vector) = (first + i / vectors, skipped + (i % vectors) as i64);
+        Mem::at(self.sums, row as i64 * self.pitch + vector * isa.bytes())
     }
 }
