@@ -1,5 +1,5 @@
-//! Matrix products and attention against the CPU's limit of f32 multiply-adds, one thread, in every
-//! variant that the CPU runs.
+//! Matrix products and attention against the CPU's limits of f32 multiply-adds and of products of bytes, one
+//! thread, in every variant that the CPU runs.
 //!
 //! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts. With words as
 //! arguments, only the lines that contain all of them are measured: `avx2 attention`.
@@ -18,7 +18,7 @@ use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
 use tfc::hwbench::rates::Unit;
 use tfc::kernel::attention::{self, Attention, QUERY_TILE};
-use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack};
+use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack, packed_weights_len};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::work::Arithmetic;
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -26,7 +26,7 @@ use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
 
 /// How long a case runs.
-const DURATION: Duration = Duration::from_millis(2000);
+const DURATION: Duration = Duration::from_millis(1000);
 
 type KernelFn = unsafe extern "C" fn(*const u64, i64, i64);
 
@@ -94,8 +94,15 @@ fn strides(s: &[i64]) -> Vec<Extent> {
     s.iter().map(|&n| Extent::Const(n)).collect()
 }
 
+/// The formats that are measured: of f32, or bits of a weight and values of k in a group (0: all).
+#[derive(Clone, Copy, PartialEq)]
+enum Weights {
+    F32,
+    Codes(u8, usize),
+}
+
 /// `a b + bias`, with GELU as exporters write it if asked for.
-fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
+fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
     let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
     let f32s = |exprs: &mut PrimaryMap<ExprId, (Expr, Elem)>, e| exprs.push((e, Elem::F32));
     let dot = f32s(&mut exprs, Expr::Reduced(Reduction::new(0)));
@@ -113,21 +120,51 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool) -> Case {
         y = f32s(&mut exprs, Expr::Prim(Prim::Mul, vec![x, half]));
     }
     let out = Access { buffer: 3, offset: Extent::Const(0), strides: strides(&[n as i64, 1]), dynamic: vec![] };
+    let rows = m.div_ceil(TILE_ROWS) * TILE_ROWS;
+    // Any bytes are codes; sums of rows are only added.
+    let (format, parameters, left, right) = match weights {
+        Weights::F32 => {
+            let right = values(k * n);
+            (Format::F32, vec![], values(rows * k), pack(k, n, |i, j| right[i * n + j]))
+        }
+        Weights::Codes(bits, group) => {
+            let group = if group == 0 { k } else { group };
+            let groups = k.div_ceil(group);
+            let q = Quantized {
+                bits,
+                group: group as i64,
+                groups: groups as i64,
+                columns: 4,
+                sums: 5,
+                zeros: false,
+                row_zeros: RowZeros::None,
+            };
+            let parameters = vec![values(n * groups), values(rows * groups)];
+            (Format::Quantized(q), parameters, values(rows * k / 4), values(packed_weights_len(bits, k, n) / 4))
+        }
+    };
     let body = Gemm {
         batch: vec![],
         m: Extent::Const(m as i64),
         n: Extent::Const(n as i64),
         k: Extent::Const(k as i64),
-        format: Format::F32,
+        format,
         left: Operand { buffer: 0, batch: vec![] },
         right: Operand { buffer: 1, batch: vec![] },
         exprs,
         effects: vec![Effect::Store(out, y)],
     };
-    let right = values(k * n);
+    let mut buffers = vec![left, right, values(n), vec![0.0; m * n]];
+    buffers.extend(parameters);
+    let mut kernel = Kernel { buffers: params(buffers.len(), 3), ints: 0, body: Body::Gemm(body) };
+    if weights != Weights::F32 {
+        for (buffer, elem) in [(0, Elem::I8), (1, Elem::U8), (5, Elem::I32)] {
+            kernel.buffers[buffer].elem = elem;
+        }
+    }
     Case {
-        kernel: Kernel { buffers: params(4, 3), ints: 0, body: Body::Gemm(body) },
-        buffers: vec![values(m.div_ceil(TILE_ROWS) * TILE_ROWS * k), pack(k, n, |i, j| right[i * n + j]), values(n), vec![0.0; m * n]],
+        kernel,
+        buffers,
         tasks: (m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
         piece: m.div_ceil(GROUP_TILES * TILE_ROWS) as i64,
         flop: 2.0 * (m * n * k) as f64,
@@ -175,29 +212,47 @@ fn params(n: usize, out: usize) -> Vec<BufferParam> {
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     for cpu in Cpu::variants(&Triple::host()).into_iter().filter(Cpu::runs_here) {
-        let limit = Unit::limit(cpu.name, Arithmetic::F32).map(|unit| (unit, unit.measure(1).expect("memory for a loop")));
-        if let Some((unit, limit)) = limit {
-            println!("{}: limit of {}: {:.1} GFLOP/s", cpu.name, unit.name(), limit / 1e9);
+        let limit = |arithmetic| Unit::limit(cpu.name, arithmetic).map(|unit| unit.measure(1).expect("memory for a loop"));
+        let limits = [Arithmetic::F32, Arithmetic::I8].map(limit);
+        for (name, limit) in ["f32", "i8"].into_iter().zip(limits) {
+            println!("{}: limit of {name}: {:.1} GOP/s", cpu.name, limit.unwrap_or(0.0) / 1e9);
         }
-        let cases = [
-            ("128 x 768 x 768", gemm(128, 768, 768, false)),
-            ("128 x 3072 x 768, GELU", gemm(128, 3072, 768, true)),
-            ("128 x 768 x 3072", gemm(128, 768, 3072, false)),
-            ("120 x 384 x 384", gemm(120, 384, 384, false)),
-            ("1 x 3072 x 768", gemm(1, 3072, 768, false)),
-            ("4 x 3072 x 768", gemm(4, 3072, 768, false)),
-            ("attention 12 x 128 x 64", attention(12, 128)),
-            ("attention 12 x 512 x 64", attention(12, 512)),
+        let mut cases: Vec<(String, bool, Case)> = vec![];
+        let formats = [
+            ("f32", Weights::F32),
+            ("w8a8", Weights::Codes(8, 0)),
+            ("w4a8", Weights::Codes(4, 0)),
+            ("w4a8:g128", Weights::Codes(4, 128)),
+            ("w4a8:g32", Weights::Codes(4, 32)),
         ];
-        for (name, mut case) in cases {
+        for (format, weights) in formats {
+            let shapes = [
+                (128, 768, 768),
+                (128, 768, 3072),
+                (120, 384, 384),
+                (197, 384, 384),
+                (48, 128, 768),
+                (16, 384, 384),
+                (1, 3072, 768),
+                (4, 3072, 768),
+            ];
+            for (m, n, k) in shapes {
+                cases.push((format!("{format} {m} x {n} x {k}"), weights != Weights::F32, gemm(m, n, k, false, weights)));
+            }
+            cases.push((format!("{format} 128 x 3072 x 768, GELU"), weights != Weights::F32, gemm(128, 3072, 768, true, weights)));
+        }
+        cases.push(("attention 12 x 128 x 64".into(), false, attention(12, 128)));
+        cases.push(("attention 12 x 512 x 64".into(), false, attention(12, 512)));
+        for (name, integers, mut case) in cases {
             let line = format!("{} {name}", cpu.name);
             if !wanted.iter().all(|w| line.contains(w.as_str())) {
                 continue;
             }
             let t = case.seconds(&cpu);
             let rate = case.flop / t;
-            let share = limit.map_or_else(String::new, |(_, limit)| format!(", {:.1}% of the limit", 100.0 * rate / limit));
-            println!("{line}: {:.3} ms, {:.1} GFLOP/s{share}, {} bytes of code", t * 1e3, rate / 1e9, case.code_bytes(&cpu));
+            let share =
+                limits[usize::from(integers)].map_or_else(String::new, |limit| format!(", {:.1}% of the limit", 100.0 * rate / limit));
+            println!("{line}: {:.3} ms, {:.1} GOP/s{share}, {} bytes of code", t * 1e3, rate / 1e9, case.code_bytes(&cpu));
         }
     }
 }
