@@ -207,7 +207,7 @@ fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Code
 /// Values of k that are multiplied at once: with more, the part of a panel that a register tile reads
 /// would not stay in the first-level cache for the tiles of a task.
 fn block(isa: Isa) -> i64 {
-    if isa.evex() { 1024 } else { 256 }
+    if isa.evex() { 1536 } else { 256 }
 }
 
 /// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile. A

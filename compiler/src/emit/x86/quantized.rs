@@ -9,13 +9,11 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::Op;
+use super::tile::AHEAD;
 use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
 const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
 const PANEL_ROW: i64 = PANEL as i64 * 4;
-
-/// How far ahead weights are fetched, in bytes: the first tile of a panel finds them in memory or a far cache.
-const AHEAD: i64 = 2048;
 
 /// Units that are added up in i16.
 const NARROW: i64 = 8;

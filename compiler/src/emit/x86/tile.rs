@@ -9,6 +9,10 @@ use crate::kernel::gemm::{PANEL, TILE_ROWS};
 const ELEMENT: i64 = 4;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
+/// How far ahead the right operand is fetched, in bytes: the first tile of a panel finds it in memory or a far
+/// cache, and what a CPU fetches by itself ends at every page.
+pub const AHEAD: i64 = 2048;
+
 /// Heights of register tiles: what is left of the rows is rounded up to one of them.
 const HEIGHTS: [usize; 6] = [1, 2, 4, 6, 8, TILE_ROWS];
 
@@ -122,6 +126,9 @@ impl Product {
         let count = f.a.copy(self.k);
         let step = |f: &mut Function, set: usize, n: i64| {
             let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
+            for line in (0..vectors as i64 * width).step_by(64) {
+                f.a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
+            }
             for r in 0..rows {
                 let x = f.a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
                 for v in 0..vectors {
