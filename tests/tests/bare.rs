@@ -5,9 +5,10 @@
 
 use std::path::Path;
 use std::time::Duration;
+use tfc_ir::attr::Float;
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
 use tfc_ir::graph::{Graph, Loc};
-use tfc_ir::ops::{Matmul, QuantizeRows, QuantizedMatmul};
+use tfc_ir::ops::{Attention, Matmul, Op, QuantizeRows, QuantizedAttention, QuantizedMatmul};
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
@@ -283,6 +284,43 @@ fn quantized_rows() -> Vec<Model> {
     models
 }
 
+/// Attention in f32 and of 8 bits: heads that share keys, depths that fill no vector, one block of keys and several.
+fn attentions() -> Vec<Model> {
+    // A weight of 8 bits may be rounded the other way: a step of the 255 of the largest.
+    let rounded = |_| Tolerance { relative: 0.02, absolute: 0.05 };
+    let scale = Float::from(0.25);
+    let mut models = vec![];
+    for (i, (keys, depth, width, causal)) in
+        [(1, 1, 1, false), (37, 20, 7, true), (64, 32, 32, false), (301, 17, 40, false), (45, 65, 33, true)].into_iter().enumerate()
+    {
+        let ops: [Op; 2] = [Attention { scale, causal }.into(), QuantizedAttention { scale, causal }.into()];
+        for (op, eight_bits) in ops.into_iter().zip([false, true]) {
+            let (mut graph, m) = graph_of_rows();
+            let sizes = [[2, keys, depth], [2, keys, width]];
+            let ty =
+                |heads: i64, rows: Dim, last: i64| Type::new(Elem::F32, Shape(vec![Dim::from(1), Dim::from(heads), rows, Dim::from(last)]));
+            let q = graph.add_input("q", ty(4, Dim::from(m.clone()), depth));
+            let [k, v] = [("k", sizes[0]), ("v", sizes[1])].map(|(name, [h, n, d])| graph.add_input(name, ty(h, Dim::from(n), d)));
+            let bias = graph.add_input("bias", Type::new(Elem::F32, Shape(vec![Dim::from(keys)])));
+            let y = graph.add(op, &[q, k, v, bias], &Loc::node("attention")).expect("it has a type");
+            graph.add_output("y", y);
+            let mut choices = Choices::seeded(i as u64);
+            let mut tensor = |sizes: &[i64]| choices.tensor(Elem::F32, &sizes.iter().map(|&n| n as usize).collect::<Vec<_>>());
+            let calls = [1, 2, 5, 12, 13]
+                .into_iter()
+                .filter(|&rows| !causal || rows <= keys)
+                .map(|rows| {
+                    let operands = [vec![1, 4, rows, depth], vec![1, 2, keys, depth], vec![1, 2, keys, width], vec![keys]];
+                    (Bindings::from([(m.clone(), rows)]), operands.iter().map(|s| tensor(s)).collect())
+                })
+                .collect();
+            let name = format!("attention of {keys} keys, depths {depth} and {width}, causal {causal}, 8 bits {eight_bits}");
+            models.push(if eight_bits { Model::new(&name, graph, calls, rounded) } else { Model::new(&name, graph, calls, tolerance) });
+        }
+    }
+    models
+}
+
 fn odd_products() -> Vec<Model> {
     let sizes = [(1, 1), (7, 3), (31, 5), (33, 17), (65, 67), (101, 259)];
     [Elem::F32, Elem::I32].into_iter().flat_map(|elem| sizes.map(|(n, k)| products(elem, n, k, &rows()))).collect()
@@ -299,6 +337,11 @@ fn quantized_products_of_odd_sizes() {
 }
 
 #[test]
+fn attention_of_odd_sizes() {
+    run_everywhere(&attentions(), OptLevel::O3);
+}
+
+#[test]
 fn rows_are_quantized_to_the_same_bits() {
     run_everywhere(&quantized_rows(), OptLevel::O3);
 }
@@ -306,7 +349,7 @@ fn rows_are_quantized_to_the_same_bits() {
 /// The same natively, on every variant that this machine has: the emulator has no AVX-VNNI.
 #[test]
 fn variants_of_this_machine() {
-    let models: Vec<Model> = odd_products().into_iter().chain(quantized_products()).chain(quantized_rows()).collect();
+    let models: Vec<Model> = [odd_products(), quantized_products(), quantized_rows(), attentions()].into_iter().flatten().collect();
     for cpu in variants() {
         if !cpu.runs_here() {
             eprintln!("SKIPPED: {} is not run natively, this machine lacks it", cpu.name);
