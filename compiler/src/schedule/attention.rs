@@ -87,7 +87,8 @@ impl Scheduler {
         };
         let tasks = q.shape[0].clone() * q.shape[1].clone() * q.shape[2].ceil_div(QUERY_TILE as i64);
         let work = scores.elements() * Dim::from(depth + value_depth + 16);
-        self.launch(Body::Attention(kernel), args, tasks, work, "attention", loc);
+        let label = if rounded { "quantized_attention" } else { "attention" };
+        self.launch(Body::Attention(kernel), args, tasks, work, label, loc);
         true
     }
 
@@ -121,7 +122,7 @@ impl Scheduler {
             },
         };
         let tasks = batch * groups * m.ceil_div(PANEL as i64);
-        self.launch(Body::Pack(body), args, tasks, v.shape.elements(), "pack", loc);
+        self.launch(Body::Pack(body), args, tasks, v.shape.elements(), "quantize_rows+pack for quantized_attention", loc);
         Panels { view, scales, sums }
     }
 
