@@ -2,7 +2,7 @@
 //! whole of k, then the epilogue over its sums. With 32 registers the sums of a tile by a panel are in
 //! registers until their epilogue; otherwise, and where k has several blocks or groups, they wait in memory.
 
-use super::asm::{Cond, Mem, R, Src, V};
+use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::dequantized::{self, Codes};
 use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
@@ -103,6 +103,15 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         Format::Quantized(q) if q.groups > 1 && !f.a.isa.evex() => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
         _ => None,
     };
+    // Of a single row the units are brought together: read by panels, they are in the way of the weights otherwise.
+    let alone = match g.format {
+        Format::Quantized(_) if g.m == Extent::Const(1) => depth.as_const().filter(|&units| units <= MOST_ALONE),
+        _ => None,
+    };
+    let (left, left_unit) = match alone {
+        None => (left, TILE_ROW),
+        Some(units) => (units_together(f, left, units), ELEMENT),
+    };
     let mut index = split(f, matrix, &g.batch);
     index.extend([first_row, column]);
 
@@ -116,7 +125,7 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
             let row_zeros = row_zeros.map(|at| f.a.copy(at));
             let ints = ints.unwrap_or(tile_sums);
-            let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
+            let o = quantized::Operands { left: tile_left, left_unit, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
             let in_registers = f.a.isa.evex();
             tiles(
                 f,
@@ -168,6 +177,26 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     f.a.add_imm(column, PANEL as i64);
     f.a.compare(column, columns_end);
     f.a.jump_if(Cond::Lt, panel);
+}
+
+/// The most units of a single row that are brought together on the stack.
+const MOST_ALONE: i64 = 4096;
+
+/// Copies the units of the first row of a tile to where they are neighbours.
+fn units_together(f: &mut Function, tile: R, units: i64) -> R {
+    let to = f.a.scratch(units * ELEMENT);
+    let (from, i) = (f.a.copy(tile), f.a.imm(0));
+    let end = f.a.imm(units);
+    let copy = |f: &mut Asm, n: i64| {
+        for unit in 0..n {
+            let x = f.load_word(Mem::at(from, unit * TILE_ROW));
+            f.store_word(Mem::indexed(to, i, 4, unit * ELEMENT), x);
+        }
+        f.add_imm(from, n * TILE_ROW);
+    };
+    f.a.each(i, end, 8, |f| copy(f, 8));
+    f.a.each(i, end, 1, |f| copy(f, 1));
+    to
 }
 
 /// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them and how many these are,

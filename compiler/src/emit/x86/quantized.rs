@@ -23,6 +23,8 @@ const NARROW: i64 = 8;
 pub struct Operands {
     /// The packed rows.
     pub left: R,
+    /// Bytes from unit to unit of the packed rows.
+    pub left_unit: i64,
     /// The panel of weights.
     pub right: R,
     /// What the columns of the panel have.
@@ -228,6 +230,8 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
                 .collect()
         })
         .collect();
+    // A single row waits for memory alone, and leaves the first-level cache to its weights.
+    let ahead = if o.left_unit == TILE_ROW { AHEAD } else { 2 * AHEAD };
     let step = |a: &mut Asm, set: usize, n: i64| {
         let at = Mem::at(right, n * q.unit_bytes());
         let first = a.vector_of(at);
@@ -237,17 +241,17 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
             _ => nibbles(a, first),
         };
         for line in (0..q.unit_bytes()).step_by(64) {
-            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD), false);
+            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + ahead), false);
         }
         for (r, sums) in acc[set].iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+            let x = a.broadcast(Mem::at(left, n * o.left_unit + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
                 a.update(Op::DotBytes, sum, w, x);
             }
         }
     };
     let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
-    repeat(a, q, left, right, count, unroll, usual, |a, n| step(a, n as usize % sets, n));
+    repeat(a, q, (left, o.left_unit), right, count, unroll, usual, |a, n| step(a, n as usize % sets, n));
     let (first, rest) = (acc[0].clone(), acc[1..].concat());
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
@@ -266,15 +270,15 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
 }
 
 /// Moves both operands behind `n` units, of which `count` are left.
-fn advance(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, n: i64) {
-    a.add_imm(left, n * TILE_ROW);
+fn advance(a: &mut Asm, q: &Quantized, (left, left_unit): (R, i64), right: R, count: R, n: i64) {
+    a.add_imm(left, n * left_unit);
     a.add_imm(right, n * q.unit_bytes());
     a.add_imm(count, -n);
 }
 
 /// Runs a step for `count` units, several at a time, and moves the operands behind them.
 #[expect(clippy::too_many_arguments, reason = "a loop over both operands")]
-fn repeat(a: &mut Asm, q: &Quantized, left: R, right: R, count: R, unroll: i64, usual: i64, step: impl Fn(&mut Asm, i64)) {
+fn repeat(a: &mut Asm, q: &Quantized, left: (R, i64), right: R, count: R, unroll: i64, usual: i64, step: impl Fn(&mut Asm, i64)) {
     let advance = |a: &mut Asm, n: i64| advance(a, q, left, right, count, n);
     let (head, tail, exit) = (a.label(), a.label(), a.label());
     a.compare_imm(count, unroll);
@@ -313,7 +317,7 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
         let both = a.vector_of(Mem::at(right, n * q.unit_bytes()));
         let w = nibbles(a, both);
         for (r, sums) in acc.iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+            let x = a.broadcast(Mem::at(left, n * o.left_unit + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
                 if first {
                     a.binary_into(Op::MaddUbs, sum, w, x);
@@ -345,7 +349,7 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
             }
         }
     };
-    let advance = |a: &mut Asm, n: i64| advance(a, q, left, right, count, n);
+    let advance = |a: &mut Asm, n: i64| advance(a, q, (left, o.left_unit), right, count, n);
     let (head, tail, exit) = (a.label(), a.label(), a.label());
     a.compare_imm(count, NARROW);
     a.jump_if(Cond::Lt, tail);
