@@ -476,6 +476,33 @@ impl Asm {
         self.jump_if(Cond::Gt, head);
     }
 
+    /// Runs `step` `count` times: `unroll` at a time, each with its number in the round, then one by one. `advance` moves
+    /// what steps refer to by some steps; `count` is 0 behind. If `whole`, counts are known to be multiples of `unroll`.
+    pub fn unrolled(&mut self, count: R, unroll: i64, whole: bool, step: impl Fn(&mut Asm, i64), advance: impl Fn(&mut Asm, i64)) {
+        let (head, tail, exit) = (self.label(), self.label(), self.label());
+        self.compare_imm(count, unroll);
+        self.jump_if(Cond::Lt, tail);
+        self.bind(head);
+        (0..unroll).for_each(|n| step(self, n));
+        advance(self, unroll);
+        self.add_imm(count, -unroll);
+        self.compare_imm(count, unroll);
+        self.jump_if(Cond::Ge, head);
+        self.bind(tail);
+        if !whole {
+            self.compare_imm(count, 0);
+            self.jump_if(Cond::Le, exit);
+            let one = self.label();
+            self.bind(one);
+            step(self, 0);
+            advance(self, 1);
+            self.add_imm(count, -1);
+            self.compare_imm(count, 0);
+            self.jump_if(Cond::Gt, one);
+        }
+        self.bind(exit);
+    }
+
     // Vectors.
 
     fn vector(&mut self, op: Op, first: First, operands: &[Operand], imm: Option<u8>, mask: Option<(Reg, bool)>) {

@@ -4,7 +4,7 @@
 //! ([`unit_bytes`]), the bytes of a panel are widened to words, and `vpmaddwd` adds two products: nothing
 //! can overflow, where the sum of two products of bytes would not fit 16 bits.
 
-use super::asm::{Cond, Mem, R, V};
+use super::asm::{Asm, Mem, R, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
 use super::tile::register_tile;
@@ -96,12 +96,12 @@ impl Product {
             })
             .collect();
         let unroll = sets.max(if t.rows >= 4 { 2 } else { 4 });
-        self.over_units(f, t, unroll as i64, |f, p, q, n| {
-            let w: Vec<V> = (0..t.vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
+        self.over_units(f, t, unroll as i64, |a, p, q, n| {
+            let w: Vec<V> = (0..t.vectors as i64).map(|v| a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
             for r in 0..t.rows {
-                let x = f.a.broadcast(Mem::at(p, n * 4 + r as i64 * self.left_row));
+                let x = a.broadcast(Mem::at(p, n * 4 + r as i64 * self.left_row));
                 for (v, &w) in w.iter().enumerate() {
-                    f.a.update(Op::DotBytes, acc[n as usize % sets][r * t.vectors + v], x, w);
+                    a.update(Op::DotBytes, acc[n as usize % sets][r * t.vectors + v], x, w);
                 }
             }
         });
@@ -117,13 +117,13 @@ impl Product {
     fn pairs(&self, f: &mut Function, t: Tile) {
         // Lanes are the two pairs of a unit, of half of the columns in each vector.
         let acc: Vec<[V; 2]> = (0..t.rows).map(|_| [f.a.vector_of(0), f.a.vector_of(0)]).collect();
-        self.over_units(f, t, 2, |f, p, q, n| {
-            let w = [0, 1].map(|half| f.a.unary(Op::WidenBytes, Mem::at(q, n * PANEL_ROW + half * 16)));
+        self.over_units(f, t, 2, |a, p, q, n| {
+            let w = [0, 1].map(|half| a.unary(Op::WidenBytes, Mem::at(q, n * PANEL_ROW + half * 16)));
             for (r, acc) in acc.iter().enumerate() {
-                let x = f.a.unary(Op::BroadcastLong, Mem::at(p, n * 8 + r as i64 * self.left_row));
+                let x = a.unary(Op::BroadcastLong, Mem::at(p, n * 8 + r as i64 * self.left_row));
                 for (&acc, w) in acc.iter().zip(w) {
-                    let pairs = f.a.binary(Op::MaddW, w, x);
-                    f.a.binary_into(Op::AddD, acc, acc, pairs);
+                    let pairs = a.binary(Op::MaddW, w, x);
+                    a.binary_into(Op::AddD, acc, acc, pairs);
                 }
             }
         });
@@ -137,38 +137,16 @@ impl Product {
     }
 
     /// Runs `step(row address, panel address, n)` for the units of a tile, `n` counting those since the addresses moved.
-    fn over_units(&self, f: &mut Function, t: Tile, unroll: i64, step: impl Fn(&mut Function, R, R, i64)) {
+    fn over_units(&self, f: &mut Function, t: Tile, unroll: i64, step: impl Fn(&mut Asm, R, R, i64)) {
         let p = f.a.lea(Mem::at(self.left, t.row as i64 * self.left_row));
         let q = f.a.lea(Mem::at(self.right, t.column * 4));
         let count = f.a.copy(self.units);
         let unit = unit_bytes(f.a.isa);
-        let advance = |f: &mut Function, n: i64| {
-            f.a.add_imm(p, n * unit);
-            f.a.add_imm(q, n * PANEL_ROW);
-            f.a.add_imm(count, -n);
+        let advance = |a: &mut Asm, n: i64| {
+            a.add_imm(p, n * unit);
+            a.add_imm(q, n * PANEL_ROW);
         };
-        let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Lt, tail);
-        f.a.bind(head);
-        for n in 0..unroll {
-            step(f, p, q, n);
-        }
-        advance(f, unroll);
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Ge, head);
-        f.a.bind(tail);
-        if self.multiple % unroll != 0 {
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Le, exit);
-            let one = f.a.label();
-            f.a.bind(one);
-            step(f, p, q, 0);
-            advance(f, 1);
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Gt, one);
-            f.a.bind(exit);
-        }
+        f.a.unrolled(count, unroll, self.multiple % unroll == 0, |a, n| step(a, p, q, n), advance);
     }
 
     /// Puts a vector of sums where it belongs.

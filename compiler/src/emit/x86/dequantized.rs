@@ -132,7 +132,7 @@ impl Codes<'_> {
                 a.add_imm(left, n * TILE_ROW);
                 a.add_imm(right, n * d.row_bytes());
             };
-            rounds(a, count, sets.max(2) as i64, step, advance);
+            a.unrolled(count, sets.max(2) as i64, false, step, advance);
             for (i, &total) in acc[0].iter().enumerate() {
                 for set in &acc[1..] {
                     a.binary_into(Op::AddPs, total, total, set[i]);
@@ -235,29 +235,6 @@ impl Unpack<'_> {
             a.add_imm(self.at, n * d.row_bytes());
             a.add_imm(to, n * PANEL_ROW);
         };
-        rounds(a, count, UNROLL, step, advance);
+        a.unrolled(count, UNROLL, false, step, advance);
     }
-}
-
-/// Runs a step `count` times, several at a time; `advance` moves what steps refer to. `count` is 0 behind.
-fn rounds(a: &mut Asm, count: R, unroll: i64, step: impl Fn(&mut Asm, i64), advance: impl Fn(&mut Asm, i64)) {
-    let (head, tail, one, exit) = (a.label(), a.label(), a.label(), a.label());
-    a.compare_imm(count, unroll);
-    a.jump_if(Cond::Lt, tail);
-    a.bind(head);
-    (0..unroll).for_each(|n| step(a, n));
-    advance(a, unroll);
-    a.add_imm(count, -unroll);
-    a.compare_imm(count, unroll);
-    a.jump_if(Cond::Ge, head);
-    a.bind(tail);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Le, exit);
-    a.bind(one);
-    step(a, 0);
-    advance(a, 1);
-    a.add_imm(count, -1);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Gt, one);
-    a.bind(exit);
 }

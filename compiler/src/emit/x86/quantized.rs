@@ -103,10 +103,12 @@ fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl FnO
     a.jump_if(Cond::Gt, head);
 }
 
-/// The sums of a tile of `height` rows by a panel in memory, over `units` units of k.
+/// Rows of a register tile with 16 registers.
+const FEW_ROWS: usize = 6;
+
+/// With 16 registers: the sums of a tile of `height` rows by a panel in memory, over `units` units of k.
 pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
     let isa = f.a.isa;
-    let most = if isa.evex() { TILE_ROWS } else { 6 };
     let (lanes, half) = (isa.lanes(), PANEL as i64 / 2);
     // Four bits: the low and the high nibbles of a vector. Without VNNI, 8 bits are such nibbles too.
     let strips: Vec<Vec<i64>> = match (q.bits, isa.has_vnni()) {
@@ -114,8 +116,8 @@ pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &O
         (_, true) => (0..2 * half).step_by(2 * lanes as usize).map(|c| vec![c, c + lanes]).collect(),
         (_, false) => (0..2 * half).step_by(lanes as usize).map(|c| vec![c]).collect(),
     };
-    for first_row in (0..height).step_by(most) {
-        let rows = most.min(height - first_row);
+    for first_row in (0..height).step_by(FEW_ROWS) {
+        let rows = FEW_ROWS.min(height - first_row);
         for columns in &strips {
             groups(f, q, units, &Shape { first_row, rows, columns: columns.clone() }, o);
         }
@@ -251,7 +253,9 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         }
     };
     let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
-    repeat(a, q, (left, o.left_unit), right, count, unroll, usual, |a, n| step(a, n as usize % sets, n));
+    // One group: what is left over is known.
+    let whole = q.groups == 1 && usual % unroll == 0;
+    a.unrolled(count, unroll, whole, |a, n| step(a, n as usize % sets, n), |a, n| advance(a, q, (left, o.left_unit), right, n));
     let (first, rest) = (acc[0].clone(), acc[1..].concat());
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
@@ -269,41 +273,10 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
     first
 }
 
-/// Moves both operands behind `n` units, of which `count` are left.
-fn advance(a: &mut Asm, q: &Quantized, (left, left_unit): (R, i64), right: R, count: R, n: i64) {
+/// Moves both operands behind `n` units.
+fn advance(a: &mut Asm, q: &Quantized, (left, left_unit): (R, i64), right: R, n: i64) {
     a.add_imm(left, n * left_unit);
     a.add_imm(right, n * q.unit_bytes());
-    a.add_imm(count, -n);
-}
-
-/// Runs a step for `count` units, several at a time, and moves the operands behind them.
-#[expect(clippy::too_many_arguments, reason = "a loop over both operands")]
-fn repeat(a: &mut Asm, q: &Quantized, left: (R, i64), right: R, count: R, unroll: i64, usual: i64, step: impl Fn(&mut Asm, i64)) {
-    let advance = |a: &mut Asm, n: i64| advance(a, q, left, right, count, n);
-    let (head, tail, exit) = (a.label(), a.label(), a.label());
-    a.compare_imm(count, unroll);
-    a.jump_if(Cond::Lt, tail);
-    a.bind(head);
-    for n in 0..unroll {
-        step(a, n);
-    }
-    advance(a, unroll);
-    a.compare_imm(count, unroll);
-    a.jump_if(Cond::Ge, head);
-    a.bind(tail);
-    // One group: what is left over is known.
-    if q.groups == 1 && usual % unroll == 0 {
-        return;
-    }
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Le, exit);
-    let one = a.label();
-    a.bind(one);
-    step(a, 0);
-    advance(a, 1);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Gt, one);
-    a.bind(exit);
 }
 
 fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R) {
@@ -349,7 +322,10 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
             }
         }
     };
-    let advance = |a: &mut Asm, n: i64| advance(a, q, (left, o.left_unit), right, count, n);
+    let advance = |a: &mut Asm, n: i64| {
+        advance(a, q, (left, o.left_unit), right, n);
+        a.add_imm(count, -n);
+    };
     let (head, tail, exit) = (a.label(), a.label(), a.label());
     a.compare_imm(count, NARROW);
     a.jump_if(Cond::Lt, tail);

@@ -1,6 +1,6 @@
 //! Register tiles of f32 products: a few rows by a panel of columns, multiplied over the whole of k.
 
-use super::asm::{Cond, Mem, R, V};
+use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
 use crate::kernel::Extent;
@@ -124,46 +124,24 @@ impl Product {
         }
         let (p, q) = (f.a.lea(Mem::at(self.left, first as i64 * self.left_row)), f.a.lea(Mem::at(self.right, within)));
         let count = f.a.copy(self.k);
-        let step = |f: &mut Function, set: usize, n: i64| {
-            let b: Vec<V> = (0..vectors as i64).map(|v| f.a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
+        let step = |a: &mut Asm, n: i64| {
+            let b: Vec<V> = (0..vectors as i64).map(|v| a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
             for line in (0..vectors as i64 * width).step_by(64) {
-                f.a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
+                a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
             }
             for r in 0..rows {
-                let x = f.a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
+                let x = a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
                 for v in 0..vectors {
-                    f.a.update(Op::Fma231, acc[set][r * vectors + v], x, b[v]);
+                    a.update(Op::Fma231, acc[n as usize % sets][r * vectors + v], x, b[v]);
                 }
             }
         };
-        let advance = |f: &mut Function, n: i64| {
-            f.a.add_imm(p, n * self.left_k);
-            f.a.add_imm(q, n * PANEL_ROW);
-            f.a.add_imm(count, -n);
+        let advance = |a: &mut Asm, n: i64| {
+            a.add_imm(p, n * self.left_k);
+            a.add_imm(q, n * PANEL_ROW);
         };
         let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
-        let (head, tail, exit) = (f.a.label(), f.a.label(), f.a.label());
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Lt, tail);
-        f.a.bind(head);
-        for n in 0..unroll {
-            step(f, n as usize % sets, n);
-        }
-        advance(f, unroll);
-        f.a.compare_imm(count, unroll);
-        f.a.jump_if(Cond::Ge, head);
-        f.a.bind(tail);
-        if self.k_multiple % unroll != 0 {
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Le, exit);
-            let one = f.a.label();
-            f.a.bind(one);
-            step(f, 0, 0);
-            advance(f, 1);
-            f.a.compare_imm(count, 0);
-            f.a.jump_if(Cond::Gt, one);
-        }
-        f.a.bind(exit);
+        f.a.unrolled(count, unroll, self.k_multiple % unroll == 0, step, advance);
         while acc.len() > 1 {
             let half = acc.split_off(acc.len() / 2);
             for (x, y) in acc.iter().flatten().zip(half.iter().flatten()) {
