@@ -13,7 +13,7 @@
 mod args;
 mod attention;
 mod contraction;
-mod exprs;
+pub mod exprs;
 mod group;
 mod left;
 mod memory;

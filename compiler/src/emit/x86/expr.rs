@@ -6,6 +6,7 @@
 //! portable emitter: see [`supported`].
 
 use super::asm::{Asm, Cond, M, Mem, R, Src, V};
+use super::gelu::{self, Gelu};
 use super::isa::Op;
 use super::math;
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
@@ -282,11 +283,25 @@ impl<'a> Evaluator<'a> {
             Expr::Float(bits) => Val::Splat((f64::from_bits(*bits) as f32).to_bits()),
             Expr::Int(n) => Val::Splat(*n as u32),
             Expr::Extent(n) => Val::R(f.extent(*n)),
-            Expr::Prim(p, args) => self.prim(f, *p, args, *elem),
+            Expr::Prim(p, args) => match gelu::find(self.exprs, e) {
+                Some(g) => self.gelu(f, g),
+                None => self.prim(f, *p, args, *elem),
+            },
             Expr::Index(_) | Expr::CheckedIndex(..) => unreachable!("not supported"),
         };
         self.known[e] = Some(v);
         v
+    }
+
+    fn gelu(&mut self, f: &mut Function, g: Gelu) -> Val {
+        let x = self.vector(f, g.x);
+        Val::V(match g.tanh {
+            None => gelu::gelu(&mut f.a, x),
+            Some(u) => {
+                let u = self.vector(f, u);
+                gelu::gelu_tanh(&mut f.a, x, u)
+            }
+        })
     }
 
     fn load(&self, f: &mut Function, b: Base) -> V {

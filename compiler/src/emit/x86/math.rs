@@ -1,5 +1,5 @@
 //! Elementary functions of f32 lanes: the methods and polynomials of the portable emitter
-//! ([`clif::math`](crate::emit::clif::math)), with its error bounds, on wide vectors; the error function of 16 lanes has tables.
+//! ([`clif::math`](crate::emit::clif::math)), with its error bounds, on wide vectors.
 
 use super::asm::{Asm, V};
 use super::isa::Op;
@@ -33,7 +33,7 @@ fn copysign(a: &mut Asm, magnitude: V, sign: V) -> V {
 }
 
 /// `Σ c[i] x^i`.
-fn polynomial(a: &mut Asm, x: V, c: &[f64]) -> V {
+pub fn polynomial(a: &mut Asm, x: V, c: &[f64]) -> V {
     let (last, rest) = c.split_last().expect("a coefficient");
     let mut y = a.vector_of(*last as f32);
     for &c in rest.iter().rev() {
@@ -144,74 +144,8 @@ pub fn tanh(a: &mut Asm, x: V) -> V {
     copysign(a, y, x)
 }
 
-/// Width of the intervals of [`ERF_TABLES`].
-const ERF_WIDTH: f32 = 17.0 / 64.0;
-
-/// `erf(n w + f)` for the intervals `n` of width `w`: `Σ c[i][n] f^i`; for `n` = 0, and there for `f >= 0`,
-/// the same without `f`. Weighted fits, where the rounding of a coefficient is known to those behind it.
-#[rustfmt::skip]
-const ERF_TABLES: [[f32; 16]; 6] = [
-    [
-        0.0, 0.292_823_23, 0.547_528_45, 0.740_237, 0.867_058_3, 0.939_653_34, 0.975_797_7, 0.991_450_3,
-        0.997_346, 0.999_277_4, 0.999_827_7, 0.999_964_06, 0.999_993_44, 0.999_999, 0.999_999_9, 1.0,
-    ],
-    [
-        0.128_379_17, 1.051_508_3, 0.850_914_06, 0.597_962_3, 0.364_902_88, 0.193_373_1, 0.088_987_72, 0.035_561_446,
-        0.012_340_82, 0.003_718_980_6, 0.000_973_238_1, 0.000_221_171_7, 0.000_043_647_087, 0.000_007_479_908, 0.000_001_113_147, 0.000_001_184_952_2,
-    ],
-    [
-        0.000_000_334_383_03, -0.279_295_77, -0.452_041_75, -0.476_503_64, -0.387_714_24, -0.256_820_14, -0.141_823_53, -0.066_132_43,
-        -0.026_229_948, -0.008_899_793, -0.002_578_541_4, -0.000_644_361_2, -0.000_136_217_71, -0.000_038_887_11, -0.000_015_596_172, 0.000_023_505_25,
-    ],
-    [
-        -0.376_144_77, -0.301_030_37, -0.123_573_34, 0.053_817_686, 0.152_993_1, 0.162_938_85, 0.121_027_306, 0.070_111_066,
-        0.033_037_74, 0.012_929_863, 0.004_253_376, 0.001_185_018_6, 0.000_281_058_5, 0.000_056_956_007, 0.000_009_888_474, 0.000_272_779_43,
-    ],
-    [
-        0.000_334_641_9, 0.131_738_62, 0.182_321_01, 0.137_160_4, 0.048_423_883, -0.022_398_65, -0.048_927_043, -0.042_470_7,
-        -0.026_069_904, -0.012_031_174, -0.005_199_061_7, -0.001_639_243_6, -0.000_572_236_84, 0.000_647_127_57, 0.000_630_629, 0.001_488_608_2,
-    ],
-    [
-        0.110_744_6, 0.074_985_16, -0.000_186_857_48, -0.059_427_775, -0.066_033_505, -0.036_893_237, -0.005_152_987, 0.010_907_3,
-        0.012_444_107, 0.008_070_518, 0.003_828_576_8, 0.001_428_671_2, 0.000_433_409_1, 0.000_108_798_12, 0.000_022_852_2, 0.003_209_501_5,
-    ],
-];
-
-/// Error function.
+/// Error function: by a polynomial near 0 and `1 - 2^-h(x)` elsewhere.
 pub fn erf(a: &mut Asm, x: V) -> V {
-    if a.isa.evex() { erf_by_table(a, x) } else { erf_by_parts(a, x) }
-}
-
-/// By polynomials of the distance to the nearest multiple of a width, whose coefficients a permutation looks up.
-fn erf_by_table(a: &mut Asm, x: V) -> V {
-    let m = abs(a, x);
-    // From here on the result is 1. A NaN comes last and stays.
-    let bound = a.vector_of(3.93);
-    let m = a.binary(Op::MinPs, bound, m);
-    let per_width = a.vector_of(1.0 / ERF_WIDTH);
-    // The number of the interval in the lowest bits.
-    let number = a.fma(m, per_width, SHIFT_32 as f32);
-    let n = a.binary(Op::SubPs, number, SHIFT_32 as f32);
-    let f = a.fma(n, -ERF_WIDTH, m);
-    let look_up = |a: &mut Asm, c: [f32; 16]| {
-        let table = a.table(c);
-        a.binary(Op::PermPs, number, table)
-    };
-    let [first, middle @ .., last] = ERF_TABLES;
-    let mut y = look_up(a, last);
-    for c in middle.into_iter().rev() {
-        let c = look_up(a, c);
-        y = a.fma(y, f, c);
-    }
-    // In the first interval `f` counts as a whole, in the others the value at the centre, which is greater.
-    let centre = look_up(a, first);
-    let most = a.binary(Op::MaxPs, centre, f);
-    let y = a.fma(y, f, most);
-    copysign(a, y, x)
-}
-
-/// By a polynomial near 0 and `1 - 2^-h(x)` elsewhere.
-fn erf_by_parts(a: &mut Asm, x: V) -> V {
     let m = abs(a, x);
     let z = a.binary(Op::MulPs, x, x);
     let p = polynomial(a, z, &ERF_32);

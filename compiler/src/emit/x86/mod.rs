@@ -11,6 +11,7 @@ mod bytes;
 mod dequantized;
 mod encode;
 pub mod expr;
+mod gelu;
 mod gemm;
 pub mod isa;
 pub mod math;

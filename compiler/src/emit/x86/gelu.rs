@@ -1,0 +1,270 @@
+//! GELU as a whole: found among the expressions of a kernel, and computed for less than its parts.
+//!
+//! Neither method is exact where the definition in f32 is (`x/2 * (1 + erf(x/√2))` itself is off by
+//! `1.1e-7 |x|` with a perfect `erf`); both are within `1.7e-7 |x|` of the real function.
+
+use super::asm::{Asm, V};
+use super::expr::Exprs;
+use super::isa::Op;
+use super::math::{abs, exp_normal, polynomial};
+use crate::emit::clif::math::{EXP2_32, SHIFT_32};
+use crate::kernel::nest::{Expr, ExprId};
+use std::f64::consts::FRAC_1_SQRT_2;
+use tfc_ir::scalar::Prim;
+use tfc_ir::types::Elem;
+
+/// A product that is GELU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gelu {
+    /// Its operand.
+    pub x: ExprId,
+    /// In the approximation by tanh, the operand of that.
+    pub tanh: Option<ExprId>,
+}
+
+/// Whether a product is GELU: the factors `x`, `1/2`, and `1 + erf(x/√2)` or `1 + tanh(u)`, in any order.
+pub fn find(exprs: &Exprs, product: ExprId) -> Option<Gelu> {
+    factors(exprs, product, None).into_iter().find_map(|gate| {
+        let inner = gate_of(exprs, gate)?;
+        let (operand, tanh) = match inner {
+            Inner::Erf(x) => (Some(x), None),
+            Inner::Tanh(u) => (None, Some(u)),
+        };
+        let mut rest = factors(exprs, product, operand);
+        rest.swap_remove(rest.iter().position(|&e| e == gate)?);
+        rest.swap_remove(rest.iter().position(|&e| is_number(exprs, e, 0.5))?);
+        match rest[..] {
+            [x] if operand.is_none_or(|y| x == y) => Some(Gelu { x, tanh }),
+            _ => None,
+        }
+    })
+}
+
+/// What `1 +` is applied to.
+#[derive(Clone, Copy)]
+enum Inner {
+    /// `erf(x/√2)` of this `x`.
+    Erf(ExprId),
+    /// `tanh(u)` of this `u`.
+    Tanh(ExprId),
+}
+
+fn is_number(exprs: &Exprs, e: ExprId, x: f64) -> bool {
+    matches!(exprs[e].0, Expr::Float(bits) if f64::from_bits(bits) as f32 == x as f32)
+}
+
+/// The factors of a product that are not products, and `whole` as a whole.
+fn factors(exprs: &Exprs, e: ExprId, whole: Option<ExprId>) -> Vec<ExprId> {
+    match &exprs[e] {
+        (Expr::Prim(Prim::Mul, args), Elem::F32) if Some(e) != whole => args.iter().flat_map(|&a| factors(exprs, a, whole)).collect(),
+        _ => vec![e],
+    }
+}
+
+/// The other operand, where one is the number.
+fn other(exprs: &Exprs, args: &[ExprId], x: f64) -> Option<ExprId> {
+    match *args {
+        [a, b] if is_number(exprs, b, x) => Some(a),
+        [a, b] if is_number(exprs, a, x) => Some(b),
+        _ => None,
+    }
+}
+
+fn gate_of(exprs: &Exprs, e: ExprId) -> Option<Inner> {
+    let (Expr::Prim(Prim::Add, args), Elem::F32) = &exprs[e] else { return None };
+    match &exprs[other(exprs, args, 1.0)?].0 {
+        Expr::Prim(Prim::Tanh, args) => Some(Inner::Tanh(args[0])),
+        Expr::Prim(Prim::Erf, args) => match &exprs[args[0]].0 {
+            Expr::Prim(Prim::Mul, args) => Some(Inner::Erf(other(exprs, args, FRAC_1_SQRT_2)?)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// `x/2 * (1 + erf(x/√2))`, which is `x Φ(x)` with the distribution function `Φ` of the normal distribution.
+pub fn gelu(a: &mut Asm, x: V) -> V {
+    if a.isa.evex() { by_table(a, x) } else { by_tail(a, x) }
+}
+
+/// `x/2 * (1 + tanh(u))`, which is `x / (1 + e^-2u)`.
+pub fn gelu_tanh(a: &mut Asm, x: V, u: V) -> V {
+    let minus_two_u = a.binary(Op::MulPs, u, -2.0);
+    // Where the exponential is beyond the bounds, the result is x or vanishes beside it. A NaN comes last and stays.
+    let (low, high) = (a.vector_of(-80.0), a.vector_of(80.0));
+    let bounded = a.binary(Op::MinPs, high, minus_two_u);
+    let bounded = a.binary(Op::MaxPs, low, bounded);
+    let e = exp_normal(a, bounded);
+    let d = a.binary(Op::AddPs, e, 1.0);
+    a.binary(Op::DivPs, x, d)
+}
+
+/// Width of the intervals of [`TABLES`].
+const WIDTH: f32 = 45.0 / 128.0;
+
+/// `Φ(n w + f) - 1/2` for the intervals `n` of width `w`: `Σ c[i][n] f^i` with an error below 8e-8; 1/2 at the end of the
+/// last one, which is the centre of it. Minimax fits, where the rounding of a coefficient is known to those behind it.
+#[rustfmt::skip]
+const TABLES: [[f32; 16]; 5] = [
+    [
+        0.0, 0.137_416_81, 0.259_011_06, 0.354_215_86, 0.420_175_05, 0.460_610_3, 0.482_543_9, 0.493_071_3,
+        0.497_542_1, 0.499_222_07, 0.499_780_63, 0.499_944_96, 0.499_987_72, 0.499_997_56, 0.499_999_58, 0.5,
+    ],
+    [
+        0.398_941_58, 0.375_032_75, 0.311_570_05, 0.228_752_32, 0.148_421_94, 0.085_104_376, 0.043_124_627, 0.019_311_678,
+        0.007_642_421_4, 0.002_672_779_4, 0.000_826_139_35, 0.000_225_622_96, 0.000_054_469_867, 0.000_011_620_619, 0.000_002_190_467_5, 0.000_000_364_775_27,
+    ],
+    [
+        0.000_038_263_73, -0.065_923_035, -0.109_533_51, -0.120_628_97, -0.104_357_794, -0.074_799_33, -0.045_483_224, -0.023_763_712,
+        -0.010_748_689, -0.004_227_385_4, -0.001_450_301_7, -0.000_436_624_4, -0.000_115_008_32, -0.000_024_355_892, -0.000_005_488_281, -0.000_028_352_686,
+    ],
+    [
+        -0.067_137_34, -0.054_511_677, -0.026_234_04, 0.004_106_209_6, 0.023_946_9, 0.029_481_562, 0.024_739_578, 0.016_288_001,
+        0.008_840_14, 0.004_045_755, 0.001_578_730_5, 0.000_533_004_2, 0.000_154_675_35, 0.000_038_942_21, 0.000_006_693_958_8, -0.000_211_618_26,
+    ],
+    [
+        0.004_317_613_3, 0.015_684_308, 0.022_696_31, 0.018_881_276, 0.008_898_649, -0.000_477_098_07, -0.005_434_239_7, -0.006_005_591,
+        -0.004_369_827, -0.002_503_035_8, -0.001_183_981, -0.000_432_455_04, -0.000_144_289_73, -0.000_108_460_124, -0.000_018_738_45, -0.000_329_094_76,
+    ],
+];
+
+/// `x/2 + |x| (Φ(|x|) - 1/2)`, by polynomials of the distance to the nearest multiple of a width, whose coefficients a
+/// permutation looks up.
+fn by_table(a: &mut Asm, x: V) -> V {
+    let m = abs(a, x);
+    // From here on the result is 0 or x. A NaN comes last and stays.
+    let bound = a.vector_of(15.0 * WIDTH);
+    let bounded = a.binary(Op::MinPs, bound, m);
+    let per_width = a.vector_of(1.0 / WIDTH);
+    // The number of the interval in the lowest bits.
+    let number = a.fma(bounded, per_width, SHIFT_32 as f32);
+    let n = a.binary(Op::SubPs, number, SHIFT_32 as f32);
+    let f = a.fma(n, -WIDTH, bounded);
+    let look_up = |a: &mut Asm, c: [f32; 16]| {
+        let table = a.table(c);
+        a.binary(Op::PermPs, number, table)
+    };
+    let [lower @ .., last] = TABLES;
+    let mut y = look_up(a, last);
+    for c in lower.into_iter().rev() {
+        let c = look_up(a, c);
+        y = a.fma(y, f, c);
+    }
+    let half = a.binary(Op::MulPs, x, 0.5);
+    a.fma(m, y, half)
+}
+
+/// `log2(Φ(-x))` for `0 <= x <= 10`: the error of `Φ(-x)` is below 7e-8, and its limit at 0 is 1/2 where
+/// [`EXP2_32`] computes the power. Minimax fit with that weight, falling up to 10.
+const TAIL: [f64; 8] = [
+    -1.000_000_108_858_401_8,
+    -1.151_109_066_401_98,
+    -0.459_148_918_002_075_63,
+    -0.052_732_998_638_440_13,
+    0.007_470_138_934_388_466,
+    -0.000_485_808_571_024_598_17,
+    -3.105_603_567_350_655e-5,
+    5.528_211_605_107_929e-6,
+];
+
+/// `max(x, 0) - |x| Φ(-|x|)`.
+fn by_tail(a: &mut Asm, x: V) -> V {
+    let m = abs(a, x);
+    let bound = a.vector_of(10.0);
+    let bounded = a.binary(Op::MinPs, bound, m);
+    let log = polynomial(a, bounded, &TAIL);
+    let shift = (SHIFT_32 + 127.0) as f32;
+    let shifted = a.binary(Op::AddPs, log, shift);
+    let n = a.binary(Op::SubPs, shifted, shift);
+    let f = a.binary(Op::SubPs, log, n);
+    let y = polynomial(a, f, &EXP2_32);
+    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    let tail = a.binary(Op::MulPs, y, power);
+    let zero = a.vector_of(0);
+    let y = a.binary(Op::MaxPs, zero, x);
+    a.update(Op::Fnma231, y, tail, m);
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::clif::testing::{Compiled, host_cpus};
+    use crate::kernel::nest::{Access, Effect, Nest, Stage};
+    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
+    use crate::schedule::exprs;
+    use tfc_ir::ops;
+
+    /// `out[i] = y(in[i])` for `n` elements.
+    fn kernel(n: usize, y: impl FnOnce(&mut exprs::Exprs, ExprId) -> ExprId) -> Kernel {
+        let access = |buffer| Access { buffer, offset: Extent::Const(0), strides: vec![Extent::Const(1)], dynamic: vec![] };
+        let mut exprs = exprs::Exprs::default();
+        let x = exprs.push(Expr::Load(access(0)), Elem::F32);
+        let y = y(&mut exprs, x);
+        let stages = vec![Stage { once: false, effects: vec![Effect::Store(access(1), y)] }];
+        let nest = Nest { inner: vec![Extent::Const(n as i64)], exprs: exprs.list, stages, ..Nest::default() };
+        let buffers = [Use::Read, Use::Write].map(|usage| BufferParam { elem: Elem::F32, usage });
+        Kernel { buffers: buffers.to_vec(), ints: 0, body: Body::Nest(nest) }
+    }
+
+    fn check(tanh: bool, exact: impl Fn(f64) -> f64, bound: f64) {
+        // Every 40,009th pattern: all signs and exponents, infinities and NaNs; and the range in which it bends.
+        let patterns = (0..u32::MAX / 40_009).map(|i| f32::from_bits(i * 40_009));
+        let xs: Vec<f32> = patterns.chain((-60_000..60_000).map(|i| i as f32 / 9_973.0)).chain([0.0, -0.0, f32::NAN]).collect();
+        let kernel = kernel(xs.len(), |exprs, x| exprs.apply(&ops::Gelu { tanh }.into(), &[x]));
+        for cpu in host_cpus() {
+            let mut buffers = [bytemuck::cast_slice(&xs).to_vec(), vec![0xaa; 4 * xs.len()]];
+            assert_eq!(Compiled::new(&kernel, &cpu).run(&mut buffers, &[], 0, 1), 0);
+            let results: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[1]);
+            for (&x, y) in xs.iter().zip(results).filter(|(x, _)| **x != f32::NEG_INFINITY) {
+                let exact = exact(f64::from(x));
+                let error = (f64::from(y) - exact).abs() / f64::from(x).abs().max(f64::from(f32::MIN_POSITIVE));
+                let same = (exact.is_nan() && y.is_nan()) || f64::from(y) == exact || error <= bound;
+                assert!(same, "{}: gelu({x:e}) = {y:e} for {exact:e}, off by {error:e} x", cpu.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_bound_holds_over_all_exponents() {
+        check(false, |x| 0.5 * x * libm::erfc(-x * FRAC_1_SQRT_2), 1.7e-7);
+    }
+
+    #[test]
+    fn so_does_that_of_the_approximation_by_tanh() {
+        let c = (2.0 / std::f64::consts::PI).sqrt();
+        check(true, |x| if x.is_finite() { x / (1.0 + (-2.0 * c * (x + 0.044_715 * x.powi(3))).exp()) } else { x }, 4e-7);
+    }
+
+    #[test]
+    fn factors_are_found_in_any_order_and_products_of_others_are_not() {
+        let find_in = |order: [usize; 3], half: f64, one: f64, same: bool| {
+            let mut found = None;
+            kernel(1, |exprs, x| {
+                let prim = |exprs: &mut exprs::Exprs, p, args: &[ExprId]| exprs.push(Expr::Prim(p, args.to_vec()), Elem::F32);
+                // The operand is a product itself.
+                let operand = prim(exprs, Prim::Mul, &[x, x]);
+                let c = exprs.number(FRAC_1_SQRT_2, Elem::F32);
+                let scaled = prim(exprs, Prim::Mul, &[c, if same { operand } else { x }]);
+                let erf = prim(exprs, Prim::Erf, &[scaled]);
+                let one = exprs.number(one, Elem::F32);
+                let gate = prim(exprs, Prim::Add, &[one, erf]);
+                let half = exprs.number(half, Elem::F32);
+                let f = order.map(|i| [operand, gate, half][i]);
+                let first = prim(exprs, Prim::Mul, &f[..2]);
+                let y = prim(exprs, Prim::Mul, &[first, f[2]]);
+                let twice = prim(exprs, Prim::Mul, &[y, half]);
+                assert_eq!(find(&exprs.list, twice), None);
+                found = find(&exprs.list, y).map(|g| (g.x == operand, g.tanh));
+                y
+            });
+            found
+        };
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            assert_eq!(find_in(order, 0.5, 1.0, true), Some((true, None)), "{order:?}");
+            assert_eq!(find_in(order, 0.25, 1.0, true), None);
+            assert_eq!(find_in(order, 0.5, -1.0, true), None);
+            assert_eq!(find_in(order, 0.5, 1.0, false), None);
+        }
+    }
+}
