@@ -88,14 +88,13 @@ struct Task {
 
 /// Emits attention.
 pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
-    let round = |n: i64, to: i64| (n + to - 1) / to * to;
     let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
     let element = match a.format {
         Format::F32 => ELEMENT,
         Format::Bytes(_) => unit_bytes(f.a.isa) / 4,
     };
     let rounded = matches!(a.format, Format::Bytes(_));
-    let (query_pitch, sum_pitch) = (round(a.depth, lanes) * element, round(a.value_depth, COLUMNS) * ELEMENT);
+    let (query_pitch, sum_pitch) = (ceil(a.depth, lanes) * element, ceil(a.value_depth, COLUMNS) * ELEMENT);
     let scores = f.a.scratch(TILE * SCORE_PITCH);
     let weight_pitch = BLOCK * element;
     let s = Areas {
@@ -325,7 +324,7 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let block_end = f.a.min(block_end, t.seen[1]);
     let (head, scored) = (f.a.label(), f.a.label());
     f.a.bind(head);
-    scores(f, a, s, &k, t.rows, &heights, (panel, next, to));
+    panel_scores(f, a, s, &k, (t.rows, &heights), (panel, next, to), block_end);
     f.a.add_imm(panel, k.rows * PANEL_ROW);
     f.a.add_imm(to, PANEL_ROW);
     f.a.add_imm(next, COLUMNS);
@@ -354,8 +353,29 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     f.a.bind(exit);
 }
 
-/// The scores of the keys of a panel, which begin at `key`, to `to`.
-fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: R, heights: &[usize], (panel, key, to): (R, R, R)) {
+/// The scores of the keys of a panel that are before `end`, and of some behind: of few keys with fewer vectors.
+fn panel_scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: (R, &[usize]), at: (R, R, R), end: R) {
+    let few = match a.keys {
+        Extent::Const(n) if !a.causal => n % COLUMNS,
+        _ => COLUMNS / 2,
+    };
+    let few = ceil(few, f.a.isa.lanes());
+    if few == 0 || few == COLUMNS {
+        return scores(f, a, s, k, rows, at, COLUMNS);
+    }
+    let (whole, done) = (f.a.label(), f.a.label());
+    let last = f.a.lea(Mem::at(at.1, few));
+    f.a.compare(end, last);
+    f.a.jump_if(Cond::Gt, whole);
+    scores(f, a, s, k, rows, at, few);
+    f.a.jump(done);
+    f.a.bind(whole);
+    scores(f, a, s, k, rows, at, COLUMNS);
+    f.a.bind(done);
+}
+
+/// The scores of the first `columns` keys of a panel, which begin at `key`, to `to`.
+fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, (rows, heights): (R, &[usize]), (panel, key, to): (R, R, R), columns: i64) {
     let count = f.a.imm(k.rows);
     match k.parameters {
         None => {
@@ -366,7 +386,7 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: R, heights
                 right: panel,
                 k: count,
                 k_multiple: a.depth.max(1),
-                columns: COLUMNS,
+                columns,
                 sums: to,
                 pitch: SCORE_PITCH,
                 accumulate: false,
@@ -380,7 +400,7 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, rows: R, heights
                 right: panel,
                 units: count,
                 multiple: k.rows,
-                columns: COLUMNS,
+                columns,
                 begin: Some(f.a.lea(Mem::indexed(sums, key, 4, 0))),
                 sums: to,
                 pitch: SCORE_PITCH,
@@ -521,8 +541,9 @@ fn if_visible(f: &mut Function, bias: R, key: R, keys: R, s: &Areas, visible: La
 /// Turns the scores of a block of keys into weights, and brings totals and sums to the largest score. All
 /// rows get their largest score first: no row waits for its own.
 fn weigh(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: R, columns: R) {
-    let padded = ceil_div(f, columns, COLUMNS);
-    let padded = f.a.times_imm(padded, COLUMNS);
+    let lanes = f.a.isa.lanes();
+    let padded = ceil_div(f, columns, lanes);
+    let padded = f.a.times_imm(padded, lanes);
     largest(f, a, t, s, k, key, (columns, padded));
     let first = f.a.label();
     f.a.compare_imm(t.begun, 0);
@@ -588,16 +609,13 @@ fn largest(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: 
         f.a.jump_if(Cond::Ge, exit);
         f.a.bind(head);
         let left = f.a.minus(seen_here, i);
-        for (v, &most) in most.iter().enumerate() {
-            let skipped = v as i64 * width;
-            let mask = f.lanes_among(left, v as i64 * lanes);
-            let x = score(&mut f.a, skipped, Some(mask));
-            let low = f.a.vector_of(f32::NEG_INFINITY);
-            let x = f.a.select(mask, x, low);
-            f.a.store_vector(Mem::indexed(scores, i, 4, skipped), x);
-            f.a.binary_into(Op::MaxPs, most, x, most);
-        }
-        f.a.add_imm(i, COLUMNS);
+        let mask = f.lanes_among(left, 0);
+        let x = score(&mut f.a, 0, Some(mask));
+        let low = f.a.vector_of(f32::NEG_INFINITY);
+        let x = f.a.select(mask, x, low);
+        f.a.store_vector(Mem::indexed(scores, i, 4, 0), x);
+        f.a.binary_into(Op::MaxPs, most[0], x, most[0]);
+        f.a.add_imm(i, lanes);
         f.a.compare(i, padded);
         f.a.jump_if(Cond::Lt, head);
         f.a.bind(exit);
@@ -657,23 +675,24 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
         let m = f.broadcast(Mem::at(largest, 0));
         let parts: Vec<V> = (0..COLUMNS / lanes).map(|v| if v == 0 { f.vector_of(Mem::at(totals, 0)) } else { f.vector_of(0) }).collect();
         let i = f.imm(0);
-        f.each(i, padded, COLUMNS, |f| {
-            for (v, &sum) in parts.iter().enumerate() {
-                let x = f.vector_of(Mem::indexed(scores, i, 4, v as i64 * width));
-                let x = f.binary(Op::SubPs, x, m);
-                let w = if s.factors.is_some() {
-                    let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
-                    let element = s.weight_pitch / BLOCK;
-                    f.store_low_bytes(Mem::indexed(weights, i, element as u32, v as i64 * lanes * element), step, element == 2);
-                    f.binary(Op::SubPs, step, math::STEP_SHIFT)
-                } else {
-                    let w = math::exp_weight(f, x);
-                    f.store_vector(Mem::indexed(weights, i, 4, v as i64 * width), w);
-                    w
-                };
-                f.binary_into(Op::AddPs, sum, sum, w);
-            }
-        });
+        let add = |f: &mut Asm, v: usize| {
+            let (sum, v) = (parts[v], v as i64);
+            let x = f.vector_of(Mem::indexed(scores, i, 4, v * width));
+            let x = f.binary(Op::SubPs, x, m);
+            let w = if s.factors.is_some() {
+                let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
+                let element = s.weight_pitch / BLOCK;
+                f.store_low_bytes(Mem::indexed(weights, i, element as u32, v * lanes * element), step, element == 2);
+                f.binary(Op::SubPs, step, math::STEP_SHIFT)
+            } else {
+                let w = math::exp_weight(f, x);
+                f.store_vector(Mem::indexed(weights, i, 4, v * width), w);
+                w
+            };
+            f.binary_into(Op::AddPs, sum, sum, w);
+        };
+        f.each(i, padded, COLUMNS, |f| (0..parts.len()).for_each(|v| add(f, v)));
+        f.each(i, padded, lanes, |f| add(f, 0));
         let total = combine(f, &parts, Op::AddPs);
         f.store_vector(Mem::at(totals, 0), total);
         f.add_imm(scores, SCORE_PITCH);
@@ -681,6 +700,11 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
         f.add_imm(totals, width);
         f.add_imm(largest, ELEMENT);
     });
+}
+
+/// `n` rounded up to a multiple of `to`.
+fn ceil(n: i64, to: i64) -> i64 {
+    (n + to - 1) / to * to
 }
 
 /// `max(0, min(x, most))`.
