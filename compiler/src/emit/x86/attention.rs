@@ -14,6 +14,7 @@ use super::gemm::ceil_div;
 use super::isa::Op;
 use super::math;
 use super::tile::{self, Product};
+use crate::emit::clif::math::{EXP2_32, SHIFT_32};
 use crate::kernel::Extent;
 use crate::kernel::attention::{Attention, Bytes, Format, HIDDEN, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
@@ -65,6 +66,8 @@ struct Areas {
     totals: R,
     /// A vector of the bias below which keys are hidden.
     threshold: R,
+    /// Whether scores are those of powers of 2: a bias would not survive that, its lowest is the lowest number.
+    powers_of_2: bool,
 }
 
 const SCORE_PITCH: i64 = BLOCK * ELEMENT;
@@ -110,6 +113,7 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
         drops: f.a.scratch(64),
         totals: f.a.scratch(TILE * width),
         threshold: f.a.scratch(width),
+        powers_of_2: !rounded && a.bias.is_none(),
     };
     f.tasks(begin, end, |f, task| {
         let t = decode(f, a, task);
@@ -158,10 +162,21 @@ fn queries(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let from = f.a.copy(from);
     let step = row_bytes(f, a.q.strides[2]);
     let (to, rows) = (f.a.copy(s.queries), f.a.copy(t.rows));
+    // Nothing else looks ahead to the next tile.
+    let ahead = f.a.times_imm(step, TILE);
+    f.a.add_into(ahead, from);
+    let fetch = |f: &mut Asm| {
+        for line in (0..a.depth * ELEMENT).step_by(64) {
+            f.prefetch(Mem::at(ahead, line), false);
+        }
+        f.add_into(ahead, step);
+    };
     let Some(factors) = s.factors else {
+        let scale = f32::from_bits(a.scale) * if s.powers_of_2 { std::f32::consts::LOG2_E } else { 1.0 };
         f.a.repeat(rows, |f| {
+            fetch(f);
             over_row(f, a.depth, from, |f, at, x| {
-                let x = f.binary(Op::MulPs, x, f32::from_bits(a.scale));
+                let x = f.binary(Op::MulPs, x, scale);
                 f.store_vector(at.of(to, ELEMENT), x);
             });
             f.add_into(from, step);
@@ -172,6 +187,7 @@ fn queries(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     let factor_at = f.a.copy(factors);
     let element = unit_bytes(f.a.isa) / 4;
     f.a.repeat(rows, |f| {
+        fetch(f);
         let most = f.vector_of(0);
         over_row(f, a.depth, from, |f, _, x| {
             let x = math::abs(f, x);
@@ -652,7 +668,7 @@ fn shrink(f: &mut Function, t: &Task, s: &Areas) {
     let (sums, totals, drops, rows) = (f.a.copy(s.sums), f.a.copy(s.totals), f.a.copy(s.drops), f.a.copy(t.rows));
     f.a.repeat(rows, |f| {
         let drop = f.broadcast(Mem::at(drops, 0));
-        let shrink = math::exp_weight(f, drop);
+        let shrink = weight(f, s, drop);
         let total = f.binary(Op::MulPs, shrink, Mem::at(totals, 0));
         f.store_vector(Mem::at(totals, 0), total);
         let (i, end) = (f.imm(0), f.imm(s.sum_pitch));
@@ -685,7 +701,7 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
                 f.store_low_bytes(Mem::indexed(weights, i, element as u32, v * lanes * element), step, element == 2);
                 f.binary(Op::SubPs, step, math::STEP_SHIFT)
             } else {
-                let w = math::exp_weight(f, x);
+                let w = weight(f, s, x);
                 f.store_vector(Mem::indexed(weights, i, 4, v * width), w);
                 w
             };
@@ -700,6 +716,23 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
         f.add_imm(totals, width);
         f.add_imm(largest, ELEMENT);
     });
+}
+
+/// The weight of a score relative to the largest: [`math::exp_weight`], or the same for a power of 2.
+fn weight(f: &mut Asm, s: &Areas, x: V) -> V {
+    if !s.powers_of_2 {
+        return math::exp_weight(f, x);
+    }
+    // At the bound the power of two is 2^-127, whose bits are those of 0. A NaN comes last and stays.
+    let low = f.vector_of(-127.0);
+    let x = f.binary(Op::MaxPs, low, x);
+    let shift = (SHIFT_32 + 127.0) as f32;
+    let shifted = f.binary(Op::AddPs, x, shift);
+    let n = f.binary(Op::SubPs, shifted, shift);
+    let rest = f.binary(Op::SubPs, x, n);
+    let y = math::polynomial(f, rest, &EXP2_32);
+    let power = f.unary_imm(Op::ShlD, shifted, 23);
+    f.binary(Op::MulPs, y, power)
 }
 
 /// `n` rounded up to a multiple of `to`.

@@ -13,7 +13,7 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// cache, and what a CPU fetches by itself ends at every page.
 pub const AHEAD: i64 = 2048;
 
-/// Heights of register tiles: what is left of the rows is rounded up to one of them.
+/// Heights of register tiles for unknown numbers of rows: what is left of the rows is rounded up to one of them.
 const HEIGHTS: [usize; 6] = [1, 2, 4, 6, 8, TILE_ROWS];
 
 /// The register tile of an instruction set: rows and vectors.
@@ -24,21 +24,14 @@ pub fn register_tile(isa: Isa) -> (usize, usize) {
 /// The heights that tiles of `m` rows in all need, ascending.
 pub fn heights(m: Extent) -> Vec<usize> {
     let Extent::Const(m) = m else { return HEIGHTS.to_vec() };
-    let rest = m % TILE_ROWS as i64;
-    let rest = HEIGHTS.into_iter().find(|&h| (1..=h as i64).contains(&rest));
-    let full = (m >= TILE_ROWS as i64).then_some(TILE_ROWS);
-    let mut heights: Vec<usize> = rest.into_iter().chain(full).collect();
-    heights.dedup();
-    heights
+    let (m, rest) = (m as usize, m as usize % TILE_ROWS);
+    (rest > 0).then_some(rest).into_iter().chain((m >= TILE_ROWS).then_some(TILE_ROWS)).collect()
 }
 
 /// How many rows a tile of one of these heights has at least.
 pub fn sure_rows(m: Extent, height: usize) -> usize {
     match m {
-        Extent::Const(m) => match (m % TILE_ROWS as i64) as usize {
-            rest if rest > 0 && HEIGHTS.into_iter().find(|&h| rest <= h) == Some(height) => rest,
-            _ => height,
-        },
+        Extent::Const(_) => height,
         Extent::Param(_) => HEIGHTS.into_iter().take_while(|&h| h < height).last().unwrap_or(0) + 1,
     }
 }
