@@ -633,6 +633,20 @@ mod tests {
     }
 
     #[test]
+    fn a_single_row_by_several_panels() {
+        for bits in [4, 8] {
+            for (zeros, row_zeros) in WAYS {
+                for batch in [1, 2] {
+                    let of = Problem { batch, m: 1, bits, zeros, row_zeros, ..SMALL };
+                    for (n, group, k) in [(128, 0, 67), (128, 32, 100), (70, 64, 130), (100, 12, 61), (256, 128, 383), (257, 0, 129)] {
+                        Problem { n, group, k, ..of }.check();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn sums_with_extreme_zero_points_are_exact() {
         use Values::{Largest, Smallest};
         for bits in [4, 8] {

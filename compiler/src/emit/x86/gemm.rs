@@ -8,8 +8,9 @@ use super::expr::{Base, Evaluator, Function, Lanes, supported};
 use super::isa::{Isa, Op};
 use super::pack::matrix_address;
 use super::quantized;
+use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::{EntityRef, SecondaryMap};
@@ -42,11 +43,22 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
             (Extent::Const((k + 3) / 4), q.unit_bytes())
         }
     };
-    f.tasks(begin, end, |f, t| task(f, g, t, sums, (depth, panel_row)));
+    // Of a single row the units are brought together: read by panels, they are in the way of the weights otherwise.
+    let alone = match &g.format {
+        Format::Quantized(q) if g.m == Extent::Const(1) => {
+            depth.as_const().filter(|&units| units <= MOST_ALONE).map(|units| Alone { q, units, left: f.a.scratch(units * ELEMENT) })
+        }
+        _ => None,
+    };
+    if let Some(row) = alone.as_ref().filter(|_| g.batch.is_empty()) {
+        let left = f.buffer(g.left.buffer);
+        row.bring_together(f, left);
+    }
+    f.tasks(begin, end, |f, t| task(f, g, t, sums, (depth, panel_row), alone.as_ref()));
 }
 
 /// A task, with room for the sums of its tiles; `depth` is k in elements of 4 bytes, `panel_row` the bytes of one in a panel.
-fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64)) {
+fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<&Alone>) {
     let height = (GROUP_TILES * TILE_ROWS) as i64;
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let groups = ceil_div(f, m, height);
@@ -103,17 +115,15 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         Format::Quantized(q) if q.groups > 1 && !f.a.isa.evex() => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
         _ => None,
     };
-    // Of a single row the units are brought together: read by panels, they are in the way of the weights otherwise.
-    let alone = match g.format {
-        Format::Quantized(_) if g.m == Extent::Const(1) => depth.as_const().filter(|&units| units <= MOST_ALONE),
-        _ => None,
-    };
-    let (left, left_unit) = match alone {
-        None => (left, TILE_ROW),
-        Some(units) => (units_together(f, left, units), ELEMENT),
-    };
     let mut index = split(f, matrix, &g.batch);
     index.extend([first_row, column]);
+    if let (Some(row), Some((row_sums, row_zeros, columns))) = (alone, parameters) {
+        if !g.batch.is_empty() {
+            row.bring_together(f, left);
+        }
+        let o = quantized::Operands { left: row.left, right, columns, row_sums, row_zeros, sums, ints: ints.unwrap_or(sums) };
+        return row.task(f, g, &index, columns_end, &o);
+    }
 
     // Panel by panel.
     let panel = f.a.label();
@@ -125,7 +135,7 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
             let row_zeros = row_zeros.map(|at| f.a.copy(at));
             let ints = ints.unwrap_or(tile_sums);
-            let o = quantized::Operands { left: tile_left, left_unit, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
+            let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
             let in_registers = f.a.isa.evex();
             tiles(
                 f,
@@ -182,21 +192,66 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
 /// The most units of a single row that are brought together on the stack.
 const MOST_ALONE: i64 = 4096;
 
-/// Copies the units of the first row of a tile to where they are neighbours.
-fn units_together(f: &mut Function, tile: R, units: i64) -> R {
-    let to = f.a.scratch(units * ELEMENT);
-    let (from, i) = (f.a.copy(tile), f.a.imm(0));
-    let end = f.a.imm(units);
-    let copy = |f: &mut Asm, n: i64| {
-        for unit in 0..n {
-            let x = f.load_word(Mem::at(from, unit * TILE_ROW));
-            f.store_word(Mem::indexed(to, i, 4, unit * ELEMENT), x);
+/// A single row of a product.
+struct Alone<'a> {
+    q: &'a Quantized,
+    /// Its units.
+    units: i64,
+    /// Where they are neighbours.
+    left: R,
+}
+
+impl Alone<'_> {
+    /// Copies the units from the first row of a tile.
+    fn bring_together(&self, f: &mut Function, tile: R) {
+        let (from, i) = (f.a.copy(tile), f.a.imm(0));
+        let end = f.a.imm(self.units);
+        let copy = |a: &mut Asm, n: i64| {
+            for unit in 0..n {
+                let x = a.load_word(Mem::at(from, unit * TILE_ROW));
+                a.store_word(Mem::indexed(self.left, i, 4, unit * ELEMENT), x);
+            }
+            a.add_imm(from, n * TILE_ROW);
+        };
+        f.a.each(i, end, 8, |a| copy(a, 8));
+        f.a.each(i, end, 1, |a| copy(a, 1));
+    }
+
+    /// The columns of a task: as many panels as are read at once, or one, then their epilogues; `index` and operands are those of
+    /// the first panel.
+    fn task(&self, f: &mut Function, g: &Gemm, index: &[R], columns_end: R, o: &quantized::Operands) {
+        let (q, column) = (self.q, index[index.len() - 1]);
+        let at_once = row::panels(f.a.isa, q);
+        let (panels, few, panel) = (f.a.label(), f.a.label(), f.a.label());
+        f.a.bind(panels);
+        let (count, one) = (f.a.imm(at_once), f.a.imm(1));
+        let at = f.a.copy(o.sums);
+        let always = matches!(g.n, Extent::Const(n) if n % (at_once * PANEL as i64) == 0);
+        if !always {
+            let last = f.a.lea(Mem::at(column, (at_once - 1) * PANEL as i64));
+            f.a.compare(last, columns_end);
+            f.a.jump_if(Cond::Ge, few);
         }
-        f.add_imm(from, n * TILE_ROW);
-    };
-    f.a.each(i, end, 8, |f| copy(f, 8));
-    f.a.each(i, end, 1, |f| copy(f, 1));
-    to
+        row::product(f, q, self.units, at_once, o);
+        if !always {
+            f.a.jump(panel);
+            f.a.bind(few);
+            f.a.copy_into(count, one);
+            row::product(f, q, self.units, 1, o);
+        }
+        f.a.bind(panel);
+        let epilogue = Epilogue::new(f, g, index, columns_end, (q.groups == 1).then_some(o.columns));
+        epilogue.rows(f, at, one);
+        f.a.add_imm(at, PANEL_ROW);
+        f.a.add_imm(o.right, self.units * q.unit_bytes());
+        f.a.add_imm(o.columns, q.groups * q.column_bytes());
+        f.a.add_imm(column, PANEL as i64);
+        f.a.add_imm(count, -1);
+        f.a.compare_imm(count, 0);
+        f.a.jump_if(Cond::Gt, panel);
+        f.a.compare(column, columns_end);
+        f.a.jump_if(Cond::Lt, panels);
+    }
 }
 
 /// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them and how many these are,

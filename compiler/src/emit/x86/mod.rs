@@ -19,6 +19,7 @@ mod nest;
 mod pack;
 mod quantize;
 mod quantized;
+mod row;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -16,15 +16,13 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
 const PANEL_ROW: i64 = PANEL as i64 * 4;
 
 /// Units that are added up in i16.
-const NARROW: i64 = 8;
+pub const NARROW: i64 = 8;
 
 /// Addresses of the operands of a tile.
 #[derive(Clone, Copy)]
 pub struct Operands {
     /// The packed rows.
     pub left: R,
-    /// Bytes from unit to unit of the packed rows.
-    pub left_unit: i64,
     /// The panel of weights.
     pub right: R,
     /// What the columns of the panel have.
@@ -88,7 +86,7 @@ pub fn in_registers(
 
 /// Emits the body for the groups of `units` units: with the number of units of a group, its operands, and the units of a
 /// whole group.
-fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl FnOnce(&mut Asm, R, &Operands, i64)) {
+pub fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl FnOnce(&mut Asm, R, &Operands, i64)) {
     let per_group = (q.group + 3) / 4;
     let (columns, row_sums, rest) = (a.copy(o.columns), a.copy(o.row_sums), a.imm(units));
     let head = a.label();
@@ -173,10 +171,10 @@ fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
     Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + column * 4)
 }
 
-/// What the i32 sums of a vector of a row begin with: see [`Quantized`].
-fn begin(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, r: usize, v: usize) -> V {
-    let of_row = |at: R| Mem::at(at, (s.first_row + r) as i64 * 4);
-    let of_columns = |word: i64| Mem::at(o.columns, word * PANEL_ROW + s.columns[v] * 4);
+/// What the i32 sums of a row begin with, from a column on: see [`Quantized`].
+pub fn begin(a: &mut Asm, q: &Quantized, o: &Operands, row: usize, column: i64) -> V {
+    let of_row = |at: R| Mem::at(at, row as i64 * 4);
+    let of_columns = |word: i64| Mem::at(o.columns, word * PANEL_ROW + column * 4);
     let mut sum = a.broadcast(of_row(o.row_sums));
     if q.zeros {
         sum = a.binary(Op::MulD, sum, of_columns(1));
@@ -194,7 +192,7 @@ fn begin(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, r: usize, v: usize
 }
 
 /// The low and the high nibbles of a vector.
-fn nibbles(a: &mut Asm, both: V) -> [V; 2] {
+pub fn nibbles(a: &mut Asm, both: V) -> [V; 2] {
     let low = a.binary(Op::And, both, 0x0f0f_0f0f);
     let high = a.unary_imm(Op::ShrW, both, 4);
     [low, a.binary(Op::And, high, 0x0f0f_0f0f)]
@@ -202,6 +200,11 @@ fn nibbles(a: &mut Asm, both: V) -> [V; 2] {
 
 /// Values of k of which the sum of products of a whole byte of nibbles with an `i8` fits an i32.
 const MOST_BOTH: i64 = 65536;
+
+/// Whether the sums of so many units may be those of whole bytes of nibbles.
+pub fn most_both(units: i64) -> bool {
+    units * 4 <= MOST_BOTH
+}
 
 /// The i32 sums of a group, two vectors for a row; `left` and `right` move behind it. `usual` is the count
 /// of most groups, and the greatest.
@@ -216,24 +219,22 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         2 | 3 => 2,
         _ => 1,
     };
-    let whole_bytes = q.bits == 4 && usual * 4 <= MOST_BOTH;
+    let whole_bytes = q.bits == 4 && most_both(usual);
     let acc: Vec<Vec<[V; 2]>> = (0..sets)
         .map(|set| {
             (0..s.rows)
                 .map(|r| match set {
                     0 if whole_bytes => {
                         // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
-                        let x = begin(a, q, s, o, r, 0);
+                        let x = begin(a, q, o, s.first_row + r, s.columns[0]);
                         [x, a.vector_of(x)]
                     }
-                    0 => [begin(a, q, s, o, r, 0), begin(a, q, s, o, r, 1)],
+                    0 => [begin(a, q, o, s.first_row + r, s.columns[0]), begin(a, q, o, s.first_row + r, s.columns[1])],
                     _ => [a.vector_of(0), a.vector_of(0)],
                 })
                 .collect()
         })
         .collect();
-    // A single row waits for memory alone, and leaves the first-level cache to its weights.
-    let ahead = if o.left_unit == TILE_ROW { AHEAD } else { 2 * AHEAD };
     let step = |a: &mut Asm, set: usize, n: i64| {
         let at = Mem::at(right, n * q.unit_bytes());
         let first = a.vector_of(at);
@@ -243,10 +244,10 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
             _ => nibbles(a, first),
         };
         for line in (0..q.unit_bytes()).step_by(64) {
-            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + ahead), false);
+            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD), false);
         }
         for (r, sums) in acc[set].iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * o.left_unit + r as i64 * 4));
+            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
                 a.update(Op::DotBytes, sum, w, x);
             }
@@ -255,7 +256,7 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
     let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
     // One group: what is left over is known.
     let whole = q.groups == 1 && usual % unroll == 0;
-    a.unrolled(count, unroll, whole, |a, n| step(a, n as usize % sets, n), |a, n| advance(a, q, (left, o.left_unit), right, n));
+    a.unrolled(count, unroll, whole, |a, n| step(a, n as usize % sets, n), |a, n| advance(a, q, left, right, n));
     let (first, rest) = (acc[0].clone(), acc[1..].concat());
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
@@ -266,7 +267,7 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         for (r, [low, high]) in first.iter().enumerate() {
             a.binary_into(Op::SubD, *high, *high, *low);
             let sum = a.unary_imm(Op::SarD, *high, 4);
-            let begin = begin(a, q, s, o, r, 1);
+            let begin = begin(a, q, o, s.first_row + r, s.columns[1]);
             a.binary_into(Op::AddD, *high, sum, begin);
         }
     }
@@ -274,15 +275,15 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
 }
 
 /// Moves both operands behind `n` units.
-fn advance(a: &mut Asm, q: &Quantized, (left, left_unit): (R, i64), right: R, n: i64) {
-    a.add_imm(left, n * left_unit);
+fn advance(a: &mut Asm, q: &Quantized, left: R, right: R, n: i64) {
+    a.add_imm(left, n * TILE_ROW);
     a.add_imm(right, n * q.unit_bytes());
 }
 
 fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R) {
     for r in 0..s.rows {
-        for (v, &c) in s.columns.iter().enumerate() {
-            let x = begin(a, q, s, o, r, v);
+        for &c in &s.columns {
+            let x = begin(a, q, o, s.first_row + r, c);
             a.store_vector(place(o.ints, s, r, c), x);
         }
     }
@@ -290,7 +291,7 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
         let both = a.vector_of(Mem::at(right, n * q.unit_bytes()));
         let w = nibbles(a, both);
         for (r, sums) in acc.iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * o.left_unit + r as i64 * 4));
+            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
             for (&sum, w) in sums.iter().zip(w) {
                 if first {
                     a.binary_into(Op::MaddUbs, sum, w, x);
@@ -323,7 +324,7 @@ fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, ri
         }
     };
     let advance = |a: &mut Asm, n: i64| {
-        advance(a, q, (left, o.left_unit), right, n);
+        advance(a, q, left, right, n);
         a.add_imm(count, -n);
     };
     let (head, tail, exit) = (a.label(), a.label(), a.label());
