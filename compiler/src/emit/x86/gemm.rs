@@ -43,18 +43,27 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
             (Extent::Const((k + 3) / 4), q.unit_bytes())
         }
     };
-    // Of a single row the units are brought together: read by panels, they are in the way of the weights otherwise.
-    let alone = match &g.format {
-        Format::Quantized(q) if g.m == Extent::Const(1) => {
-            depth.as_const().filter(|&units| units <= MOST_ALONE).map(|units| Alone { q, units, left: f.a.scratch(units * ELEMENT) })
-        }
-        _ => None,
+    let size = (depth, panel_row);
+    let Some(row) = Alone::of(f, g, depth) else {
+        return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
     };
-    if let Some(row) = alone.as_ref().filter(|_| g.batch.is_empty()) {
+    let (many, done) = (f.a.label(), f.a.label());
+    if let Extent::Param(_) = g.m {
+        let m = f.extent(g.m);
+        f.a.compare_imm(m, 1);
+        f.a.jump_if(Cond::Ne, many);
+    }
+    if g.batch.is_empty() {
         let left = f.buffer(g.left.buffer);
         row.bring_together(f, left);
     }
-    f.tasks(begin, end, |f, t| task(f, g, t, sums, (depth, panel_row), alone.as_ref()));
+    f.tasks(begin, end, |f, t| task(f, g, t, sums, size, Some(&row)));
+    if let Extent::Param(_) = g.m {
+        f.a.jump(done);
+        f.a.bind(many);
+        f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
+    }
+    f.a.bind(done);
 }
 
 /// A task, with room for the sums of its tiles; `depth` is k in elements of 4 bytes, `panel_row` the bytes of one in a panel.
@@ -202,6 +211,19 @@ struct Alone<'a> {
 }
 
 impl Alone<'_> {
+    /// A product that has a single row, or may have, with room for its units; if there are not too many, and if they are brought
+    /// together once for all tasks where other numbers of rows are possible. Read by panels from a tile, they would be in the way
+    /// of the weights.
+    fn of<'a>(f: &mut Function, g: &'a Gemm, depth: Extent) -> Option<Alone<'a>> {
+        let Format::Quantized(q) = &g.format else { return None };
+        let possible = match g.m {
+            Extent::Const(m) => m == 1,
+            Extent::Param(_) => g.batch.is_empty(),
+        };
+        let units = depth.as_const().filter(|&units| possible && units <= MOST_ALONE)?;
+        Some(Alone { q, units, left: f.a.scratch(units * ELEMENT) })
+    }
+
     /// Copies the units from the first row of a tile.
     fn bring_together(&self, f: &mut Function, tile: R) {
         let (from, i) = (f.a.copy(tile), f.a.imm(0));
