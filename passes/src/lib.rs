@@ -7,6 +7,7 @@
 //! - [`simplify`] applies local exact rules to a fixed point: algebra of shapes and of elements;
 //! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
 //!   and attention from whatever spelling an exporter chose;
+//! - [`integer_products`] finds the products of integers that quantized models spell out;
 //! - [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, and [`fuse`] groups what
 //!   becomes one kernel.
@@ -20,6 +21,7 @@ pub mod dce;
 pub mod eqsat;
 pub mod fold;
 pub mod fuse;
+pub mod integer_products;
 pub mod legalize;
 pub mod quantize;
 mod rebuild;

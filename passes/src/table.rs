@@ -1,7 +1,7 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
 use crate::quantize::{LedgerEntry, QuantConfig};
-use crate::{cse, dce, eqsat, fold, fuse, legalize, quantize, simplify};
+use crate::{cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -100,7 +100,7 @@ pub enum OptLevel {
     O0,
     /// Rules that are exact, to the bit.
     O1,
-    /// Also rules that change the rounding: recovered normalisations, attention, folded weights.
+    /// Also rules that change the rounding: recovered normalisations, attention, folded weights, products of stored integers.
     #[default]
     O2,
     /// Everything.
@@ -108,8 +108,17 @@ pub enum OptLevel {
 }
 
 /// Every pass, in alphabetical order.
-pub const PASSES: &[&Pass] =
-    &[&cse::PASS, &dce::PASS, &eqsat::PASS, &fold::PASS, &fuse::PASS, &legalize::PASS, &quantize::PASS, &simplify::PASS];
+pub const PASSES: &[&Pass] = &[
+    &cse::PASS,
+    &dce::PASS,
+    &eqsat::PASS,
+    &fold::PASS,
+    &fuse::PASS,
+    &integer_products::PASS,
+    &legalize::PASS,
+    &quantize::PASS,
+    &simplify::PASS,
+];
 
 const O0: &[&Pass] = &[&dce::PASS];
 
@@ -126,7 +135,9 @@ const O1: &[&Pass] = &[
 ];
 
 const O2: &[&Pass] = &[
-    &fold::PASS, //
+    // Stored matrices must not have become constants in f32 yet.
+    &integer_products::PASS,
+    &fold::PASS,
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
