@@ -19,6 +19,7 @@
 //!   scales of 1, it is `f32(acc)`, the same bits. What multiplies it by scales stays. If integers `c` were
 //!   added before the conversion, they are added as f32 behind it: the same bits where `|acc| + |c|` cannot exceed
 //!   2²⁴; otherwise within 2⁻²³ (|acc| + |c|) of what it was.
+//! - Such a product of two computed operands whose sums cannot exceed 2²⁴ is one of f32, in which they are exact.
 //! - A product of stored operands in f32: `f32(acc) * w_scale * x_scale` is within 5 · 2⁻²⁴ Σ |x w|, to first order, of the
 //!   sum of products of rounded factors.
 //! - A product of other f32 activations with stored weights: the same factors.
@@ -32,7 +33,7 @@ use std::collections::HashMap;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
 use tfc_ir::ops::pad::PadMode;
-use tfc_ir::ops::{Add, Cast, Expand, InferCx, Max, Min, Op, QuantizedMatmul, Reshape, Sub, Transpose, Xor};
+use tfc_ir::ops::{Add, Cast, Expand, InferCx, Matmul, Max, Min, Op, QuantizedMatmul, Reshape, Sub, Transpose, Xor};
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
@@ -66,7 +67,7 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
         }
         match found {
             Some(Product { y, integers, .. }) => {
-                stats.count(if integers { "products of integers" } else { "products with stored weights" }, 1);
+                stats.count(if integers { "products of integers" } else { "products in f32" }, 1);
                 pass.out.set(node.outputs[0], y);
             }
             None => pass.out.copy(n)?,
@@ -110,6 +111,12 @@ fn may_be_stored(g: &Graph, mut v: Value) -> bool {
 
 fn is_code(elem: Elem) -> bool {
     matches!(elem, Elem::I8 | Elem::U8 | Elem::I4 | Elem::U4)
+}
+
+/// Whether a number is a code of this type.
+fn is_code_of(elem: Elem, x: Scalar) -> bool {
+    let (low, high) = elem.int_range().expect("codes are integers");
+    x.to_f64().fract() == 0.0 && (low as f64..=high as f64).contains(&x.to_f64())
 }
 
 /// Whether every code, and every difference of two, is exact in this type.
@@ -235,7 +242,10 @@ impl Products<'_> {
         let elem = graph.ty(v).elem;
         let Some(node) = graph.producer(v).filter(|_| matches!(elem, Elem::I32 | Elem::I64 | Elem::F64)) else { return Ok(None) };
         match &node.op {
-            Op::Matmul(_) => Ok(self.product(node)?.filter(|p| p.integers)),
+            Op::Matmul(_) => match self.product(node)?.filter(|p| p.integers) {
+                None => self.product_of_floats(node),
+                found => Ok(found),
+            },
             Op::Cast(_) => self.converted(node.inputs[0]),
             op if moves(op) => {
                 let Some(p) = self.converted(node.inputs[0])? else { return Ok(None) };
@@ -260,6 +270,47 @@ impl Products<'_> {
                 Ok(None)
             }
             _ => Ok(None),
+        }
+    }
+
+    /// A product of codes or differences of codes, none of which is constant, in f32, if every sum is exact there.
+    fn product_of_floats(&mut self, node: &NodeData) -> Result<Option<Product>, PassError> {
+        let graph = self.graph;
+        let [a, b] = [0, 1].map(|i| node.inputs[i]);
+        let k = graph.ty(b).shape[graph.ty(b).rank() - 2].as_const();
+        let Some(bound) = k.map(|k| i128::from(k) * 255 * 255).filter(|&bound| bound <= 1 << 24) else { return Ok(None) };
+        if ![a, b].iter().all(|&v| self.is_small(v)) {
+            return Ok(None);
+        }
+        let mut operands = [a, b].map(|v| self.out.get(v));
+        for v in &mut operands {
+            *v = self.emit(Cast { to: Elem::F32 }.into(), &[*v], &node.loc)?;
+        }
+        let y = self.emit(Matmul {}.into(), &operands, &node.loc)?;
+        Ok(Some(Product { y, bound, integers: false }))
+    }
+
+    /// Whether the elements are whole numbers of magnitudes of at most 255: codes, or differences of two that both have a
+    /// sign or both have none.
+    fn is_small(&mut self, v: Value) -> bool {
+        let graph = self.graph;
+        let code = |mut v: Value| loop {
+            if is_code(graph.ty(v).elem) {
+                return Some(graph.ty(v).elem);
+            }
+            let node = graph.producer(v).filter(|n| is_wide(graph.ty(v).elem) && (moves(&n.op) || matches!(n.op, Op::Cast(_))))?;
+            v = node.inputs[0];
+        };
+        if code(v).is_some() {
+            return true;
+        }
+        match graph.producer(v).map(|n| (&n.op, &n.inputs[..])) {
+            Some((Op::Sub(_), &[a, b])) => {
+                let Some(elem) = code(a) else { return false };
+                code(b) == Some(elem) || self.tensor(b).is_some_and(|t| t.iter().all(|z| is_code_of(elem, z)))
+            }
+            Some((op, &[x, ..])) if moves(op) || matches!(op, Op::Cast(_)) && is_wide(graph.ty(v).elem) => self.is_small(x),
+            _ => false,
         }
     }
 
@@ -320,12 +371,10 @@ impl Products<'_> {
             return Ok(None);
         }
         if let Some(t) = self.tensor(v) {
-            let zero = t.get(0).to_f64();
-            let (low, high) = elem.int_range().expect("codes are integers");
-            if zero.fract() != 0.0 || zero < low as f64 || zero > high as f64 {
+            if !is_code_of(elem, t.get(0)) {
                 return Ok(None);
             }
-            let zero = zero as i32 - if elem == Elem::U8 { 128 } else { 0 };
+            let zero = t.get(0).to_f64() as i32 - if elem == Elem::U8 { 128 } else { 0 };
             return Ok(Some((zero != 0).then(|| self.code(zero as i8))));
         }
         let mut at = v;
@@ -463,9 +512,7 @@ impl Products<'_> {
                 let s = self.stored(node.inputs[0]).filter(|s| s.scale.is_none() && s.zero.is_none())?;
                 let zero = self.tensor(node.inputs[1])?;
                 let elem = s.codes.elem();
-                let (low, high) = elem.int_range()?;
-                let fits = |z: Scalar| z.to_f64().fract() == 0.0 && (low as f64..=high as f64).contains(&z.to_f64());
-                if !zero.iter().all(fits) {
+                if !zero.iter().all(|z| is_code_of(elem, z)) {
                     return None;
                 }
                 let zero = Tensor::build(elem, zero.sizes(), |i| Scalar::Int(zero.get(i).to_f64() as i128));

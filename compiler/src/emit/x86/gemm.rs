@@ -20,15 +20,23 @@ const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
-/// Whether this emitter can emit a product.
+/// Whether this emitter can emit a product. Bytes are read and written by whole vectors only: not every instruction
+/// set has masks for them.
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
     let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Dequantized(_) | Format::Quantized(_), Extent::Const(1..)));
+    let whole = matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0);
+    let fits = |elem: Elem| elem == Elem::F32 || (whole && elem == Elem::I8);
+    let reads = |(expr, elem): &(Expr, Elem)| match expr {
+        Expr::Load(a) => fits(*elem) || a.strides[lane_loop as usize] == Extent::Const(0),
+        _ => true,
+    };
     units
         && supported(kernel, &g.exprs, &g.effects, lane_loop)
+        && g.exprs.values().all(reads)
         && g.effects
             .iter()
-            .all(|e| matches!(e, Effect::Store(a, x) if a.strides[lane_loop as usize] == Extent::Const(1) && g.exprs[*x].1 == Elem::F32))
+            .all(|e| matches!(e, Effect::Store(a, x) if a.strides[lane_loop as usize] == Extent::Const(1) && fits(g.exprs[*x].1)))
 }
 
 /// Emits a product.
