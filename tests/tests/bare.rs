@@ -241,7 +241,7 @@ fn quantized_products() -> Vec<Model> {
     let mut list = vec![];
     for storage in [Elem::I8, Elem::I4] {
         for (group, k, n) in
-            [(0, 67, 33), (0, 1, 1), (0, 130, 65), (32, 33, 7), (32, 131, 31), (64, 150, 17), (128, 131, 3), (128, 128, 32)]
+            [(0, 67, 33), (0, 1, 1), (0, 130, 65), (32, 33, 7), (32, 131, 31), (64, 150, 17), (128, 131, 3), (128, 128, 32), (32, 61, 131)]
         {
             list.push(Quantized { storage, group, k, n, ..base });
         }
