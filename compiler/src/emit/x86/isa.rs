@@ -203,6 +203,8 @@ operations! {
     UnpackHigh: VEX_Vunpckhps_ymm_ymm_ymmm256, EVEX_Vunpckhps_zmm_k1z_zmm_zmmm512b32, Full Full Full;
     /// Two lanes of each operand within every 128 bits, by the immediate.
     ShufPs: VEX_Vshufps_ymm_ymm_ymmm256_imm8, EVEX_Vshufps_zmm_k1z_zmm_zmmm512b32_imm8, Full Full Full;
+    /// Two pieces of 128 bits of each operand, by the immediate; with VEX any two of the four.
+    ShufPieces: VEX_Vperm2f128_ymm_ymm_ymmm256_imm8, EVEX_Vshuff32x4_zmm_k1z_zmm_zmmm512b32_imm8, Full Full Full;
     /// A permutation of the lanes within every 128 bits, by the immediate.
     ShufD: VEX_Vpshufd_ymm_ymmm256_imm8, EVEX_Vpshufd_zmm_k1z_zmmm512b32_imm8, Full Full;
     /// Lanes of the second operand by the low bits of every lane of the first: three, with EVEX four.

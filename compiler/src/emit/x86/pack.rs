@@ -1,7 +1,7 @@
 //! Packing of the operands of products: four rows at a time, transposed in registers; or all rows of a tile
 //! where those of one `k` are together.
 
-use super::asm::{Cond, Mem, R};
+use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
 use super::gemm::ceil_div;
 use super::isa::Op;
@@ -12,6 +12,9 @@ use crate::kernel::{Extent, Kernel};
 
 /// Bytes of an element of a tile.
 pub const ELEMENT: i64 = 4;
+
+const TILE: i64 = TILE_ROWS as i64;
+const TILE_ROW: i64 = TILE * ELEMENT;
 
 /// Whether this emitter can emit a packing kernel.
 pub fn covers(_: &Kernel, p: &Pack) -> bool {
@@ -67,6 +70,15 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
                 quantize::along_rows(f, p, &tile);
             }
         } else if p.from.k == Extent::Const(1) {
+            let done = f.a.label();
+            if p.tile == TILE_ROWS && !matches!(p.m, Extent::Const(..TILE)) {
+                let partly = f.a.label();
+                f.a.compare_imm(rows, TILE);
+                f.a.jump_if(Cond::Lt, partly);
+                whole_tile(f, p, from, first, k, to, bytes);
+                f.a.jump(done);
+                f.a.bind(partly);
+            }
             let row = f.a.copy(first);
             // All of a panel is multiplied, and what it holds by chance may be slow to multiply.
             let rows_end = if p.tile == TILE_ROWS { rows_end } else { f.a.lea(Mem::at(first, height)) };
@@ -77,6 +89,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             f.a.add_imm(row, 4);
             f.a.compare(row, rows_end);
             f.a.jump_if(Cond::Lt, groups);
+            f.a.bind(done);
         } else {
             let from = f.a.lea(Mem::indexed(from, first, 4, 0));
             rows_together(f, p, from, rows, k, to);
@@ -87,6 +100,73 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             row_sums(f, height, k, &sums, begin_of_tile, to);
         }
     });
+}
+
+/// Packs a left operand's tile whose rows all exist, from the `first` on, in the order of its memory: the lines of all
+/// rows of a few `k` stay in the first-level cache until they are full.
+fn whole_tile(f: &mut Function, p: &Pack, from: R, first: R, k: R, to: R, bytes: i64) {
+    let pieces = f.a.isa.bytes() / 16;
+    let step = 4 * pieces;
+    let bytes = f.a.imm(bytes);
+    let pitch = f.times(bytes, p.from.row);
+    let before = f.a.times(first, pitch);
+    let begin = f.a.plus(from, before);
+    // Three rows are addressed from one register.
+    let mut rows: Vec<(R, Mem)> = vec![];
+    for group in 0..TILE / 3 {
+        let skipped = f.a.times_imm(pitch, 3 * group);
+        let at = f.a.plus(begin, skipped);
+        rows.extend([Mem::at(at, 0), Mem::indexed(at, pitch, 1, 0), Mem::indexed(at, pitch, 2, 0)].map(|m| (at, m)));
+    }
+    let advance = |a: &mut Asm, n: i64| rows.iter().step_by(3).for_each(|&(at, _)| a.add_imm(at, n * ELEMENT));
+    let (i, at) = (f.a.imm(0), f.a.copy(to));
+    f.a.each(i, k, step, |a| {
+        let mut columns: Vec<V> = vec![];
+        for (group, rows) in rows.chunks(4).enumerate() {
+            let x = [0, 1, 2, 3].map(|r| a.vector_of(rows[r].1));
+            let out = transposed(a, x);
+            if a.isa.evex() {
+                columns.extend(out);
+            } else {
+                store_pieces(a, at, group as i64 * 4 * ELEMENT, TILE_ROW, &out);
+            }
+        }
+        advance(a, step);
+        // Piece `u` of the rows of one `q` is of group `u % 3` and k = 4 q + u / 3.
+        for part in 0..columns.len() / 4 {
+            let x = [0, 1, 2, 3].map(|l| (4 * part + l) % 3 * 4 + (4 * part + l) / 3).map(|n| columns[n]);
+            let halves = [(0, 0x44), (2, 0x44), (0, 0xee), (2, 0xee)].map(|(n, imm)| a.binary_imm(Op::ShufPieces, x[n], x[n + 1], imm));
+            for q in 0..4 {
+                let line = a.binary_imm(Op::ShufPieces, halves[q / 2 * 2], halves[q / 2 * 2 + 1], if q % 2 == 0 { 0x88 } else { 0xdd });
+                a.store_vector(Mem::at(at, q as i64 * 4 * TILE_ROW + part as i64 * 64), line);
+            }
+        }
+        a.add_imm(at, step * TILE_ROW);
+    });
+    f.a.each(i, k, 1, |a| {
+        for (n, &(_, row)) in rows.iter().enumerate() {
+            let x = a.load_word(row);
+            a.store_word(Mem::at(at, n as i64 * ELEMENT), x);
+        }
+        advance(a, 1);
+        a.add_imm(at, TILE_ROW);
+    });
+}
+
+/// Four rows with those of one `k` together: piece `q` of vector `j` holds them at k = 4 q + j.
+fn transposed(a: &mut Asm, x: [V; 4]) -> [V; 4] {
+    let (low, high) = (a.binary(Op::UnpackLow, x[0], x[1]), a.binary(Op::UnpackHigh, x[0], x[1]));
+    let (low2, high2) = (a.binary(Op::UnpackLow, x[2], x[3]), a.binary(Op::UnpackHigh, x[2], x[3]));
+    [(low, low2, 0x44), (low, low2, 0xee), (high, high2, 0x44), (high, high2, 0xee)].map(|(x, y, imm)| a.binary_imm(Op::ShufPs, x, y, imm))
+}
+
+/// Stores what [`transposed`] returns to a tile with rows of `tile_row` bytes, `skipped` bytes into each.
+fn store_pieces(a: &mut Asm, at: R, skipped: i64, tile_row: i64, out: &[V; 4]) {
+    for (j, &v) in out.iter().enumerate() {
+        for q in 0..a.isa.bytes() / 16 {
+            a.store_piece(Mem::at(at, (4 * q + j as i64) * tile_row + skipped), v, q as u8);
+        }
+    }
 }
 
 /// Packs the rows from `row` on; those behind `last` repeat it.
@@ -104,21 +184,9 @@ fn four_rows(f: &mut Function, p: &Pack, from: R, row: R, last: R, k: R, to: R, 
         .collect();
     let (i, at) = (f.a.imm(0), f.a.copy(to));
     f.a.each(i, k, step, |a| {
-        let x: Vec<_> = rows.iter().map(|&r| a.vector_of(Mem::indexed(r, i, 4, 0))).collect();
-        let (low, high) = (a.binary(Op::UnpackLow, x[0], x[1]), a.binary(Op::UnpackHigh, x[0], x[1]));
-        let (low2, high2) = (a.binary(Op::UnpackLow, x[2], x[3]), a.binary(Op::UnpackHigh, x[2], x[3]));
-        // Piece `q` of vector `j` holds the four rows at k = 4 q + j.
-        let out = [
-            a.binary_imm(Op::ShufPs, low, low2, 0x44),
-            a.binary_imm(Op::ShufPs, low, low2, 0xee),
-            a.binary_imm(Op::ShufPs, high, high2, 0x44),
-            a.binary_imm(Op::ShufPs, high, high2, 0xee),
-        ];
-        for (j, v) in out.into_iter().enumerate() {
-            for q in 0..pieces {
-                a.store_piece(Mem::at(at, (4 * q + j as i64) * tile_row), v, q as u8);
-            }
-        }
+        let x = std::array::from_fn(|r| a.vector_of(Mem::indexed(rows[r], i, 4, 0)));
+        let out = transposed(a, x);
+        store_pieces(a, at, 0, tile_row, &out);
         a.add_imm(at, step * tile_row);
     });
     f.a.each(i, k, 1, |a| {
