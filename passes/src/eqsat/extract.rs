@@ -291,3 +291,50 @@ fn own_cost(egraph: &Classes, class: Id, enode: &ENode, cx: &Context) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::analysis::add_typed;
+    use super::super::{Import, original_forms};
+    use super::*;
+    use crate::rebuild::index;
+    use std::sync::Arc;
+    use tfc_ir::ops::Reshape;
+    use tfc_ir::text;
+    use tfc_ir::types::Type;
+
+    /// Squares in three shapes, each of which is also a reshape of another. In one round, the first takes the
+    /// second before that takes the third, which still sees what the first needed before, and takes it.
+    #[test]
+    fn choices_that_need_each_other_are_taken_back() {
+        let source = "tfc.ir 1 input %x: f32[2, 3] const %two: f32[] = splat 2.0
+            %x32 = reshape %x {shape = [3, 2]} : f32[3, 2]
+            %0 = pow %x32, %two : f32[3, 2] %a = relu %0 : f32[3, 2]
+            %b = pow %x, %two : f32[2, 3]
+            %x6 = reshape %x {shape = [6]} : f32[6] %c = mul %x6, %x6 : f32[6]
+            output a = %a output b = %b output c = %c";
+        let graph = text::parse(source, None).unwrap();
+        let mut import = Import::new(&graph);
+        import.graph(&graph);
+        let Import { mut egraph, values } = import;
+        egraph.rebuild();
+        let outputs: Vec<Id> = graph.outputs().iter().map(|o| values[index(o.value)].unwrap()).collect();
+        let original = original_forms(&egraph, &graph, &values);
+        let [a, b, c] = outputs[..] else { unreachable!("three outputs") };
+        for (to, from) in [(a, b), (b, c), (c, a)] {
+            let ty = Type::clone(&egraph[to].data.ty);
+            let op = Arc::new(Reshape { shape: ty.shape.clone() }.into());
+            let view = add_typed(&mut egraph, ENode::Apply { op, args: vec![from] }, ty);
+            egraph.union_trusted(to, view, "a reshape");
+        }
+        egraph.rebuild();
+        let cx = Context::default();
+        let dense = Dense::new(&egraph, &cx);
+        let root = dense.ids.iter().position(|&id| id == egraph.find(c)).unwrap();
+        assert!(dense.cycle(&[root], &dense.cheapest_terms()).is_some(), "nothing is to be taken back");
+        let (choice, cost) = extract(&egraph, &[c], &cx, &original);
+        let kinds = |id: Id| choice.of(egraph.find(id)).discriminant();
+        assert!(cost.is_finite());
+        assert_eq!(kinds(c), Some("mul"));
+    }
+}
