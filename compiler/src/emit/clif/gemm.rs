@@ -273,7 +273,7 @@ pub(super) fn address<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use super::super::testing::{Compiled, check_foreign, host_cpus};
     use super::*;
     use crate::kernel::gemm::{Format, Operand, pack, packed_len};
     use crate::kernel::nest::{Access, Expr, ExprId};
@@ -369,12 +369,9 @@ mod tests {
                 let mut results = vec![];
                 for pieces in [1, 3] {
                     let out = vec![f32::NAN; batch * m * n];
-                    let mut buffers = [&left, &packed, &bias, &other, &out].map(|x| bytemuck::cast_slice(x).to_vec());
-                    for p in 0..pieces {
-                        assert_eq!(run.run(&mut buffers, &ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
-                    }
-                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[4]);
-                    results.push(out);
+                    let buffers = [&left, &packed, &bias, &other, &out].map(|x| bytemuck::cast_slice(x).to_vec());
+                    let buffers = run.run_pieces(buffers.to_vec(), &ints, tasks, pieces);
+                    results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[4]));
                 }
                 for (b, i, j) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j)))) {
                     let dot: f64 = (0..k).map(|x| f64::from(a(b, i, x)) * f64::from(right(b, x, j))).sum();
@@ -409,11 +406,8 @@ mod tests {
 
     #[test]
     fn other_architectures() {
-        for cpu in foreign_cpus() {
-            for symbolic in [false, true] {
-                let code = machine_code(&Problem { symbolic, ..SMALL }.kernel().0, &cpu);
-                assert!(!code.bytes.is_empty());
-            }
+        for symbolic in [false, true] {
+            check_foreign(&Problem { symbolic, ..SMALL }.kernel().0);
         }
     }
 

@@ -200,7 +200,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
+    use super::super::testing::{Compiled, check_foreign, host_cpus};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -362,12 +362,10 @@ mod tests {
 
     #[test]
     fn other_architectures() {
-        for cpu in foreign_cpus() {
-            for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
-                for symbolic in [false, true] {
-                    let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3] };
-                    assert!(!machine_code(&case.kernel().0, &cpu).bytes.is_empty());
-                }
+        for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
+            for symbolic in [false, true] {
+                let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3] };
+                check_foreign(&case.kernel().0);
             }
         }
     }

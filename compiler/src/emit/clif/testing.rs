@@ -23,6 +23,16 @@ pub fn foreign_cpus() -> Vec<Cpu> {
     Cpu::variants(&triple)
 }
 
+/// Compiles a kernel for CPUs that the host is not.
+///
+/// # Panics
+/// When a code generator rejects it, or makes nothing of it.
+pub fn check_foreign(kernel: &Kernel) {
+    for cpu in foreign_cpus() {
+        assert!(!machine_code(kernel, &cpu).bytes.is_empty(), "{}", cpu.name);
+    }
+}
+
 /// The machine code of a kernel.
 ///
 /// # Panics
@@ -79,6 +89,17 @@ impl Compiled {
             (self.function)(words.as_ptr(), begin, end);
         }
         status
+    }
+
+    /// Runs `tasks` tasks in so many pieces. Returns the buffers.
+    ///
+    /// # Panics
+    /// When a piece reports anything but success.
+    pub fn run_pieces(&self, mut buffers: Vec<Vec<u8>>, ints: &[i64], tasks: i64, pieces: i64) -> Vec<Vec<u8>> {
+        for p in 0..pieces {
+            assert_eq!(self.run(&mut buffers, ints, tasks * p / pieces, tasks * (p + 1) / pieces), 0);
+        }
+        buffers
     }
 }
 
