@@ -8,6 +8,7 @@ mod alloc;
 pub mod asm;
 mod attention;
 mod bytes;
+mod columns;
 mod dequantized;
 mod encode;
 pub mod expr;

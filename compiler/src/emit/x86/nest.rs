@@ -1,6 +1,8 @@
-//! Loop nests of the row form: the innermost loop runs by vectors, several at a time where it reduces.
+//! Loop nests. In the row form the innermost loop runs by vectors, several at a time where it reduces; the column form has
+//! a file of its own.
 
 use super::asm::{Cond, Mem, R, V};
+use super::columns;
 use super::expr::{Base, Evaluator, Function, Lanes, extremum, supported};
 use super::isa::Op;
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
@@ -13,19 +15,20 @@ const ACCUMULATORS: i64 = 4;
 
 /// Whether this emitter can emit a nest.
 pub fn covers(kernel: &Kernel, nest: &Nest) -> bool {
-    let lane_loop = nest.loops().wrapping_sub(1) as u32;
-    if nest.columns.is_some() || nest.inner.is_empty() {
+    if nest.columns.is_none() && nest.inner.is_empty() {
         return false;
     }
+    let lane_loop = if nest.columns.is_some() { nest.tasks.len() } else { nest.loops() - 1 } as u32;
+    // Rows have no lanes in stages that run once: any stride will do.
+    let is_scalar = |s: &Stage| s.once && nest.columns.is_none();
     let reductions = nest.reductions.values().all(|(op, elem)| *elem == Elem::F32 && *op != ReduceOp::Prod);
     reductions
         && nest.stages.iter().all(|s| {
             let stores_lanes = s.effects.iter().all(|e| match e {
-                Effect::Store(a, _) => s.once || a.strides[lane_loop as usize] == Extent::Const(1),
+                Effect::Store(a, _) => is_scalar(s) || a.strides[lane_loop as usize] == Extent::Const(1),
                 Effect::Reduce(..) => !s.once,
             });
-            // Stages that run once have no lanes: any stride will do.
-            let lanes = if s.once { u32::MAX } else { lane_loop };
+            let lanes = if is_scalar(s) { u32::MAX } else { lane_loop };
             let wanted = wanted(nest, s);
             let reduces = |r: &Reduction| s.effects.iter().any(|e| matches!(e, Effect::Reduce(own, _) if own == r));
             // A stage that reads what it reduces runs in order, element by element.
@@ -46,7 +49,7 @@ fn safe(nest: &Nest, s: &Stage, wanted: &SecondaryMap<ExprId, bool>) -> bool {
 }
 
 /// The expressions that a stage needs.
-fn wanted(nest: &Nest, s: &Stage) -> SecondaryMap<ExprId, bool> {
+pub fn wanted(nest: &Nest, s: &Stage) -> SecondaryMap<ExprId, bool> {
     let mut wanted: SecondaryMap<ExprId, bool> = SecondaryMap::new();
     for e in &s.effects {
         match e {
@@ -83,16 +86,9 @@ pub fn emit(f: &mut Function, nest: &Nest, begin: R, end: R) {
     }
     index.reverse();
     f.tasks(begin, end, |f, _| {
-        let mut all = index.clone();
-        let zero = f.a.imm(0);
-        all.resize(nest.loops(), zero);
-        let mut reduced: SecondaryMap<Reduction, Option<V>> = SecondaryMap::new();
-        for stage in &nest.stages {
-            if stage.once {
-                once(f, nest, stage, &all, &reduced);
-            } else {
-                looped(f, nest, stage, &all, &mut reduced);
-            }
+        match nest.columns {
+            Some(_) => columns::emit(f, nest, &index),
+            None => row(f, nest, &index),
         }
         // The next task.
         let next = f.a.label();
@@ -109,6 +105,21 @@ pub fn emit(f: &mut Function, nest: &Nest, begin: R, end: R) {
     });
 }
 
+/// All stages of a row; `index` are those of the task loops.
+fn row(f: &mut Function, nest: &Nest, index: &[R]) {
+    let mut all = index.to_vec();
+    let zero = f.a.imm(0);
+    all.resize(nest.loops(), zero);
+    let mut reduced: SecondaryMap<Reduction, Option<V>> = SecondaryMap::new();
+    for stage in &nest.stages {
+        if stage.once {
+            once(f, nest, stage, &all, &reduced);
+        } else {
+            looped(f, nest, stage, &all, &mut reduced);
+        }
+    }
+}
+
 fn once(f: &mut Function, nest: &Nest, stage: &Stage, index: &[R], reduced: &SecondaryMap<Reduction, Option<V>>) {
     let wanted = wanted(nest, stage);
     let mut e = Evaluator::new(&nest.exprs);
@@ -123,7 +134,7 @@ fn once(f: &mut Function, nest: &Nest, stage: &Stage, index: &[R], reduced: &Sec
 }
 
 /// What an accumulator begins with.
-fn identity(op: ReduceOp) -> f32 {
+pub fn identity(op: ReduceOp) -> f32 {
     match op {
         ReduceOp::Sum => 0.0,
         ReduceOp::Prod => 1.0,
@@ -132,7 +143,7 @@ fn identity(op: ReduceOp) -> f32 {
     }
 }
 
-fn combine(f: &mut Function, op: ReduceOp, x: V, y: V) -> V {
+pub fn combine(f: &mut Function, op: ReduceOp, x: V, y: V) -> V {
     match op {
         ReduceOp::Sum | ReduceOp::Prod => f.a.binary(Op::AddPs, x, y),
         ReduceOp::Max => extremum(&mut f.a, Op::MaxPs, x, y),
@@ -310,7 +321,7 @@ fn lanes(
 }
 
 /// Whether all memory that a stage touches along its lanes is f32.
-fn only_f32(nest: &Nest, stage: &Stage, wanted: &SecondaryMap<ExprId, bool>) -> bool {
+pub fn only_f32(nest: &Nest, stage: &Stage, wanted: &SecondaryMap<ExprId, bool>) -> bool {
     let loads = nest.exprs.iter().all(|(id, (e, elem))| !wanted[id] || !matches!(e, Expr::Load(_)) || *elem == Elem::F32);
     loads && stage.effects.iter().all(|e| matches!(e, Effect::Store(_, x) | Effect::Reduce(_, x) if nest.exprs[*x].1 == Elem::F32))
 }
