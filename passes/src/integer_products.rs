@@ -44,6 +44,32 @@ pub const PASS: Pass = Pass { name: "integer-products", summary: "products of in
 /// The shortest group along k that shares a scale: kernels scale once per group and column.
 const MIN_GROUP: usize = 16;
 
+/// How many operators a match goes through: models have some ten, and deep graphs must not exhaust the stack.
+const MAX_DEPTH: usize = 64;
+
+/// What is left to match of a value.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// So many operators more.
+    depth: usize,
+    /// Whether there may be a scale.
+    scale: bool,
+}
+
+impl Rest {
+    const ALL: Rest = Rest { depth: MAX_DEPTH, scale: true };
+
+    /// Behind an operator; `None` if that is one too many.
+    fn behind(self) -> Option<Rest> {
+        Some(Rest { depth: self.depth.checked_sub(1)?, ..self })
+    }
+
+    /// Behind a multiplication by a scale.
+    fn unscaled(self) -> Rest {
+        Rest { scale: false, ..self }
+    }
+}
+
 /// The largest constant that is evaluated, in elements.
 const MAX_ELEMENTS: i64 = 1 << 30;
 
@@ -54,7 +80,7 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     for (n, node) in graph.nodes() {
         let found = match &node.op {
             Op::Matmul(_) if graph.ty(node.outputs[0]).elem == Elem::F32 => pass.product(node)?,
-            Op::Cast(Cast { to: Elem::F32 }) => pass.converted(node.inputs[0])?,
+            Op::Cast(Cast { to: Elem::F32 }) => pass.converted(node.inputs[0], Rest::ALL)?,
             _ => None,
         };
         if let (None, Op::Cast(op)) = (&found, &node.op)
@@ -196,8 +222,8 @@ impl Products<'_> {
             if self.constant[index(x)] || ranks[1] > ranks[0] {
                 continue;
             }
-            let Some(w_matrix) = self.stored(w).and_then(|s| matrix(s, turned)) else { continue };
-            let activations = self.activations(x, loc)?;
+            let Some(w_matrix) = self.stored(w, Rest::ALL).and_then(|s| matrix(s, turned)) else { continue };
+            let activations = self.activations(x, Rest::ALL, loc)?;
             let integers = activations.is_some();
             let scaled = w_matrix.scale.is_some() || activations.as_ref().is_some_and(|a| a.scale.is_some());
             // f32 activations stay where they are: to turn them around costs a copy.
@@ -237,27 +263,31 @@ impl Products<'_> {
     }
 
     /// A product of integers that is not in f32, converted to it; perhaps moved, perhaps with constants added.
-    fn converted(&mut self, v: Value) -> Result<Option<Product>, PassError> {
+    fn converted(&mut self, v: Value, rest: Rest) -> Result<Option<Product>, PassError> {
         let graph = self.graph;
         let elem = graph.ty(v).elem;
         let Some(node) = graph.producer(v).filter(|_| matches!(elem, Elem::I32 | Elem::I64 | Elem::F64)) else { return Ok(None) };
+        let Some(rest) = rest.behind() else { return Ok(None) };
         match &node.op {
             Op::Matmul(_) => match self.product(node)?.filter(|p| p.integers) {
                 None => self.product_of_floats(node),
                 found => Ok(found),
             },
-            Op::Cast(_) => self.converted(node.inputs[0]),
+            Op::Cast(_) => self.converted(node.inputs[0], rest),
             op if moves(op) => {
-                let Some(p) = self.converted(node.inputs[0])? else { return Ok(None) };
+                let Some(p) = self.converted(node.inputs[0], rest)? else { return Ok(None) };
                 let y = self.emit(op.clone(), &[p.y], &node.loc)?;
                 Ok(Some(Product { y, ..p }))
             }
             Op::Add(_) => {
                 for (a, b) in [(0, 1), (1, 0)] {
+                    if self.constant[index(node.inputs[a])] {
+                        continue;
+                    }
                     let Some(t) = self.tensor(node.inputs[b]) else { continue };
                     let largest = t.iter().map(|c| c.to_f64().abs()).fold(0.0, f64::max);
                     let whole = t.iter().all(|c| c.to_f64().fract() == 0.0);
-                    let Some(p) = self.converted(node.inputs[a])? else { continue };
+                    let Some(p) = self.converted(node.inputs[a], rest)? else { continue };
                     let bound = p.bound + largest as i128;
                     if !whole || bound > i32::MAX.into() {
                         continue;
@@ -279,7 +309,7 @@ impl Products<'_> {
         let [a, b] = [0, 1].map(|i| node.inputs[i]);
         let k = graph.ty(b).shape[graph.ty(b).rank() - 2].as_const();
         let Some(bound) = k.map(|k| i128::from(k) * 255 * 255).filter(|&bound| bound <= 1 << 24) else { return Ok(None) };
-        if ![a, b].iter().all(|&v| self.is_small(v)) {
+        if ![a, b].iter().all(|&v| self.is_small(v, Rest::ALL)) {
             return Ok(None);
         }
         let mut operands = [a, b].map(|v| self.out.get(v));
@@ -292,7 +322,7 @@ impl Products<'_> {
 
     /// Whether the elements are whole numbers of magnitudes of at most 255: codes, or differences of two that both have a
     /// sign or both have none.
-    fn is_small(&mut self, v: Value) -> bool {
+    fn is_small(&mut self, v: Value, rest: Rest) -> bool {
         let graph = self.graph;
         let code = |mut v: Value| loop {
             if is_code(graph.ty(v).elem) {
@@ -309,13 +339,15 @@ impl Products<'_> {
                 let Some(elem) = code(a) else { return false };
                 code(b) == Some(elem) || self.tensor(b).is_some_and(|t| t.iter().all(|z| is_code_of(elem, z)))
             }
-            Some((op, &[x, ..])) if moves(op) || matches!(op, Op::Cast(_)) && is_wide(graph.ty(v).elem) => self.is_small(x),
+            Some((op, &[x, ..])) if moves(op) || matches!(op, Op::Cast(_)) && is_wide(graph.ty(v).elem) => {
+                rest.behind().is_some_and(|rest| self.is_small(x, rest))
+            }
             _ => false,
         }
     }
 
     /// The codes behind activations, emitted; `None` if there are none.
-    fn activations(&mut self, v: Value, loc: &Loc) -> Result<Option<Activations>, PassError> {
+    fn activations(&mut self, v: Value, rest: Rest, loc: &Loc) -> Result<Option<Activations>, PassError> {
         let graph = self.graph;
         let ty = graph.ty(v);
         if matches!(ty.elem, Elem::I8 | Elem::U8) {
@@ -324,22 +356,23 @@ impl Products<'_> {
             return Ok(Some(Activations { codes, zero, scale: None, stored: ty.elem, shifted: false }));
         }
         let Some(node) = graph.producer(v).filter(|_| is_wide(ty.elem)) else { return Ok(None) };
+        let Some(rest) = rest.behind() else { return Ok(None) };
         let same_shape = |v: Value| graph.ty(v).shape == ty.shape;
         Ok(match &node.op {
-            Op::Cast(_) => self.activations(node.inputs[0], loc)?.filter(|a| a.scale.is_none()),
+            Op::Cast(_) => self.activations(node.inputs[0], rest, loc)?.filter(|a| a.scale.is_none()),
             Op::Sub(_) if same_shape(node.inputs[0]) => {
-                let a = self.activations(node.inputs[0], loc)?.filter(|a| a.scale.is_none() && !a.shifted);
+                let a = self.activations(node.inputs[0], rest, loc)?.filter(|a| a.scale.is_none() && !a.shifted);
                 let Some(a) = a else { return Ok(None) };
                 let zero = self.zero_point(node.inputs[1], a.stored, loc)?;
                 zero.map(|zero| Activations { zero, shifted: true, ..a })
             }
-            Op::Mul(_) if ty.elem == Elem::F32 => {
+            Op::Mul(_) if ty.elem == Elem::F32 && rest.scale => {
                 for (a, b) in [(0, 1), (1, 0)] {
                     let [x, scale] = [a, b].map(|i| node.inputs[i]);
                     if !graph.ty(scale).shape.elements().is(1) || !same_shape(x) {
                         continue;
                     }
-                    if let Some(a) = self.activations(x, loc)?.filter(|a| a.scale.is_none()) {
+                    if let Some(a) = self.activations(x, rest.unscaled(), loc)? {
                         let scale = self.out.get(scale);
                         return Ok(Some(Activations { scale: Some(self.without_axes(scale, loc)?), ..a }));
                     }
@@ -348,14 +381,14 @@ impl Products<'_> {
             }
             Op::Pad(op) if op.mode == PadMode::Constant => {
                 let zero = self.tensor(node.inputs[1]).is_some_and(|t| t.get(0).to_f64() == 0.0);
-                let Some(a) = self.activations(node.inputs[0], loc)?.filter(|_| zero) else { return Ok(None) };
+                let Some(a) = self.activations(node.inputs[0], rest, loc)?.filter(|_| zero) else { return Ok(None) };
                 let value = match a.zero {
                     Some(zero) => zero,
                     None => self.code(0),
                 };
                 Some(Activations { codes: self.emit(op.clone().into(), &[a.codes, value], loc)?, ..a })
             }
-            op if moves(op) => match self.activations(node.inputs[0], loc)? {
+            op if moves(op) => match self.activations(node.inputs[0], rest, loc)? {
                 Some(a) => Some(Activations { codes: self.emit(op.clone(), &[a.codes], loc)?, ..a }),
                 None => None,
             },
@@ -477,6 +510,10 @@ impl Products<'_> {
 
     /// A constant value, computed if need be.
     fn tensor(&mut self, v: Value) -> Option<Tensor> {
+        self.tensor_within(v, Rest::ALL)
+    }
+
+    fn tensor_within(&mut self, v: Value, rest: Rest) -> Option<Tensor> {
         let graph = self.graph;
         if !self.constant[index(v)] {
             return None;
@@ -489,14 +526,15 @@ impl Products<'_> {
         }
         let small = graph.ty(v).shape.elements().as_const().is_some_and(|n| n <= MAX_ELEMENTS);
         let node = graph.producer(v).filter(|n| small && n.outputs.len() == 1)?;
-        let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| self.tensor(v)).collect();
+        let rest = rest.behind()?;
+        let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| self.tensor_within(v, rest)).collect();
         let result = inputs.and_then(|inputs| Some(node.op.eval(&Bindings::new(), &inputs).ok()?.remove(0)));
         self.tensors.insert(v, result.clone());
         result
     }
 
     /// The constant that a value is, if it is a stored one.
-    fn stored(&mut self, v: Value) -> Option<Stored> {
+    fn stored(&mut self, v: Value, rest: Rest) -> Option<Stored> {
         let graph = self.graph;
         let ty = graph.ty(v);
         if !self.constant[index(v)] {
@@ -506,10 +544,11 @@ impl Products<'_> {
             return Some(Stored { codes: self.tensor(v)?, zero: None, scale: None });
         }
         let node = graph.producer(v).filter(|_| is_wide(ty.elem))?;
+        let rest = rest.behind()?;
         match &node.op {
-            Op::Cast(_) => self.stored(node.inputs[0]).filter(|s| s.scale.is_none()),
+            Op::Cast(_) => self.stored(node.inputs[0], rest).filter(|s| s.scale.is_none()),
             Op::Sub(_) => {
-                let s = self.stored(node.inputs[0]).filter(|s| s.scale.is_none() && s.zero.is_none())?;
+                let s = self.stored(node.inputs[0], rest).filter(|s| s.scale.is_none() && s.zero.is_none())?;
                 let zero = self.tensor(node.inputs[1])?;
                 let elem = s.codes.elem();
                 if !zero.iter().all(|z| is_code_of(elem, z)) {
@@ -518,12 +557,12 @@ impl Products<'_> {
                 let zero = Tensor::build(elem, zero.sizes(), |i| Scalar::Int(zero.get(i).to_f64() as i128));
                 Some(Stored { zero: Some(aligned(&zero, s.codes.sizes())?), ..s })
             }
-            Op::Mul(_) if ty.elem == Elem::F32 => [(0, 1), (1, 0)].into_iter().find_map(|(a, b)| {
-                let s = self.stored(node.inputs[a]).filter(|s| s.scale.is_none())?;
+            Op::Mul(_) if ty.elem == Elem::F32 && rest.scale => [(0, 1), (1, 0)].into_iter().find_map(|(a, b)| {
+                let s = self.stored(node.inputs[a], rest.unscaled())?;
                 let scale = self.tensor(node.inputs[b])?;
                 Some(Stored { scale: Some(aligned(&scale, s.codes.sizes())?), ..s })
             }),
-            op if moves(op) => self.stored(node.inputs[0])?.moved(op),
+            op if moves(op) => self.stored(node.inputs[0], rest)?.moved(op),
             _ => None,
         }
     }

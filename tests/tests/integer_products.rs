@@ -315,3 +315,19 @@ fn what_is_no_product_of_stored_integers_stays() {
         .output("y");
     check(&sum, &[q], 0, Same::Bits).unwrap();
 }
+
+#[test]
+fn deep_graphs_end() {
+    let mut g = Graph::new("deep");
+    let loc = tfc_ir::graph::Loc::default();
+    let x = g.add_input("x", tfc_ir::types::Type::fixed(Elem::F32, &[1, 1]));
+    let (mut a, mut b) = (x, g.add_const(Tensor::of(&[1, 1], vec![1f32]), None));
+    for _ in 0..100_000 {
+        a = g.add(tfc_ir::ops::Mul {}, &[a, a], &loc).unwrap();
+        b = g.add(tfc_ir::ops::Mul {}, &[b, b], &loc).unwrap();
+    }
+    let y = g.add(tfc_ir::ops::Matmul {}, &[a, b], &loc).unwrap();
+    g.add_output("y", y);
+    let (after, _) = (integer_products::PASS.run)(g, &Context::default()).unwrap();
+    assert_eq!(after.nodes().count(), 200_001);
+}
