@@ -7,7 +7,7 @@
 use super::asm::{Asm, Mem, R, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
-use super::tile::register_tile;
+use super::tile::{register_tile, strips};
 use crate::kernel::gemm::PANEL;
 
 /// Bytes of the units of one k of a panel, and of a row of sums.
@@ -58,8 +58,7 @@ impl Product {
     pub fn emit(&self, f: &mut Function, height: usize) {
         let (most, vectors) = register_tile(f.a.isa);
         let lanes = f.a.isa.lanes();
-        for row in (0..height).step_by(most) {
-            let rows = most.min(height - row);
+        for (row, rows) in strips(height, most) {
             let mut column = 0;
             while column < self.columns {
                 let left = (self.columns - column + lanes - 1) / lanes;

@@ -21,6 +21,13 @@ pub fn register_tile(isa: Isa) -> (usize, usize) {
     if isa.evex() { (TILE_ROWS, 2) } else { (6, 2) }
 }
 
+/// The strips of rows that a tile is multiplied in, at most `most` at once: the first row of each and how many there are.
+/// They are as even as can be, since low ones wait for loads.
+pub fn strips(height: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let rows = height.div_ceil(height.div_ceil(most).max(1)).max(1);
+    (0..height).step_by(rows).map(move |first| (first, rows.min(height - first)))
+}
+
 /// The heights that tiles of `m` rows in all need, ascending.
 pub fn heights(m: Extent) -> Vec<usize> {
     let Extent::Const(m) = m else { return HEIGHTS.to_vec() };
@@ -85,11 +92,11 @@ impl Product {
         let (most, widest) = register_tile(f.a.isa);
         let lanes = f.a.isa.lanes();
         let all = (self.columns + lanes - 1) / lanes;
-        for first in (0..height).step_by(most) {
+        for rows in strips(height, most) {
             let mut done = 0;
             while done < all {
                 let vectors = (all - done).min(widest as i64);
-                let strip = ((first, most.min(height - first)), (done, vectors as usize));
+                let strip = (rows, (done, vectors as usize));
                 let sums = self.strip(f, strip.0, strip.1);
                 for (i, &sum) in sums.iter().enumerate() {
                     f.a.store_vector(self.place(f.a.isa, strip, i), sum);
