@@ -406,6 +406,7 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, (rows, heights):
                 sums: to,
                 pitch: SCORE_PITCH,
                 accumulate: false,
+                next: None,
             };
             tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
         }
@@ -454,6 +455,7 @@ fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights:
                 sums,
                 pitch: s.sum_pitch,
                 accumulate: true,
+                next: None,
             };
             tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
         }

@@ -368,6 +368,10 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     if let Some(unpack) = &unpack {
         unpack.emit(f, count);
     }
+    // The next block, or the next panel, lies behind this one. The first tiles fetch it.
+    let bytes = f.a.times_imm(count, PANEL_ROW);
+    let next = (unpack.is_none() && f.a.isa.evex()).then(|| f.a.plus(block_right, bytes));
+    let next_end = next.map(|next| f.a.plus(next, bytes));
     let within = f.a.imm(0);
     let strips = f.a.label();
     f.a.bind(strips);
@@ -389,6 +393,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
                 sums: tile_sums,
                 pitch: PANEL_ROW,
                 accumulate: !one_block,
+                next,
             };
             if let Some(epilogue) = in_registers {
                 epilogue.fetch(f, h);
@@ -401,6 +406,10 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         },
         |f| {
             f.a.add_into(tile_left, tile_bytes);
+            if let (Some(next), Some(end)) = (next, next_end) {
+                let at = f.a.min(next, end);
+                f.a.copy_into(next, at);
+            }
             match in_registers {
                 Some(epilogue) => epilogue.advance(f, TILE_ROWS as i64),
                 None => f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW),

@@ -9,6 +9,9 @@ use crate::kernel::gemm::{PANEL, TILE_ROWS};
 const ELEMENT: i64 = 4;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
+/// A line of the caches.
+const LINE: i64 = 64;
+
 /// How far ahead the right operand is fetched, in bytes: the first tile of a panel finds it in memory or a far
 /// cache, and what a CPU fetches by itself ends at every page.
 pub const AHEAD: i64 = 2048;
@@ -84,6 +87,8 @@ pub struct Product {
     pub pitch: i64,
     /// Whether products are added to the sums that are there.
     pub accumulate: bool,
+    /// Memory that is wanted next: a line is fetched for two k, and the address moved on.
+    pub next: Option<R>,
 }
 
 impl Product {
@@ -126,8 +131,11 @@ impl Product {
         let count = f.a.copy(self.k);
         let step = |a: &mut Asm, n: i64| {
             let b: Vec<V> = (0..vectors as i64).map(|v| a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
-            for line in (0..vectors as i64 * width).step_by(64) {
+            for line in (0..vectors as i64 * width).step_by(LINE as usize) {
                 a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
+            }
+            if let (Some(next), 1) = (self.next, n % 2) {
+                a.prefetch(Mem::at(next, n / 2 * LINE), false);
             }
             for r in 0..rows {
                 let x = a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
@@ -139,6 +147,9 @@ impl Product {
         let advance = |a: &mut Asm, n: i64| {
             a.add_imm(p, n * self.left_k);
             a.add_imm(q, n * PANEL_ROW);
+            if let (Some(next), 2..) = (self.next, n) {
+                a.add_imm(next, n / 2 * LINE);
+            }
         };
         let unroll = sets.max(if rows >= 4 { 2 } else { 4 }) as i64;
         f.a.unrolled(count, unroll, self.k_multiple % unroll == 0, step, advance);
