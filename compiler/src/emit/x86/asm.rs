@@ -567,6 +567,13 @@ impl Asm {
         self.vector(op, First::Update, &[reg(dst), reg(x), src(y.into())], None, None);
     }
 
+    /// EVEX: `x = x & mask ^ flipped`.
+    pub fn mask_and_flip(&mut self, x: V, mask: V, flipped: impl Into<Src>) {
+        // Of the bits of the three operands, 3 bits with the first highest, the numbers whose bit of the immediate is set.
+        let operands = vec![reg(x), reg(mask), src(flipped.into()), Operand::Imm8(0b0110_1010)];
+        self.push(Code::EVEX_Vpternlogd_zmm_k1z_zmm_zmmm512b32_imm8, First::Update, operands);
+    }
+
     /// `x * y + z`.
     pub fn fma(&mut self, x: V, y: impl Into<Src>, z: impl Into<Src>) -> V {
         let dst = self.v();

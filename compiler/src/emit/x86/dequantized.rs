@@ -1,11 +1,13 @@
 //! Products of f32 rows with weights of 4 and 8 bits ([`Dequantized`]).
 //!
 //! Weights become f32 panels: a block of a panel is converted into scratch memory that stays in the first-level
-//! cache, once for all row tiles of a task. Few rows are multiplied with weights that are converted in registers.
+//! cache, once for all row tiles of a task. Few rows are multiplied with weights that are converted in registers, and a
+//! single row with several panels at once.
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
+use super::row::Streams;
 use crate::kernel::Extent;
 use crate::kernel::gemm::{Dequantized, GROUP_TILES, PANEL, TILE_ROWS};
 
@@ -39,8 +41,6 @@ pub struct Codes<'a> {
     d: &'a Dequantized,
     columns: R,
     scratch: R,
-    /// The f32 of every weight of 4 bits, where a vector holds them.
-    table: Option<R>,
 }
 
 /// Where the conversion of a panel is.
@@ -54,28 +54,27 @@ pub struct Unpack<'a> {
     pub to: R,
 }
 
-/// What weights of a group are converted with.
-struct Converter {
-    zeros: Option<Vec<Src>>,
-    table: Option<V>,
+/// How the weights of a group become f32.
+struct Converter<'a> {
+    d: &'a Dequantized,
+    /// With 4 bits and EVEX: the f32 of every weight, and the bits of the high nibble of a byte.
+    nibbles: Option<[V; 2]>,
+    /// What is taken off the vectors: zero points, and what is added to high nibbles when they become floats.
+    less: Vec<Option<Src>>,
+}
+
+/// What the columns of the panels from the panel of a column on have.
+pub fn columns(f: &mut Function, d: &Dequantized, column: R) -> R {
+    let columns = f.buffer(d.columns);
+    let skipped = f.a.times_imm(column, d.groups * d.column_bytes() / PANEL as i64);
+    f.a.add_into(columns, skipped);
+    columns
 }
 
 impl Codes<'_> {
-    /// Begins with the panel of a column.
-    pub fn of_columns<'a>(f: &mut Function, d: &'a Dequantized, column: R) -> Codes<'a> {
-        let columns = f.buffer(d.columns);
-        let skipped = f.a.times_imm(column, d.groups * d.column_bytes() / PANEL as i64);
-        f.a.add_into(columns, skipped);
-        let table = (d.bits == 4 && f.a.isa.evex()).then(|| {
-            let table = f.a.scratch(16 * ELEMENT);
-            for code in 0..16i64 {
-                let weight = (if code < 8 { code } else { code - 16 }) as f32;
-                let bits = f.a.imm(weight.to_bits().into());
-                f.a.store_word(Mem::at(table, code * ELEMENT), bits);
-            }
-            table
-        });
-        Codes { d, columns, scratch: f.a.scratch(BLOCK * PANEL_ROW), table }
+    /// Begins with the panel that has `columns`.
+    pub fn new<'a>(f: &mut Function, d: &'a Dequantized, columns: R) -> Codes<'a> {
+        Codes { d, columns, scratch: f.a.scratch(BLOCK * PANEL_ROW) }
     }
 
     /// Goes to the next panel.
@@ -113,14 +112,15 @@ impl Codes<'_> {
             let most = a.imm(d.group);
             let count = a.min(rest, most);
             a.sub_into(rest, count);
-            let converter = self.converter(a, columns, &strip);
+            let converter = Converter::new(a, d, columns, &strip);
             let acc: Vec<Vec<V>> = (0..sets).map(|_| (0..2 * height).map(|_| a.vector_of(0)).collect()).collect();
             let step = |a: &mut Asm, n: i64| {
-                let mut w = self.load(a, right, n * d.row_bytes() + strip[0], converter.table);
+                let at = Mem::at(right, n * d.row_bytes());
+                let mut w = converter.load(a, at.plus(strip[0]));
                 if d.bits == 8 {
-                    w.extend(self.load(a, right, n * d.row_bytes() + strip[1], None));
+                    w.extend(converter.load(a, at.plus(strip[1])));
                 }
-                let w: Vec<V> = w.into_iter().enumerate().map(|(v, w)| converter.difference(a, w, v)).collect();
+                let w: Vec<V> = w.into_iter().enumerate().map(|(v, w)| converter.floats(a, w, v)).collect();
                 for r in 0..height {
                     let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * ELEMENT));
                     for (v, &w) in w.iter().enumerate() {
@@ -150,40 +150,66 @@ impl Codes<'_> {
             a.jump_if(Cond::Gt, head);
         }
     }
-
-    /// What the weights of a group become f32 with, given what its columns have; vectors begin with the columns that are named.
-    fn converter(&self, a: &mut Asm, columns: R, firsts: &[i64]) -> Converter {
-        let table = self.table.map(|t| a.vector_of(Mem::at(t, 0)));
-        let place = |c: i64| Mem::at(columns, PANEL_ROW + c * ELEMENT);
-        let zeros = self.d.zeros.then(|| match table {
-            Some(_) => firsts.iter().map(|&c| a.unary(Op::CvtDq2Ps, place(c)).into()).collect(),
-            // Without EVEX there are too few registers for zero points.
-            None => firsts.iter().map(|&c| if a.isa.evex() { a.vector_of(place(c)).into() } else { place(c).into() }).collect(),
-        });
-        Converter { zeros, table }
-    }
-
-    /// The weights at a place: those that are loaded at once, and with 4 bits those half a panel behind too. With a table as f32, else as i32.
-    fn load(&self, a: &mut Asm, at: R, place: i64, table: Option<V>) -> Vec<V> {
-        let x = a.unary(Op::WidenI8, Mem::at(at, place));
-        if self.d.bits == 8 {
-            return vec![x];
-        }
-        let Some(table) = table else {
-            let low = a.unary_imm(Op::ShlD, x, 28);
-            return vec![a.unary_imm(Op::SarD, low, 28), a.unary_imm(Op::SarD, x, 4)];
-        };
-        let high = a.unary_imm(Op::ShrD, x, 4);
-        vec![a.binary(Op::PermPs, x, table), a.binary(Op::PermPs, high, table)]
-    }
 }
 
-impl Converter {
+/// 2^19 as an f32: in units of its bit 4 the mantissa counts 1, 2, ….
+const HIGH: f32 = 524_288.0;
+
+/// What turns the sign of a weight in the high nibble into a range from 0.
+const HIGH_SIGN: i32 = 0x80;
+
+/// What [`HIGH`] with a high nibble is more than the weight.
+const HIGH_BIAS: f32 = HIGH + 8.0;
+
+impl Converter<'_> {
+    /// For a group, given what its columns have; vectors begin with the columns that are named, those of further panels too.
+    fn new<'a>(a: &mut Asm, d: &'a Dequantized, columns: R, firsts: &[i64]) -> Converter<'a> {
+        let half = PANEL as i64 / 2;
+        let nibbles = (d.bits == 4 && a.isa.evex()).then(|| {
+            let weight = |code: usize| if code < 8 { code as f32 } else { code as f32 - 16.0 };
+            let table = a.table(std::array::from_fn(weight));
+            [a.vector_of(table), a.vector_of(0xf0)]
+        });
+        let bias: Option<V> = (nibbles.is_some() && !d.zeros).then(|| a.vector_of(HIGH_BIAS));
+        let mut less = |c: i64| -> Option<Src> {
+            let (zero, high) = (Mem::at(columns, PANEL_ROW + c * ELEMENT), c % PANEL as i64 >= half);
+            match (nibbles, d.zeros) {
+                (None, false) => None,
+                // Without EVEX there are too few registers for zero points.
+                (None, true) => Some(if a.isa.evex() { a.vector_of(zero).into() } else { zero.into() }),
+                (Some(_), false) => bias.filter(|_| high).map(Src::from),
+                (Some(_), true) => {
+                    let zero = a.unary(Op::CvtDq2Ps, zero);
+                    Some(if high { a.binary(Op::AddPs, zero, HIGH_BIAS).into() } else { zero.into() })
+                }
+            }
+        };
+        let less = firsts.iter().map(|&c| less(c)).collect();
+        Converter { d, nibbles, less }
+    }
+
+    /// The weights at a place, and with 4 bits those half a panel behind too, for [`floats`](Converter::floats).
+    fn load(&self, a: &mut Asm, at: Mem) -> Vec<V> {
+        let x = a.unary(Op::WidenI8, at);
+        match (self.d.bits, self.nibbles) {
+            (8, _) => vec![x],
+            (_, Some([table, mask])) => {
+                let low = a.binary(Op::PermPs, x, table);
+                a.mask_and_flip(x, mask, HIGH.to_bits() as i32 | HIGH_SIGN);
+                vec![low, x]
+            }
+            (_, None) => {
+                let low = a.unary_imm(Op::ShlD, x, 28);
+                vec![a.unary_imm(Op::SarD, low, 28), a.unary_imm(Op::SarD, x, 4)]
+            }
+        }
+    }
+
     /// The f32 of weights as they are loaded, less their zero points; `v` is the number of their vector.
-    fn difference(&self, a: &mut Asm, w: V, v: usize) -> V {
-        let subtract = if self.table.is_some() { Op::SubPs } else { Op::SubD };
-        let x = self.zeros.as_ref().map_or(w, |zeros| a.binary(subtract, w, zeros[v]));
-        if self.table.is_some() { x } else { a.unary(Op::CvtDq2Ps, x) }
+    fn floats(&self, a: &mut Asm, w: V, v: usize) -> V {
+        let subtract = if self.nibbles.is_some() { Op::SubPs } else { Op::SubD };
+        let x = self.less[v].map_or(w, |less| a.binary(subtract, w, less));
+        if self.nibbles.is_some() { x } else { a.unary(Op::CvtDq2Ps, x) }
     }
 }
 
@@ -218,14 +244,14 @@ impl Unpack<'_> {
         let d = self.codes.d;
         let lanes = a.isa.lanes();
         let vectors: Vec<i64> = (0..PANEL as i64).step_by(lanes as usize).collect();
-        let converter = self.codes.converter(a, self.columns, &vectors);
+        let converter = Converter::new(a, d, self.columns, &vectors);
         let scales: Vec<V> = vectors.iter().map(|&c| a.vector_of(Mem::at(self.columns, c * ELEMENT))).collect();
         let step = |a: &mut Asm, n: i64| {
             for c in (0..d.row_bytes()).step_by(lanes as usize) {
-                let loaded = self.codes.load(a, self.at, n * d.row_bytes() + c, converter.table);
+                let loaded = converter.load(a, Mem::at(self.at, n * d.row_bytes() + c));
                 for (column, w) in [c, c + PANEL as i64 / 2].into_iter().zip(loaded) {
                     let v = (column / lanes) as usize;
-                    let x = converter.difference(a, w, v);
+                    let x = converter.floats(a, w, v);
                     let x = a.binary(Op::MulPs, x, scales[v]);
                     a.store_vector(Mem::at(to, n * PANEL_ROW + column * ELEMENT), x);
                 }
@@ -237,4 +263,75 @@ impl Unpack<'_> {
         };
         a.unrolled(count, UNROLL, false, step, advance);
     }
+}
+
+/// Sums of a single row in registers that are independent, and as many as keep the units that multiply busy.
+fn sums(isa: Isa) -> i64 {
+    if isa.evex() { 16 } else { 8 }
+}
+
+/// How many panels a single row is multiplied with at once.
+pub fn panels(isa: Isa) -> i64 {
+    8 / (PANEL as i64 / isa.lanes())
+}
+
+/// Puts the f32 sums of a single row by `count` panels, over `k` values of k, to `sums`, [`PANEL`] for each panel. The row
+/// is contiguous at `left`. Scales are applied to the sums of groups.
+pub fn single(f: &mut Function, d: &Dequantized, k: i64, count: i64, (left, right, columns, sums): (R, R, R, R)) {
+    let a = &mut f.a;
+    let (lanes, half) = (a.isa.lanes(), PANEL as i64 / 2);
+    let streams = Streams::new(a, (left, right), count, k, d.row_bytes());
+    // Panels and first columns of all vectors: panel by panel, the two of a vector of nibbles together.
+    let of_panel: Vec<i64> = match d.bits {
+        4 => (0..half).step_by(lanes as usize).flat_map(|c| [c, c + half]).collect(),
+        _ => (0..2 * half).step_by(lanes as usize).collect(),
+    };
+    let places: Vec<(i64, i64)> = (0..count).flat_map(|panel| of_panel.iter().map(move |&c| (panel, c))).collect();
+    let sum = |(panel, c): (i64, i64)| Mem::at(sums, panel * PANEL_ROW + c * ELEMENT);
+    // The first words of vectors among those that columns have.
+    let words: Vec<i64> = places.iter().map(|(panel, c)| panel * d.groups * d.column_bytes() / ELEMENT + c).collect();
+    let sets = self::sums(a.isa) as usize / places.len();
+    let (columns, rest) = (a.copy(columns), a.imm(k));
+    if d.groups > 1 {
+        let zero = a.vector_of(0);
+        places.iter().for_each(|&place| a.store_vector(sum(place), zero));
+    }
+    let head = a.label();
+    a.bind(head);
+    let most = a.imm(d.group);
+    let values = a.min(rest, most);
+    a.sub_into(rest, values);
+    let converter = Converter::new(a, d, columns, &words);
+    let acc: Vec<Vec<V>> = (0..sets).map(|_| places.iter().map(|_| a.vector_of(0)).collect()).collect();
+    let step = |a: &mut Asm, n: i64| {
+        let x = streams.unit(a, n);
+        let mut v = 0;
+        for panel in 0..count {
+            for c in (0..d.row_bytes()).step_by(lanes as usize) {
+                for w in converter.load(a, streams.weights(panel, n).plus(c)) {
+                    let w = converter.floats(a, w, v);
+                    a.update(Op::Fma231, acc[n as usize % sets][v], x, w);
+                    v += 1;
+                }
+            }
+        }
+        streams.fetch(a, n);
+    };
+    // A round reads whole lines.
+    let unroll = (sets as i64).max(4);
+    a.unrolled(values, unroll, k % unroll == 0 && d.group % unroll == 0, step, |a, n| streams.advance(a, n));
+    for (v, (&place, word)) in places.iter().zip(words).enumerate() {
+        for set in &acc[1..] {
+            a.binary_into(Op::AddPs, acc[0][v], acc[0][v], set[v]);
+        }
+        let scale = a.vector_of(Mem::at(columns, word * ELEMENT));
+        let scaled = match d.groups {
+            1 => a.binary(Op::MulPs, acc[0][v], scale),
+            _ => a.fma(acc[0][v], scale, sum(place)),
+        };
+        a.store_vector(sum(place), scaled);
+    }
+    a.add_imm(columns, d.column_bytes());
+    a.compare_imm(rest, 0);
+    a.jump_if(Cond::Gt, head);
 }

@@ -10,7 +10,7 @@ use super::pack::matrix_address;
 use super::quantized;
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::{EntityRef, SecondaryMap};
@@ -52,7 +52,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
         }
     };
     let size = (depth, panel_row);
-    let Some(row) = Alone::of(f, g, depth) else {
+    let Some(row) = Alone::of(f, g, size) else {
         return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
     };
     let (many, done) = (f.a.label(), f.a.label());
@@ -98,10 +98,6 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     let skipped = f.a.times(chunk, k);
     let skipped = f.a.times_imm(skipped, (CHUNK / PANEL) as i64 * panel_row);
     f.a.add_into(right, skipped);
-    let codes = match &g.format {
-        Format::Dequantized(d) => Some(Codes::of_columns(f, d, column)),
-        _ => None,
-    };
     let parameters = match &g.format {
         Format::F32 | Format::Dequantized(_) => None,
         Format::Quantized(q) => {
@@ -134,13 +130,34 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     };
     let mut index = split(f, matrix, &g.batch);
     index.extend([first_row, column]);
-    if let (Some(row), Some((row_sums, row_zeros, columns))) = (alone, parameters) {
+    if let Some(row) = alone {
         if !g.batch.is_empty() {
             row.bring_together(f, left);
         }
-        let o = quantized::Operands { left: row.left, right, columns, row_sums, row_zeros, sums, ints: ints.unwrap_or(sums) };
-        return row.task(f, g, &index, columns_end, &o);
+        return match (&g.format, parameters) {
+            (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
+                let o = quantized::Operands { left: row.left, right, columns, row_sums, row_zeros, sums, ints: ints.unwrap_or(sums) };
+                let scales = (q.groups == 1).then_some(columns);
+                row.task(f, g, &index, columns_end, (right, columns), sums, scales, |f, count| {
+                    row::product(f, q, row.units, count, &o);
+                });
+            }
+            (Format::Dequantized(d), _) => {
+                let columns = dequantized::columns(f, d, column);
+                row.task(f, g, &index, columns_end, (right, columns), sums, None, |f, count| {
+                    dequantized::single(f, d, row.units, count, (row.left, right, columns, sums));
+                });
+            }
+            _ => unreachable!("rows are alone with quantized weights"),
+        };
     }
+    let codes = match &g.format {
+        Format::Dequantized(d) => {
+            let columns = dequantized::columns(f, d, column);
+            Some(Codes::new(f, d, columns))
+        }
+        _ => None,
+    };
 
     // Panel by panel.
     let panel = f.a.label();
@@ -207,29 +224,38 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
 }
 
 /// The most units of a single row that are brought together on the stack.
-const MOST_ALONE: i64 = 4096;
+const MOST_ALONE: i64 = 16384;
 
-/// A single row of a product.
-struct Alone<'a> {
-    q: &'a Quantized,
-    /// Its units.
+/// A single row of a product with quantized weights.
+struct Alone {
+    /// Its units: elements of 4 bytes.
     units: i64,
     /// Where they are neighbours.
     left: R,
+    /// How many panels are read at once.
+    at_once: i64,
+    /// Bytes of a panel.
+    panel_bytes: i64,
+    /// Bytes of what its columns have.
+    column_bytes: i64,
 }
 
-impl Alone<'_> {
+impl Alone {
     /// A product that has a single row, or may have, with room for its units; if there are not too many, and if they are brought
     /// together once for all tasks where other numbers of rows are possible. Read by panels from a tile, they would be in the way
     /// of the weights.
-    fn of<'a>(f: &mut Function, g: &'a Gemm, depth: Extent) -> Option<Alone<'a>> {
-        let Format::Quantized(q) = &g.format else { return None };
+    fn of(f: &mut Function, g: &Gemm, (depth, panel_row): (Extent, i64)) -> Option<Alone> {
+        let (at_once, column_bytes) = match &g.format {
+            Format::F32 => return None,
+            Format::Dequantized(d) => (dequantized::panels(f.a.isa), d.groups * d.column_bytes()),
+            Format::Quantized(q) => (row::panels(f.a.isa, q), q.groups * q.column_bytes()),
+        };
         let possible = match g.m {
             Extent::Const(m) => m == 1,
             Extent::Param(_) => g.batch.is_empty(),
         };
         let units = depth.as_const().filter(|&units| possible && units <= MOST_ALONE)?;
-        Some(Alone { q, units, left: f.a.scratch(units * ELEMENT) })
+        Some(Alone { units, left: f.a.scratch(units * ELEMENT), at_once, panel_bytes: units * panel_row, column_bytes })
     }
 
     /// Copies the units from the first row of a tile.
@@ -247,34 +273,45 @@ impl Alone<'_> {
         f.a.each(i, end, 1, |a| copy(a, 1));
     }
 
-    /// The columns of a task: as many panels as are read at once, or one, then their epilogues; `index` and operands are those of
-    /// the first panel.
-    fn task(&self, f: &mut Function, g: &Gemm, index: &[R], columns_end: R, o: &quantized::Operands) {
-        let (q, column) = (self.q, index[index.len() - 1]);
-        let at_once = row::panels(f.a.isa, q);
+    /// The columns of a task: as many panels as are read at once, or one, by `product`, which leaves their sums at `sums`, then
+    /// their epilogues. `index` and operands, the weights and what columns have, are those of the first panel and move on;
+    /// `scales` are those of sums that are i32.
+    #[expect(clippy::too_many_arguments, reason = "the operands of a product and of its epilogue")]
+    fn task(
+        &self,
+        f: &mut Function,
+        g: &Gemm,
+        index: &[R],
+        columns_end: R,
+        (right, columns): (R, R),
+        sums: R,
+        scales: Option<R>,
+        product: impl Fn(&mut Function, i64),
+    ) {
+        let column = index[index.len() - 1];
         let (panels, few, panel) = (f.a.label(), f.a.label(), f.a.label());
         f.a.bind(panels);
-        let (count, one) = (f.a.imm(at_once), f.a.imm(1));
-        let at = f.a.copy(o.sums);
-        let always = matches!(g.n, Extent::Const(n) if n % (at_once * PANEL as i64) == 0);
+        let (count, one) = (f.a.imm(self.at_once), f.a.imm(1));
+        let at = f.a.copy(sums);
+        let always = matches!(g.n, Extent::Const(n) if n % (self.at_once * PANEL as i64) == 0);
         if !always {
-            let last = f.a.lea(Mem::at(column, (at_once - 1) * PANEL as i64));
+            let last = f.a.lea(Mem::at(column, (self.at_once - 1) * PANEL as i64));
             f.a.compare(last, columns_end);
             f.a.jump_if(Cond::Ge, few);
         }
-        row::product(f, q, self.units, at_once, o);
+        product(f, self.at_once);
         if !always {
             f.a.jump(panel);
             f.a.bind(few);
             f.a.copy_into(count, one);
-            row::product(f, q, self.units, 1, o);
+            product(f, 1);
         }
         f.a.bind(panel);
-        let epilogue = Epilogue::new(f, g, index, columns_end, (q.groups == 1).then_some(o.columns));
+        let epilogue = Epilogue::new(f, g, index, columns_end, scales);
         epilogue.rows(f, at, one);
         f.a.add_imm(at, PANEL_ROW);
-        f.a.add_imm(o.right, self.units * q.unit_bytes());
-        f.a.add_imm(o.columns, q.groups * q.column_bytes());
+        f.a.add_imm(right, self.panel_bytes);
+        f.a.add_imm(columns, self.column_bytes);
         f.a.add_imm(column, PANEL as i64);
         f.a.add_imm(count, -1);
         f.a.compare_imm(count, 0);

@@ -1,5 +1,6 @@
 //! Products of a single row with weights of 4 and 8 bits: what memory delivers is all that counts. Several panels are
-//! read at once, each a stream of its own that the CPU looks ahead of by itself.
+//! read at once ([`Streams`]), each a stream of its own that the CPU looks ahead of by itself. Rows of `i8` are here, those
+//! of f32 in [`dequantized`](super::dequantized).
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
@@ -14,6 +15,9 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// those of the CPU itself.
 const AHEAD: i64 = 256;
 
+/// Bytes of a line of a cache.
+const LINE: i64 = 64;
+
 /// Sums in registers that are independent: as many as keep the units that multiply busy.
 const SUMS: i64 = 8;
 
@@ -26,15 +30,14 @@ pub fn panels(isa: Isa, q: &Quantized) -> i64 {
     }
 }
 
-/// The row and the panels that are read at once.
-struct Panels<'a> {
-    q: &'a Quantized,
+/// A row and the panels that are read at once.
+pub struct Streams {
     count: i64,
-    /// Bytes from one to the next.
+    /// Bytes from one panel to the next.
     bytes: i64,
-    /// Bytes between what columns have from one to the next.
-    column_bytes: i64,
-    /// Units of k, one behind the other.
+    /// Bytes of the weights of a unit of a panel.
+    unit_bytes: i64,
+    /// Units of the row, one behind the other.
     left: R,
     right: R,
     /// What is fetched.
@@ -43,15 +46,69 @@ struct Panels<'a> {
     fetched_end: R,
 }
 
+impl Streams {
+    /// `count` panels of `units` units, from the begin of the row at `left` and of the first panel at `right`.
+    pub fn new(a: &mut Asm, (left, right): (R, R), count: i64, units: i64, unit_bytes: i64) -> Streams {
+        let bytes = units * unit_bytes;
+        let (left, right) = (a.copy(left), a.copy(right));
+        let fetched = a.lea(Mem::at(right, AHEAD));
+        let fetched_end = a.lea(Mem::at(right, bytes));
+        Streams { count, bytes, unit_bytes, left, right, fetched, fetched_end }
+    }
+
+    /// Unit `n` of the row in every lane.
+    pub fn unit(&self, a: &mut Asm, n: i64) -> V {
+        a.broadcast(Mem::at(self.left, n * ELEMENT))
+    }
+
+    /// Where the weights of unit `n` of a panel are.
+    pub fn weights(&self, panel: i64, n: i64) -> Mem {
+        Mem::at(self.right, panel * self.bytes + n * self.unit_bytes)
+    }
+
+    /// Fetches the panels ahead of unit `n` of a round: every line once.
+    pub fn fetch(&self, a: &mut Asm, n: i64) {
+        let at = n * self.unit_bytes;
+        if at % LINE != 0 {
+            return;
+        }
+        for panel in 0..self.count {
+            for line in (0..self.unit_bytes).step_by(LINE as usize) {
+                a.prefetch(Mem::at(self.fetched, panel * self.bytes + at + line), false);
+            }
+        }
+    }
+
+    /// Moves behind `n` units; behind the end of the panels, those are fetched that are read next.
+    pub fn advance(&self, a: &mut Asm, n: i64) {
+        let bytes = n * self.unit_bytes;
+        a.add_imm(self.left, n * ELEMENT);
+        a.add_imm(self.right, bytes);
+        a.add_imm(self.fetched, bytes);
+        let within = a.label();
+        a.compare(self.fetched, self.fetched_end);
+        a.jump_if(Cond::Lt, within);
+        a.add_imm(self.fetched, (self.count - 1) * self.bytes);
+        a.imm_into(self.fetched_end, i64::MAX);
+        a.bind(within);
+    }
+}
+
+/// The row of units of `i8` and the panels that are read at once.
+struct Panels<'a> {
+    q: &'a Quantized,
+    count: i64,
+    /// Bytes between what columns have from one panel to the next.
+    column_bytes: i64,
+    streams: Streams,
+}
+
 /// Puts the sums of the row by `count` panels, over `units` units of k, to `o.sums`, [`PANEL`] for each panel. Its units
 /// are neighbours at `o.left`.
 pub fn product(f: &mut Function, q: &Quantized, units: i64, count: i64, o: &Operands) {
     let a = &mut f.a;
-    let bytes = units * q.unit_bytes();
-    let (left, right) = (a.copy(o.left), a.copy(o.right));
-    let fetched = a.lea(Mem::at(right, AHEAD));
-    let fetched_end = a.lea(Mem::at(right, bytes));
-    let p = Panels { q, count, bytes, column_bytes: q.groups * q.column_bytes(), left, right, fetched, fetched_end };
+    let streams = Streams::new(a, (o.left, o.right), count, units, q.unit_bytes());
+    let p = Panels { q, count, column_bytes: q.groups * q.column_bytes(), streams };
     let places = p.places(a.isa);
     let store = |a: &mut Asm, sums: &[V]| {
         for (&(panel, column), &sum) in places.iter().zip(sums) {
@@ -121,29 +178,6 @@ impl Panels<'_> {
         begin(a, self.q, o, 0, panel * self.column_bytes / ELEMENT + column)
     }
 
-    /// Fetches the panels ahead of unit `n`.
-    fn fetch(&self, a: &mut Asm, n: i64) {
-        for panel in 0..self.count {
-            for line in (0..self.q.unit_bytes()).step_by(64) {
-                a.prefetch(Mem::at(self.fetched, panel * self.bytes + n * self.q.unit_bytes() + line), false);
-            }
-        }
-    }
-
-    /// Moves behind `n` units; behind the end of the panels, those are fetched that are read next.
-    fn advance(&self, a: &mut Asm, n: i64) {
-        let bytes = n * self.q.unit_bytes();
-        a.add_imm(self.left, n * ELEMENT);
-        a.add_imm(self.right, bytes);
-        a.add_imm(self.fetched, bytes);
-        let within = a.label();
-        a.compare(self.fetched, self.fetched_end);
-        a.jump_if(Cond::Lt, within);
-        a.add_imm(self.fetched, (self.count - 1) * self.bytes);
-        a.imm_into(self.fetched_end, i64::MAX);
-        a.bind(within);
-    }
-
     /// With VNNI: the i32 sums of a group of `count` units, `usual` in most groups and at most.
     fn wide(&self, a: &mut Asm, o: &Operands, count: R, usual: i64) -> Vec<V> {
         let q = self.q;
@@ -168,9 +202,9 @@ impl Panels<'_> {
         }
         let step = |a: &mut Asm, n: i64| {
             let sums = &sums[n as usize % sets];
-            let x = a.broadcast(Mem::at(self.left, n * ELEMENT));
+            let x = self.streams.unit(a, n);
             for panel in 0..self.count {
-                let at = Mem::at(self.right, panel * self.bytes + n * q.unit_bytes());
+                let at = self.streams.weights(panel, n);
                 for (v, line) in (0..q.unit_bytes()).step_by(a.isa.bytes() as usize).enumerate() {
                     let w = a.vector_of(at.plus(line));
                     let parts = match q.bits {
@@ -184,10 +218,10 @@ impl Panels<'_> {
                     }
                 }
             }
-            self.fetch(a, n);
+            self.streams.fetch(a, n);
         };
         let unroll = 4;
-        a.unrolled(count, unroll, self.q.groups == 1 && usual % unroll == 0, step, |a, n| self.advance(a, n));
+        a.unrolled(count, unroll, self.q.groups == 1 && usual % unroll == 0, step, |a, n| self.streams.advance(a, n));
         for set in &sums[1..] {
             for (&x, &y) in sums[0].iter().zip(set) {
                 a.binary_into(Op::AddD, x, x, y);
@@ -215,10 +249,10 @@ impl Panels<'_> {
         let lines: Vec<i64> = (0..q.unit_bytes()).step_by(a.isa.bytes() as usize).collect();
         let sums: Vec<[V; 2]> = (0..self.count as usize * lines.len()).map(|_| [a.v(), a.v()]).collect();
         let step = |a: &mut Asm, n: i64, first: bool| {
-            let x = a.broadcast(Mem::at(self.left, n * ELEMENT));
+            let x = self.streams.unit(a, n);
             for (i, sums) in sums.iter().enumerate() {
                 let (panel, line) = ((i / lines.len()) as i64, lines[i % lines.len()]);
-                let both = a.vector_of(Mem::at(self.right, panel * self.bytes + n * q.unit_bytes() + line));
+                let both = a.vector_of(self.streams.weights(panel, n).plus(line));
                 for (w, &sum) in nibbles(a, both).into_iter().zip(sums) {
                     if first {
                         a.binary_into(Op::MaddUbs, sum, w, x);
@@ -228,7 +262,7 @@ impl Panels<'_> {
                     }
                 }
             }
-            self.fetch(a, n);
+            self.streams.fetch(a, n);
         };
         let places = self.places(a.isa);
         let widen = |a: &mut Asm| {
@@ -256,7 +290,7 @@ impl Panels<'_> {
         a.bind(head);
         (0..NARROW).for_each(|n| step(a, n, n == 0));
         widen(a);
-        self.advance(a, NARROW);
+        self.streams.advance(a, NARROW);
         a.add_imm(count, -NARROW);
         a.compare_imm(count, NARROW);
         a.jump_if(Cond::Ge, head);
@@ -267,7 +301,7 @@ impl Panels<'_> {
         let one = a.label();
         a.bind(one);
         step(a, 0, false);
-        self.advance(a, 1);
+        self.streams.advance(a, 1);
         a.add_imm(count, -1);
         a.compare_imm(count, 0);
         a.jump_if(Cond::Gt, one);
