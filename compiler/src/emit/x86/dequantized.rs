@@ -55,12 +55,24 @@ pub struct Unpack<'a> {
 }
 
 /// How the weights of a group become f32.
-struct Converter<'a> {
-    d: &'a Dequantized,
-    /// With 4 bits and EVEX: the f32 of every weight, and the bits of the high nibble of a byte.
-    nibbles: Option<[V; 2]>,
-    /// What is taken off the vectors: zero points, and what is added to high nibbles when they become floats.
+struct Converter {
+    method: Method,
+    /// What is taken off the vectors: zero points as they are loaded, with [`Method::Table`] as f32 with what
+    /// high nibbles are more.
     less: Vec<Option<Src>>,
+    /// Which vectors are of columns that have high nibbles.
+    high: Vec<bool>,
+}
+
+/// How weights become f32. The units that shift and permute are few: what others can do is left to them.
+enum Method {
+    /// Of 8 bits: widened and converted.
+    Bytes,
+    /// Of 4 bits with EVEX: low nibbles by a table; high ones become the mantissa of [`HIGH`] by a mask.
+    Table { table: V, mask: V },
+    /// Of 4 bits without: low nibbles become the mantissa of [`LOW`] by a mask and `flip`, and are `bias` more than the
+    /// weight; high ones are shifted and converted.
+    Mantissa { mask: V, flip: V, bias: V },
 }
 
 /// What the columns of the panels from the panel of a column on have.
@@ -155,62 +167,79 @@ impl Codes<'_> {
 /// 2^19 as an f32: in units of its bit 4 the mantissa counts 1, 2, ….
 const HIGH: f32 = 524_288.0;
 
-/// What turns the sign of a weight in the high nibble into a range from 0.
-const HIGH_SIGN: i32 = 0x80;
+/// 1.5 * 2^23 as an f32: the mantissa counts 1, 2, …, and -1, -2, … too.
+const LOW: f32 = 12_582_912.0;
 
-/// What [`HIGH`] with a high nibble is more than the weight.
-const HIGH_BIAS: f32 = HIGH + 8.0;
+/// What is added to a signed weight of 4 bits when its sign is flipped and it is taken for a number without sign.
+const FLIPPED: i32 = 8;
 
-impl Converter<'_> {
+impl Converter {
     /// For a group, given what its columns have; vectors begin with the columns that are named, those of further panels too.
-    fn new<'a>(a: &mut Asm, d: &'a Dequantized, columns: R, firsts: &[i64]) -> Converter<'a> {
-        let half = PANEL as i64 / 2;
-        let nibbles = (d.bits == 4 && a.isa.evex()).then(|| {
-            let weight = |code: usize| if code < 8 { code as f32 } else { code as f32 - 16.0 };
-            let table = a.table(std::array::from_fn(weight));
-            [a.vector_of(table), a.vector_of(0xf0)]
-        });
-        let bias: Option<V> = (nibbles.is_some() && !d.zeros).then(|| a.vector_of(HIGH_BIAS));
+    fn new(a: &mut Asm, d: &Dequantized, columns: R, firsts: &[i64]) -> Converter {
+        let method = match (d.bits, a.isa.evex()) {
+            (8, _) => Method::Bytes,
+            (_, true) => {
+                let weight = |code: usize| if code < 8 { code as f32 } else { code as f32 - 16.0 };
+                let table = a.table(std::array::from_fn(weight));
+                Method::Table { table: a.vector_of(table), mask: a.vector_of(0xf0) }
+            }
+            (_, false) => Method::Mantissa {
+                mask: a.vector_of(0xf),
+                flip: a.vector_of(LOW.to_bits() as i32 | FLIPPED),
+                bias: a.vector_of(LOW + FLIPPED as f32),
+            },
+        };
+        let high_bias = HIGH + FLIPPED as f32;
+        let bias = (matches!(method, Method::Table { .. }) && !d.zeros).then(|| a.vector_of(high_bias));
         let mut less = |c: i64| -> Option<Src> {
-            let (zero, high) = (Mem::at(columns, PANEL_ROW + c * ELEMENT), c % PANEL as i64 >= half);
-            match (nibbles, d.zeros) {
-                (None, false) => None,
-                // Without EVEX there are too few registers for zero points.
-                (None, true) => Some(if a.isa.evex() { a.vector_of(zero).into() } else { zero.into() }),
-                (Some(_), false) => bias.filter(|_| high).map(Src::from),
-                (Some(_), true) => {
+            let zero = Mem::at(columns, PANEL_ROW + c * ELEMENT);
+            match (&method, d.zeros) {
+                (Method::Table { .. }, false) => bias.filter(|_| is_high(c)).map(Src::from),
+                (Method::Table { .. }, true) => {
                     let zero = a.unary(Op::CvtDq2Ps, zero);
-                    Some(if high { a.binary(Op::AddPs, zero, HIGH_BIAS).into() } else { zero.into() })
+                    Some(if is_high(c) { a.binary(Op::AddPs, zero, high_bias).into() } else { zero.into() })
                 }
+                (_, false) => None,
+                // Without EVEX there are too few registers for zero points.
+                (_, true) => Some(if a.isa.evex() { a.vector_of(zero).into() } else { zero.into() }),
             }
         };
         let less = firsts.iter().map(|&c| less(c)).collect();
-        Converter { d, nibbles, less }
+        Converter { method, less, high: firsts.iter().map(|&c| is_high(c)).collect() }
     }
 
     /// The weights at a place, and with 4 bits those half a panel behind too, for [`floats`](Converter::floats).
     fn load(&self, a: &mut Asm, at: Mem) -> Vec<V> {
         let x = a.unary(Op::WidenI8, at);
-        match (self.d.bits, self.nibbles) {
-            (8, _) => vec![x],
-            (_, Some([table, mask])) => {
+        match self.method {
+            Method::Bytes => vec![x],
+            Method::Table { table, mask } => {
                 let low = a.binary(Op::PermPs, x, table);
-                a.mask_and_flip(x, mask, HIGH.to_bits() as i32 | HIGH_SIGN);
+                a.mask_and_flip(x, mask, HIGH.to_bits() as i32 | FLIPPED << 4);
                 vec![low, x]
             }
-            (_, None) => {
-                let low = a.unary_imm(Op::ShlD, x, 28);
-                vec![a.unary_imm(Op::SarD, low, 28), a.unary_imm(Op::SarD, x, 4)]
+            Method::Mantissa { mask, flip, .. } => {
+                let low = a.binary(Op::And, x, mask);
+                vec![a.binary(Op::Xor, low, flip), a.unary_imm(Op::SarD, x, 4)]
             }
         }
     }
 
     /// The f32 of weights as they are loaded, less their zero points; `v` is the number of their vector.
     fn floats(&self, a: &mut Asm, w: V, v: usize) -> V {
-        let subtract = if self.nibbles.is_some() { Op::SubPs } else { Op::SubD };
+        let subtract = if matches!(self.method, Method::Table { .. }) { Op::SubPs } else { Op::SubD };
         let x = self.less[v].map_or(w, |less| a.binary(subtract, w, less));
-        if self.nibbles.is_some() { x } else { a.unary(Op::CvtDq2Ps, x) }
+        match self.method {
+            Method::Table { .. } => x,
+            Method::Mantissa { bias, .. } if !self.high[v] => a.binary(Op::SubPs, x, bias),
+            _ => a.unary(Op::CvtDq2Ps, x),
+        }
     }
+}
+
+/// Whether weights of 4 bits of a column are in high nibbles.
+fn is_high(column: i64) -> bool {
+    column % PANEL as i64 >= PANEL as i64 / 2
 }
 
 impl Unpack<'_> {
