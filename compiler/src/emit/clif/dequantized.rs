@@ -310,6 +310,26 @@ mod tests {
     }
 
     #[test]
+    fn a_single_row_by_several_panels() {
+        for (bits, zeros) in [(4, false), (4, true), (8, false), (8, true)] {
+            for (group, k) in [(0, 1), (0, 64), (0, 131), (1, 7), (6, 45), (32, 96), (64, 200)] {
+                for n in [31, 32, 65, 97, 128, 150, 2 * CHUNK + 100] {
+                    for symbolic in [false, true] {
+                        Problem { m: 1, n, k, bits, group, zeros, symbolic }.check();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_rows() {
+        for k in [5000, 17_000] {
+            Problem { m: 1, n: 130, k, group: 128, zeros: true, ..SMALL }.check();
+        }
+    }
+
+    #[test]
     fn other_architectures() {
         for (bits, group, zeros) in [(4, 0, false), (4, 8, true), (8, 0, true), (8, 8, false)] {
             check_foreign(&Problem { bits, group, zeros, symbolic: zeros, ..SMALL }.kernel());
