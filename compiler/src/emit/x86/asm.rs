@@ -429,6 +429,11 @@ impl Asm {
         self.push(if write { Code::Prefetchw_m8 } else { Code::Prefetcht0_m8 }, First::Read, vec![Operand::Mem(m)]);
     }
 
+    /// Fetches a line into the second-level cache.
+    pub fn prefetch_far(&mut self, m: Mem) {
+        self.push(Code::Prefetcht1_m8, First::Read, vec![Operand::Mem(m)]);
+    }
+
     // Control flow.
 
     /// A label for [`bind`](Asm::bind).

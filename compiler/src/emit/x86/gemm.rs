@@ -407,7 +407,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     }
     // The next block, or the next panel, lies behind this one. The first tiles fetch it.
     let bytes = f.a.times_imm(count, PANEL_ROW);
-    let next = (unpack.is_none() && f.a.isa.evex()).then(|| f.a.plus(block_right, bytes));
+    let next = unpack.is_none().then(|| f.a.plus(block_right, bytes));
     let next_end = next.map(|next| f.a.plus(next, bytes));
     let within = f.a.imm(0);
     let strips = f.a.label();

@@ -87,7 +87,7 @@ pub struct Product {
     pub pitch: i64,
     /// Whether products are added to the sums that are there.
     pub accumulate: bool,
-    /// Memory that is wanted next: a line is fetched for two k, and the address moved on.
+    /// Memory that is wanted next: a line is fetched into the second-level cache for two k, and the address moved on.
     pub next: Option<R>,
 }
 
@@ -135,7 +135,7 @@ impl Product {
                 a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
             }
             if let (Some(next), 1) = (self.next, n % 2) {
-                a.prefetch(Mem::at(next, n / 2 * LINE), false);
+                a.prefetch_far(Mem::at(next, n / 2 * LINE));
             }
             for r in 0..rows {
                 let x = a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
