@@ -30,14 +30,7 @@ const MAX_VALUES: usize = 16;
 pub const PASS: Pass = Pass { name: "fuse", summary: "group operators that become one kernel", run };
 
 fn run(graph: Graph, _: &Context) -> Result<(Graph, Stats), PassError> {
-    let mut groups = Groups::new(&graph);
-    for (n, node) in graph.nodes() {
-        for &v in &node.inputs {
-            if let Def::Result(p, _) = graph.value(v).def {
-                groups.try_merge(p, n);
-            }
-        }
-    }
+    let groups = Groups::formed(&graph);
     let (out, count, grouped) = groups.emit().map_err(|e| PassError::new(e, &Loc::default()))?;
     let mut stats = Stats::default();
     stats.count("groups", count);
@@ -47,22 +40,26 @@ fn run(graph: Graph, _: &Context) -> Result<(Graph, Stats), PassError> {
 
 /// What a node may become part of.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Elementwise,
+    /// With reductions over these axes of the domain.
     Row(BTreeSet<usize>),
     Contraction,
     /// Stays alone.
     Other,
 }
 
-struct Group {
-    kind: Kind,
-    domain: Shape,
-    nodes: BTreeSet<Node>,
+/// Nodes that become one kernel.
+pub(crate) struct Group {
+    pub(crate) kind: Kind,
+    /// The shape over which the kernel iterates.
+    pub(crate) domain: Shape,
+    pub(crate) nodes: BTreeSet<Node>,
 }
 
-struct Groups<'g> {
-    graph: &'g Graph,
+/// The groups of a graph. Each has a number, which it may lose to another one that it is merged with.
+pub(crate) struct Groups<'g> {
+    pub(crate) graph: &'g Graph,
     /// The group of each node, by the node's position.
     of: BTreeMap<Node, usize>,
     list: Vec<Option<Group>>,
@@ -86,7 +83,26 @@ impl<'g> Groups<'g> {
         Groups { graph, of, list, users, results }
     }
 
-    fn group(&self, n: Node) -> &Group {
+    /// The groups that become kernels.
+    pub(crate) fn formed(graph: &'g Graph) -> Self {
+        let mut groups = Groups::new(graph);
+        for (n, node) in graph.nodes() {
+            for &v in &node.inputs {
+                if let Def::Result(p, _) = graph.value(v).def {
+                    groups.try_merge(p, n);
+                }
+            }
+        }
+        groups
+    }
+
+    /// The group of a number, unless it was merged with another one.
+    pub(crate) fn get(&self, g: usize) -> Option<&Group> {
+        self.list[g].as_ref()
+    }
+
+    /// The group of a node.
+    pub(crate) fn group(&self, n: Node) -> &Group {
         self.list[self.of[&n]].as_ref().expect("nodes are in live groups")
     }
 
@@ -96,16 +112,40 @@ impl<'g> Groups<'g> {
             return;
         }
         let (a, b) = (self.group(producer), self.group(consumer));
-        let Some((kind, domain)) = self.combined(a, b, consumer) else { return };
-        let nodes: BTreeSet<Node> = a.nodes.union(&b.nodes).copied().collect();
+        if let Some((kind, domain)) = self.combined(a, b, consumer) {
+            self.merge(p, c, kind, domain);
+        }
+    }
+
+    /// Merges group `p` with group `c`, which depends on it, unless the union is too large or a path between them leaves both.
+    fn merge(&mut self, p: usize, c: usize, kind: Kind, domain: Shape) -> bool {
+        let [a, b] = [p, c].map(|g| &self.list[g].as_ref().expect("live").nodes);
+        let nodes: BTreeSet<Node> = a.union(b).copied().collect();
         if nodes.len() > MAX_NODES || self.boundary(&nodes) > MAX_VALUES || self.would_cycle(p, c) {
-            return;
+            return false;
         }
         for n in &nodes {
             self.of.insert(*n, c);
         }
         self.list[p] = None;
         self.list[c] = Some(Group { kind, domain, nodes });
+        true
+    }
+
+    /// [`Groups::formed`] goes on as if group `c` were elementwise in a shape of `producer`'s group, which
+    /// it takes through `views`: the two are merged, unless fusion would not. Returns whether they are.
+    pub(crate) fn merge_through(&mut self, producer: Node, views: &BTreeSet<Node>, c: usize) -> bool {
+        let p = self.of[&producer];
+        for &v in views {
+            let view = self.of.insert(v, p).expect("nodes are in groups");
+            if view != p {
+                self.list[view] = None;
+            }
+            self.list[p].as_mut().expect("live").nodes.insert(v);
+        }
+        let Group { kind, domain, .. } = self.group(producer);
+        let (kind, domain) = (kind.clone(), domain.clone());
+        p != c && self.merge(p, c, kind, domain)
     }
 
     /// Kind and domain of the union, if the two go together.
@@ -147,7 +187,8 @@ impl<'g> Groups<'g> {
         })
     }
 
-    fn is_in(&self, v: Value, group: &Group) -> bool {
+    /// Whether a node of the group computes `v`.
+    pub(crate) fn is_in(&self, v: Value, group: &Group) -> bool {
         matches!(self.graph.value(v).def, Def::Result(n, _) if group.nodes.contains(&n))
     }
 
@@ -157,7 +198,7 @@ impl<'g> Groups<'g> {
     }
 
     /// What the nodes take from outside, in the order of first use.
-    fn operands(&self, nodes: &BTreeSet<Node>) -> Vec<Value> {
+    pub(crate) fn operands(&self, nodes: &BTreeSet<Node>) -> Vec<Value> {
         let mut out: Vec<Value> = vec![];
         for &n in nodes {
             for &v in &self.graph.node(n).inputs {
@@ -212,7 +253,7 @@ impl<'g> Groups<'g> {
 
     /// Groups in an order in which operands come first; among those that are ready, the one whose
     /// first node is first.
-    fn order(&self) -> Vec<usize> {
+    pub(crate) fn order(&self) -> Vec<usize> {
         let live: Vec<usize> = (0..self.list.len()).filter(|&g| self.list[g].is_some()).collect();
         let mut waiting: BTreeMap<usize, usize> = BTreeMap::new();
         let mut dependents: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -339,6 +380,7 @@ fn classify(graph: &Graph, node: &NodeData) -> (Kind, Shape) {
     }
 }
 
-fn reduced_shape(domain: &Shape, axes: &BTreeSet<usize>) -> Shape {
+/// The shape of what is reduced over axes of the domain.
+pub(crate) fn reduced_shape(domain: &Shape, axes: &BTreeSet<usize>) -> Shape {
     (0..domain.rank()).map(|a| if axes.contains(&a) { tfc_ir::dim::Dim::from(1) } else { domain[a].clone() }).collect()
 }

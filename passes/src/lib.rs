@@ -9,8 +9,8 @@
 //!   and attention from whatever spelling an exporter chose;
 //! - [`integer_products`] finds the products of integers that quantized models spell out;
 //! - [`quantize`] rounds constant matrices to integers, where that is asked for;
-//! - [`legalize`] takes composite operators apart that no kernel computes, and [`fuse`] groups what
-//!   becomes one kernel.
+//! - [`legalize`] takes composite operators apart that no kernel computes, [`sink_reshapes`] brings
+//!   elementwise operators next to the products that they follow, and [`fuse`] groups what becomes one kernel.
 //!
 //! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
 //! deterministic: the same graph gives the same result, to the byte of its text form.
@@ -27,6 +27,7 @@ pub mod quantize;
 mod rebuild;
 pub mod rules;
 pub mod simplify;
+pub mod sink_reshapes;
 pub mod table;
 pub mod terms;
 

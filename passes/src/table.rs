@@ -1,7 +1,7 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
 use crate::quantize::{LedgerEntry, QuantConfig};
-use crate::{cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify};
+use crate::{cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -118,6 +118,7 @@ pub const PASSES: &[&Pass] = &[
     &legalize::PASS,
     &quantize::PASS,
     &simplify::PASS,
+    &sink_reshapes::PASS,
 ];
 
 const O0: &[&Pass] = &[&dce::PASS];
@@ -131,6 +132,7 @@ const O1: &[&Pass] = &[
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
+    &sink_reshapes::PASS,
     &fuse::PASS,
 ];
 
@@ -150,6 +152,7 @@ const O2: &[&Pass] = &[
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
+    &sink_reshapes::PASS,
     &fuse::PASS,
 ];
 
@@ -164,10 +167,10 @@ pub fn pipeline(level: OptLevel) -> Vec<&'static Pass> {
 }
 
 /// The passes of an optimization level for a model that is quantized: [`quantize`] sees what every other
-/// rewrite has left, just before fusion, and the transposes that it adds are simplified.
+/// rewrite has left, just before what prepares fusion, and the transposes that it adds are simplified.
 pub fn quantizing_pipeline(level: OptLevel) -> Vec<&'static Pass> {
     let mut passes = pipeline(level);
-    let at = passes.iter().position(|p| p.name == fuse::PASS.name).unwrap_or(passes.len());
+    let at = passes.iter().position(|p| p.name == sink_reshapes::PASS.name).unwrap_or(passes.len());
     let added: &[&'static Pass] = match level {
         OptLevel::O0 => &[&quantize::PASS, &dce::PASS],
         _ => &[&quantize::PASS, &simplify::PASS, &cse::PASS, &dce::PASS],

@@ -47,21 +47,26 @@ impl Conv {
         let dims = |list: &[i64]| list.iter().map(|&n| Dim::from(n)).collect::<Vec<_>>();
         let padded = pad(graph, inputs[0], &dims(&self.pads_before), &dims(&self.pads_after), zero, loc)?;
         let depthwise = self.groups > 1 && w.shape[1].is(1);
+        let bias = inputs.get(2).copied();
         let y = if depthwise {
-            self.multiply(graph, padded, inputs[1], &kernel, &result, loc)?
+            self.multiply(graph, [padded, inputs[1]], bias, &kernel, &result, loc)?
         } else {
-            self.matmul(graph, padded, inputs[1], &kernel, &result, loc)?
+            self.matmul(graph, [padded, inputs[1]], bias, &kernel, &result, loc)?
         };
-        let Some(&bias) = inputs.get(2) else { return Ok(y) };
-        let mut per_channel = vec![Dim::from(1); kernel.len() + 1];
-        per_channel[0] = w.shape[0].clone();
-        let bias = graph.add(Reshape { shape: Shape(per_channel) }, &[bias], loc)?;
-        graph.add(Add {}, &[y, bias], loc)
+        graph.add(Reshape { shape: result }, &[y], loc)
     }
 
     /// One channel per group: windows `[n, c, 1, positions…, taps…]` times `[c, m/c, 1…, taps…]`,
-    /// summed over the taps.
-    fn multiply(&self, graph: &mut Graph, x: Value, w: Value, kernel: &[i64], result: &Shape, loc: &Loc) -> Result<Value, InferError> {
+    /// summed over the taps, plus the bias: `[n, c, m/c, positions…, 1…]`.
+    fn multiply(
+        &self,
+        graph: &mut Graph,
+        [x, w]: [Value; 2],
+        bias: Option<Value>,
+        kernel: &[i64],
+        result: &Shape,
+        loc: &Loc,
+    ) -> Result<Value, InferError> {
         let axes = kernel.len();
         let channels = Dim::from(self.groups);
         let multiplier = result[1].floor_div(&channels);
@@ -69,16 +74,25 @@ impl Conv {
         let windows = self.add_windows(graph, x, kernel, loc)?;
         let shape = [&[result[0].clone(), channels.clone(), Dim::from(1)], &result.0[2..], &taps].concat();
         let windows = graph.add(Reshape { shape: Shape(shape) }, &[windows], loc)?;
-        let shape = [&[channels, multiplier], vec![Dim::from(1); axes].as_slice(), &taps].concat();
+        let per_channel = [channels, multiplier];
+        let shape = [&per_channel, vec![Dim::from(1); axes].as_slice(), &taps].concat();
         let w = graph.add(Reshape { shape: Shape(shape) }, &[w], loc)?;
         let products = graph.add(Mul {}, &[windows, w], loc)?;
-        let sums = graph.add(Reduce { kind: ReduceKind::Sum, axes: (3 + axes..3 + 2 * axes).collect(), keep: false }, &[products], loc)?;
-        graph.add(Reshape { shape: result.clone() }, &[sums], loc)
+        let sums = graph.add(Reduce { kind: ReduceKind::Sum, axes: (3 + axes..3 + 2 * axes).collect(), keep: true }, &[products], loc)?;
+        add_bias(graph, sums, bias, &per_channel, 2 * axes, loc)
     }
 
-    /// `w[m, k]` times patches `[n, k, positions]`, where `k` counts channels and taps; with groups
-    /// `[g, m/g, k]` times `[n, g, k, positions]`.
-    fn matmul(&self, graph: &mut Graph, x: Value, w: Value, kernel: &[i64], result: &Shape, loc: &Loc) -> Result<Value, InferError> {
+    /// `w[m, k]` times patches `[n, k, positions]`, where `k` counts channels and taps, plus the bias: `[n, m, positions]`;
+    /// with groups `[g, m/g, k]` times `[n, g, k, positions]`.
+    fn matmul(
+        &self,
+        graph: &mut Graph,
+        [x, w]: [Value; 2],
+        bias: Option<Value>,
+        kernel: &[i64],
+        result: &Shape,
+        loc: &Loc,
+    ) -> Result<Value, InferError> {
         let axes = kernel.len();
         let groups = Dim::from(self.groups);
         let mut patches = x;
@@ -93,21 +107,28 @@ impl Conv {
         let k: Dim = w_shape.0[1..].iter().cloned().product();
         let (m, per_group) = (w_shape[0].clone(), w_shape[0].floor_div(&groups));
         let positions: Dim = result.0[2..].iter().cloned().product();
-        let (w_shape, patches_shape) = if self.groups == 1 {
-            (vec![m, k.clone()], vec![result[0].clone(), k, positions])
-        } else {
-            (vec![groups.clone(), per_group, k.clone()], vec![result[0].clone(), groups, k, positions])
-        };
+        let per_channel = if self.groups == 1 { vec![m] } else { vec![groups.clone(), per_group] };
+        let w_shape = [per_channel.clone(), vec![k.clone()]].concat();
+        let patches_shape =
+            if self.groups == 1 { vec![result[0].clone(), k, positions] } else { vec![result[0].clone(), groups, k, positions] };
         let w = graph.add(Reshape { shape: Shape(w_shape) }, &[w], loc)?;
         let patches = graph.add(Reshape { shape: Shape(patches_shape) }, &[patches], loc)?;
         let products = graph.add(Matmul {}, &[w, patches], loc)?;
-        graph.add(Reshape { shape: result.clone() }, &[products], loc)
+        add_bias(graph, products, bias, &per_channel, 1, loc)
     }
 
     fn add_windows(&self, graph: &mut Graph, x: Value, kernel: &[i64], loc: &Loc) -> Result<Value, InferError> {
         let (strides, dilations) = (self.strides.clone(), self.dilations.clone());
         graph.add(Window { kernel: kernel.to_vec(), strides, dilations }, &[x], loc)
     }
+}
+
+/// Adds the bias, if there is one, to `y` whose axes are the batch, those of `per_channel`, and `behind` more.
+fn add_bias(graph: &mut Graph, y: Value, bias: Option<Value>, per_channel: &[Dim], behind: usize, loc: &Loc) -> Result<Value, InferError> {
+    let Some(bias) = bias else { return Ok(y) };
+    let shape = [per_channel, &vec![Dim::from(1); behind]].concat();
+    let bias = graph.add(Reshape { shape: Shape(shape) }, &[bias], loc)?;
+    graph.add(Add {}, &[y, bias], loc)
 }
 
 /// The spatial sizes of the weights.
