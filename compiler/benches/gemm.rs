@@ -49,6 +49,28 @@ fn kernel_signature(cpu: &Cpu) -> Signature {
     signature
 }
 
+/// Numbers that begin with a line of the caches, as weights and activations of models do.
+struct Aligned {
+    memory: Vec<f32>,
+    first: usize,
+}
+
+impl Aligned {
+    /// Numbers of a line.
+    const LINE: usize = 16;
+
+    fn of(x: &[f32]) -> Aligned {
+        let mut memory = vec![0.0; x.len() + Aligned::LINE];
+        let first = memory.as_ptr().align_offset(Aligned::LINE * size_of::<f32>());
+        memory[first..first + x.len()].copy_from_slice(x);
+        Aligned { memory, first }
+    }
+
+    fn address(&mut self) -> u64 {
+        self.memory[self.first..].as_mut_ptr() as u64
+    }
+}
+
 struct Case {
     kernel: Kernel,
     buffers: Vec<Vec<f32>>,
@@ -63,12 +85,13 @@ impl Case {
         compile(&self.kernel, cpu).expect("kernels compile").bytes.len()
     }
 
-    fn seconds(&mut self, cpu: &Cpu) -> f64 {
+    fn seconds(&self, cpu: &Cpu) -> f64 {
         let code = compile(&self.kernel, cpu).expect("kernels compile");
         let run = load(&code, &kernel_signature(cpu));
         let mut status = 0i32;
         let mut args = vec![std::ptr::from_mut(&mut status) as u64];
-        args.extend(self.buffers.iter_mut().map(|b| b.as_mut_ptr() as u64));
+        let mut buffers: Vec<Aligned> = self.buffers.iter().map(|b| Aligned::of(b)).collect();
+        args.extend(buffers.iter_mut().map(|b| b.address()));
         // In pieces, each with a best time of its own: other processes interrupt long runs. Between two
         // runs of a piece come all others, so caches are as in a run of the whole.
         let pieces: Vec<(i64, i64)> = (0..self.tasks / self.piece).map(|i| (self.piece * i, self.piece * (i + 1))).collect();
@@ -243,7 +266,7 @@ fn main() {
         }
         cases.push(("attention 12 x 128 x 64".into(), false, attention(12, 128)));
         cases.push(("attention 12 x 512 x 64".into(), false, attention(12, 512)));
-        for (name, integers, mut case) in cases {
+        for (name, integers, case) in cases {
             let line = format!("{} {name}", cpu.name);
             if !wanted.iter().all(|w| line.contains(w.as_str())) {
                 continue;
