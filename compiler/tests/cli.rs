@@ -488,21 +488,21 @@ fn a_text_form_compiles_to_the_same_code() {
 fn the_compiler_can_be_looked_into() {
     let p = Place::new();
     let r = p.run("compile m.onnx -o m.o --dump-ir ir --print-ir-after fold --time-passes --stats --opt-report --verify-each");
-    let r = r.expect(0, &["[1/4] read m.onnx", "[4/4] generate code", "// after 01-fold", "05-eqsat", "/MatMul", "kind"]);
+    let r = r.expect(0, &["[1/4] read m.onnx", "[4/4] generate code", "// after 02-fold", "06-eqsat", "/MatMul", "kind"]);
     assert!(r.out.is_empty(), "{}", r.out);
     let mut dumps: Vec<PathBuf> = fs::read_dir(p.path("ir")).unwrap().map(|e| e.unwrap().path()).collect();
     dumps.retain(|d| d.extension().is_some_and(|e| e == "tir"));
     dumps.sort();
     let name = |d: &Path| d.file_name().unwrap().to_string_lossy().into_owned();
-    assert_eq!((name(&dumps[0]), name(&dumps[1])), ("00-import.tir".into(), "01-fold.tir".into()));
+    assert_eq!((name(&dumps[0]), name(&dumps[1])), ("00-import.tir".into(), "01-integer-products.tir".into()));
     for d in &dumps {
         p.run(&format!("verify ir/{} --inputs in.npz", name(d))).expect(0, &["ok"]);
     }
     let stats = p.run("compile m.onnx -o m.o -q --stats=json").expect(0, &[]).out;
     let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
-    assert_eq!(stats["passes"][0]["name"], "fold");
+    assert_eq!(stats["passes"][0]["name"], "integer-products");
     assert!(stats["program"]["kernels"].as_u64().unwrap() > 0);
-    p.run("compile m.onnx --stop-after 01-fold").expect(0, &["tfc.ir 1", "matmul"]);
+    p.run("compile m.onnx --stop-after 02-fold").expect(0, &["tfc.ir 1", "matmul"]);
     p.run("compile m.onnx --stop-after import -o i.tir -q").expect(0, &[]);
     assert_eq!(p.read("i.tir"), p.read("ir/00-import.tir"));
     p.run("compile m.onnx --emit clif -o -").expect(0, &["function"]);

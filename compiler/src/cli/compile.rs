@@ -31,7 +31,7 @@ use tfc_passes::OptLevel;
   tfc compile bert.onnx --target aarch64-unknown-linux-gnu -o bert-arm
   tfc compile bert.onnx -O2 --emit tir,asm -o out       out.tir and out.s
   tfc compile bert.onnx --dump-ir ir                    a file for each pass; then:
-  tfc compile ir/05-eqsat.tir --passes dce,legalize,fuse -o bert.o")]
+  tfc compile ir/06-eqsat.tir --passes dce,legalize,sink-reshapes,fuse -o bert.o")]
 pub struct Args {
     /// The model: ONNX, or a graph in text form (.tir).
     #[arg(value_name = "MODEL.onnx")]
