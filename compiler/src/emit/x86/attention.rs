@@ -14,7 +14,6 @@ use super::gemm::ceil_div;
 use super::isa::Op;
 use super::math;
 use super::tile::{self, Product};
-use crate::emit::clif::math::{EXP2_32, SHIFT_32};
 use crate::kernel::Extent;
 use crate::kernel::attention::{Attention, Bytes, Format, HIDDEN, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
@@ -728,12 +727,7 @@ fn weight(f: &mut Asm, s: &Areas, x: V) -> V {
     // At the bound the power of two is 2^-127, whose bits are those of 0. A NaN comes last and stays.
     let low = f.vector_of(-127.0);
     let x = f.binary(Op::MaxPs, low, x);
-    let shift = (SHIFT_32 + 127.0) as f32;
-    let shifted = f.binary(Op::AddPs, x, shift);
-    let n = f.binary(Op::SubPs, shifted, shift);
-    let rest = f.binary(Op::SubPs, x, n);
-    let y = math::polynomial(f, rest, &EXP2_32);
-    let power = f.unary_imm(Op::ShlD, shifted, 23);
+    let (y, power) = math::exp2(f, x);
     f.binary(Op::MulPs, y, power)
 }
 

@@ -6,8 +6,8 @@
 use super::asm::{Asm, V};
 use super::expr::Exprs;
 use super::isa::Op;
-use super::math::{abs, exp_normal, polynomial};
-use crate::emit::clif::math::{EXP2_32, SHIFT_32};
+use super::math::{abs, exp_normal, exp2, polynomial};
+use crate::emit::clif::math::SHIFT_32;
 use crate::kernel::nest::{Expr, ExprId};
 use std::f64::consts::FRAC_1_SQRT_2;
 use tfc_ir::scalar::Prim;
@@ -154,7 +154,7 @@ fn by_table(a: &mut Asm, x: V) -> V {
 }
 
 /// `log2(Φ(-x))` for `0 <= x <= 10`: the error of `Φ(-x)` is below 7e-8, and its limit at 0 is 1/2 where
-/// [`EXP2_32`] computes the power. Minimax fit with that weight, falling up to 10.
+/// [`exp2`] computes the power. Minimax fit with that weight, falling up to 10.
 const TAIL: [f64; 8] = [
     -1.000_000_108_858_401_8,
     -1.151_109_066_401_98,
@@ -173,12 +173,7 @@ fn by_tail(a: &mut Asm, x: V) -> V {
     let bound = a.vector_of(10.0);
     let bounded = a.binary(Op::MinPs, bound, m);
     let log = polynomial(a, bounded, &TAIL);
-    let shift = (SHIFT_32 + 127.0) as f32;
-    let shifted = a.binary(Op::AddPs, log, shift);
-    let n = a.binary(Op::SubPs, shifted, shift);
-    let f = a.binary(Op::SubPs, log, n);
-    let y = polynomial(a, f, &EXP2_32);
-    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    let (y, power) = exp2(a, log);
     let above_half = a.vector_of(0.5);
     a.update(Op::Fnma231, above_half, y, power);
     let half = a.binary(Op::MulPs, x, 0.5);

@@ -100,6 +100,16 @@ pub fn exp_weight(a: &mut Asm, x: V) -> V {
     a.binary(Op::MulPs, y, power)
 }
 
+/// `2^x` as the product of a number around 1 and a power of 2, for `-127 <= x < 128`: at the lower bound the power is 0.
+pub fn exp2(a: &mut Asm, x: V) -> (V, V) {
+    let shift = (SHIFT_32 + 127.0) as f32;
+    let shifted = a.binary(Op::AddPs, x, shift);
+    let n = a.binary(Op::SubPs, shifted, shift);
+    let rest = a.binary(Op::SubPs, x, n);
+    let y = polynomial(a, rest, &EXP2_32);
+    (y, a.unary_imm(Op::ShlD, shifted, 23))
+}
+
 /// `2^x` on [-0.5, 0.5] with a relative error below 7.5e-5: least squares, weighted until the error is even.
 const EXP2_COARSE: [f64; 4] = [0.999_928_073_3, 0.693_260_985_7, 0.242_611_125_4, 0.055_171_669_5];
 
@@ -154,12 +164,7 @@ pub fn erf(a: &mut Asm, x: V) -> V {
     let bounded = a.binary(Op::MinPs, bound, m);
     let minus_h: Vec<f64> = ERFC_32.iter().map(|c| -c).collect();
     let h = polynomial(a, bounded, &minus_h);
-    let shift = (SHIFT_32 + 127.0) as f32;
-    let shifted = a.binary(Op::AddPs, h, shift);
-    let n = a.binary(Op::SubPs, shifted, shift);
-    let f = a.binary(Op::SubPs, h, n);
-    let e = polynomial(a, f, &EXP2_32);
-    let power = a.unary_imm(Op::ShlD, shifted, 23);
+    let (e, power) = exp2(a, h);
     let power = neg(a, power);
     let far = a.fma(e, power, 1.0);
     let is_near = a.compare_ps(LESS, m, 0.9);
