@@ -4,7 +4,7 @@
 use super::asm::{Cond, Mem, R, V};
 use super::expr::{Base, Evaluator, Function, Lanes};
 use super::isa::Op;
-use super::nest::{combine, identity, only_f32, wanted};
+use super::nest::{combine, identity, only_f32, varying, wanted};
 use crate::kernel::Extent;
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
 use cranelift_entity::SecondaryMap;
@@ -22,7 +22,8 @@ pub fn emit(f: &mut Function, nest: &Nest, index: &[R]) {
     let columns = nest.columns.expect("the column form has columns");
     let lanes = f.a.isa.lanes();
     let strip_lanes = STRIP as i64 * lanes;
-    let strips = Strips { nest, i: f.a.imm(0), index };
+    let varies = varying(nest, nest.tasks.len() as u32, true);
+    let strips = Strips { nest, i: f.a.imm(0), index, varies };
     let end = f.extent(columns);
     let whole = [Lanes::All; STRIP];
     match columns {
@@ -56,6 +57,8 @@ struct Strips<'a> {
     /// The first column of the strip.
     i: R,
     index: &'a [R],
+    /// The expressions that differ between columns.
+    varies: SecondaryMap<ExprId, bool>,
 }
 
 /// A stage at some indices of the inner loops.
@@ -204,7 +207,7 @@ impl<'a> Body<'a, '_> {
         let nest = self.strips.nest;
         let mut shared = point.evaluator.clone();
         // What is the same for all columns.
-        let varies = varying(nest);
+        let varies = &self.strips.varies;
         let same = nest.exprs.iter().filter(|&(id, (e, _))| self.wanted[id] && !varies[id] && matches!(e, Expr::Load(_) | Expr::Prim(..)));
         for (id, _) in same {
             shared.evaluate(f, id);
@@ -243,19 +246,4 @@ fn accumulate(f: &mut Function, e: &mut Evaluator, op: ReduceOp, x: ExprId, sum:
     let x = e.vector(f, x);
     let y = combine(f, op, x, sum);
     f.a.set(sum, y);
-}
-
-/// The expressions that differ between columns.
-fn varying(nest: &Nest) -> SecondaryMap<ExprId, bool> {
-    let l = nest.tasks.len();
-    let mut varies: SecondaryMap<ExprId, bool> = SecondaryMap::new();
-    for (id, (expr, _)) in nest.exprs.iter() {
-        varies[id] = match expr {
-            Expr::Load(a) => a.strides[l] != Extent::Const(0),
-            Expr::Prim(_, args) => args.iter().any(|&a| varies[a]),
-            Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => true,
-            Expr::Extent(_) | Expr::Float(_) | Expr::Int(_) => false,
-        };
-    }
-    varies
 }

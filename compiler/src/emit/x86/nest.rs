@@ -240,7 +240,7 @@ fn lanes(
         })
         .collect();
     // What is the same for the whole row is computed before the loop.
-    let varies = varying(nest, lane_loop);
+    let varies = varying(nest, lane_loop, false);
     for id in nest.exprs.keys().filter(|&id| wanted[id] && !varies[id] && matches!(nest.exprs[id].0, Expr::Load(_) | Expr::Prim(..))) {
         shared.evaluate(f, id);
     }
@@ -326,8 +326,8 @@ pub fn only_f32(nest: &Nest, stage: &Stage, wanted: &SecondaryMap<ExprId, bool>)
     loads && stage.effects.iter().all(|e| matches!(e, Effect::Store(_, x) | Effect::Reduce(_, x) if nest.exprs[*x].1 == Elem::F32))
 }
 
-/// The expressions that differ along a loop.
-fn varying(nest: &Nest, l: u32) -> SecondaryMap<ExprId, bool> {
+/// The expressions that differ along a loop; results of reductions do where every iteration has its own.
+pub fn varying(nest: &Nest, l: u32, reduced: bool) -> SecondaryMap<ExprId, bool> {
     let mut varies: SecondaryMap<ExprId, bool> = SecondaryMap::new();
     for (id, (expr, _)) in nest.exprs.iter() {
         varies[id] = match expr {
@@ -335,7 +335,8 @@ fn varying(nest: &Nest, l: u32) -> SecondaryMap<ExprId, bool> {
             Expr::Index(i) => *i == l,
             Expr::Prim(_, args) => args.iter().any(|&a| varies[a]),
             Expr::CheckedIndex(e, _) => varies[*e],
-            Expr::Extent(_) | Expr::Reduced(_) | Expr::Float(_) | Expr::Int(_) => false,
+            Expr::Reduced(_) => reduced,
+            Expr::Extent(_) | Expr::Float(_) | Expr::Int(_) => false,
         };
     }
     varies

@@ -6,6 +6,7 @@ use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
 use super::quantized::{NARROW, Operands, begin, by_group, most_both, nibbles};
+use super::tile::LINE;
 use crate::kernel::gemm::{PANEL, Quantized};
 
 const ELEMENT: i64 = 4;
@@ -14,9 +15,6 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// How far ahead a panel is fetched, in bytes: little more than what is read at the time. More requests would take the place of
 /// those of the CPU itself.
 const AHEAD: i64 = 256;
-
-/// Bytes of a line of a cache.
-const LINE: i64 = 64;
 
 /// Sums in registers that are independent: as many as keep the units that multiply busy.
 const SUMS: i64 = 8;

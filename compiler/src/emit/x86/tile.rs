@@ -9,8 +9,8 @@ use crate::kernel::gemm::{PANEL, TILE_ROWS};
 const ELEMENT: i64 = 4;
 const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
-/// A line of the caches.
-const LINE: i64 = 64;
+/// Bytes of a line of the caches.
+pub const LINE: i64 = 64;
 
 /// How far ahead the right operand is fetched, in bytes: the first tile of a panel finds it in memory or a far
 /// cache, and what a CPU fetches by itself ends at every page.
