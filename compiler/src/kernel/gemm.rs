@@ -8,10 +8,10 @@
 //!
 //! # Tasks
 //!
-//! A task is a group of [`GROUP_TILES`] row tiles by [`CHUNK`] columns of one matrix; at the ends, what is
-//! left of them. Task `t` is group `t % R` of chunk `t / R % C` of matrix `t / (R * C)`, with `R` groups and
-//! `C` chunks: neighbours use the same columns of the right operand, and a single row still splits by
-//! columns. A task computes its elements in an order of its own, so results do not depend on how tasks
+//! A task is a group of row tiles by [`CHUNK`] columns of one matrix; at the ends, what is left of them. As few
+//! groups as have at most [`GROUP_TILES`] tiles share the tiles evenly, see [`groups`]. Task `t` is group
+//! `t % R` of chunk `t / R % C` of matrix `t / (R * C)`, with `R` groups and `C` chunks: neighbours use the same
+//! columns of the right operand, and a single row still splits by columns. A task computes its elements in an order of its own, so results do not depend on how tasks
 //! are distributed.
 
 use super::Extent;
@@ -29,11 +29,18 @@ pub const PANEL: usize = 32;
 /// vectors keep 12.
 pub const TILE_ROWS: usize = 12;
 
-/// Row tiles of a task: they use a panel of the right operand while it is in the cache.
-pub const GROUP_TILES: usize = 4;
+/// The most row tiles of a task: they use a panel of the right operand while it is in the cache.
+pub const GROUP_TILES: usize = 8;
 
 /// Columns of a task, a multiple of the panel width.
-pub const CHUNK: usize = 128;
+pub const CHUNK: usize = 64;
+
+/// The groups that the tiles of `m` rows are in, and the tiles of each but the last, which has what is left.
+pub fn groups(m: i64) -> (i64, i64) {
+    let tiles = (m as u64).div_ceil(TILE_ROWS as u64);
+    let groups = tiles.div_ceil(GROUP_TILES as u64);
+    (groups as i64, tiles.div_ceil(groups.max(1)) as i64)
+}
 
 /// A packed operand.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -266,6 +273,18 @@ pub fn pack_columns(groups: usize, n: usize, words: usize, at: impl Fn(usize, us
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_share_tiles_evenly() {
+        for m in 0..2000 {
+            let (groups, tiles) = groups(m);
+            let rows = tiles * TILE_ROWS as i64;
+            assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
+            // The tasks of a product count these groups, and none of them is empty.
+            assert_eq!(groups, (m as u64).div_ceil((GROUP_TILES * TILE_ROWS) as u64) as i64, "{m}");
+            assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
+        }
+    }
 
     #[test]
     fn panels_are_where_the_module_says() {

@@ -6,7 +6,7 @@ use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -22,7 +22,7 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
     let tiles = match g.m {
-        Extent::Const(m) => ((m + TILE_ROWS as i64 - 1) / TILE_ROWS as i64).clamp(1, GROUP_TILES as i64),
+        Extent::Const(m) => gemm::groups(m).1,
         Extent::Param(_) => GROUP_TILES as i64,
     };
     let sums = tile::scratch(b, tiles * (TILE_ROWS * CHUNK) as i64);
@@ -73,19 +73,21 @@ pub(super) struct Task {
 
 impl Task {
     fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value) -> Task {
-        let height = (GROUP_TILES * TILE_ROWS) as i64;
         let (m, n) = (b.extent(g.m), b.extent(g.n));
-        let groups = ceil_div(b, m, height);
+        let (groups, height) = groups(b, g.m);
         let chunks = ceil_div(b, n, CHUNK as i64);
         let (number, group) = div_rem(b, task, groups);
         let (matrix, chunk) = div_rem(b, number, chunks);
-        let first_row = b.times(group, Extent::Const(height));
+        let first_row = b.f.ins().imul(group, height);
         let first_column = b.times(chunk, Extent::Const(CHUNK as i64));
         Task {
             batch: split(b, matrix, &g.batch),
             first_row,
             first_column,
-            rows: rest(b, m, first_row, height),
+            rows: {
+                let left = b.f.ins().isub(m, first_row);
+                b.f.ins().smin(left, height)
+            },
             columns: rest(b, n, first_column, CHUNK as i64),
         }
     }
@@ -205,6 +207,21 @@ fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
         b.close_loop(l);
     }
     b.close_loop(row);
+}
+
+/// The groups of row tiles, and the rows of each but the last.
+fn groups(b: &mut KernelBuilder, m: Extent) -> (Value, Value) {
+    if let Extent::Const(m) = m {
+        let (groups, tiles) = gemm::groups(m);
+        return (b.int(groups), b.int(tiles * TILE_ROWS as i64));
+    }
+    let m = b.extent(m);
+    let tiles = ceil_div(b, m, TILE_ROWS as i64);
+    let groups = ceil_div(b, tiles, GROUP_TILES as i64);
+    let up = b.f.ins().iadd(tiles, groups);
+    let up = b.f.ins().iadd_imm_s(up, -1);
+    let (tiles, _) = div_rem(b, up, groups);
+    (groups, b.times(tiles, Extent::Const(TILE_ROWS as i64)))
 }
 
 /// `ceil(x / by)` of a number that is not negative.

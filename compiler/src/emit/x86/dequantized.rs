@@ -9,7 +9,7 @@ use super::expr::Function;
 use super::isa::{Isa, Op};
 use super::row::Streams;
 use crate::kernel::Extent;
-use crate::kernel::gemm::{Dequantized, GROUP_TILES, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, Dequantized, PANEL, TILE_ROWS};
 
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
@@ -32,7 +32,11 @@ pub fn few_rows(isa: Isa, m: Extent) -> Option<(i64, bool)> {
     let most = most_few(isa) as i64;
     match m {
         Extent::Param(_) => Some((most, false)),
-        Extent::Const(m) => (1..=most).contains(&(m % (GROUP_TILES * TILE_ROWS) as i64)).then_some((most, m <= most)),
+        Extent::Const(m) => {
+            let (groups, tiles) = gemm::groups(m);
+            let last = m - (groups - 1) * tiles * TILE_ROWS as i64;
+            (1..=most).contains(&last).then_some((most, m <= most))
+        }
     }
 }
 
@@ -294,14 +298,15 @@ impl Unpack<'_> {
     }
 }
 
-/// Sums of a single row in registers that are independent, and as many as keep the units that multiply busy.
-fn sums(isa: Isa) -> i64 {
-    if isa.evex() { 16 } else { 8 }
-}
-
 /// How many panels a single row is multiplied with at once.
 pub fn panels(isa: Isa) -> i64 {
     8 / (PANEL as i64 / isa.lanes())
+}
+
+/// Sums of different k of a single row, which are added in the end. The same for any number of panels: no result depends on
+/// how many there are at once. With the most panels they keep the units that multiply busy.
+fn sets(isa: Isa) -> usize {
+    if isa.evex() { 2 } else { 1 }
 }
 
 /// Puts the f32 sums of a single row by `count` panels, over `k` values of k, to `sums`, [`PANEL`] for each panel. The row
@@ -319,7 +324,7 @@ pub fn single(f: &mut Function, d: &Dequantized, k: i64, count: i64, (left, righ
     let sum = |(panel, c): (i64, i64)| Mem::at(sums, panel * PANEL_ROW + c * ELEMENT);
     // The first words of vectors among those that columns have.
     let words: Vec<i64> = places.iter().map(|(panel, c)| panel * d.groups * d.column_bytes() / ELEMENT + c).collect();
-    let sets = self::sums(a.isa) as usize / places.len();
+    let sets = self::sets(a.isa);
     let (columns, rest) = (a.copy(columns), a.imm(k));
     if d.groups > 1 {
         let zero = a.vector_of(0);
@@ -347,7 +352,7 @@ pub fn single(f: &mut Function, d: &Dequantized, k: i64, count: i64, (left, righ
         streams.fetch(a, n);
     };
     // A round reads whole lines.
-    let unroll = (sets as i64).max(4);
+    let unroll = 4;
     a.unrolled(values, unroll, k % unroll == 0 && d.group % unroll == 0, step, |a, n| streams.advance(a, n));
     for (v, (&place, word)) in places.iter().zip(words).enumerate() {
         for set in &acc[1..] {

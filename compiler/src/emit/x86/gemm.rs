@@ -10,7 +10,7 @@ use super::pack::matrix_address;
 use super::quantized;
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::{EntityRef, SecondaryMap};
@@ -55,17 +55,20 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let Some(row) = Alone::of(f, g, size) else {
         return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
     };
+    if !g.batch.is_empty() {
+        return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, Some((&row, None))));
+    }
     let (many, done) = (f.a.label(), f.a.label());
     if let Extent::Param(_) = g.m {
         let m = f.extent(g.m);
         f.a.compare_imm(m, 1);
         f.a.jump_if(Cond::Ne, many);
     }
-    if g.batch.is_empty() {
-        let left = f.buffer(g.left.buffer);
-        row.bring_together(f, left);
-    }
-    f.tasks(begin, end, |f, t| task(f, g, t, sums, size, Some(&row)));
+    f.a.compare(begin, end);
+    f.a.jump_if(Cond::Ge, done);
+    let left = f.buffer(g.left.buffer);
+    row.bring_together(f, left);
+    task(f, g, begin, sums, size, Some((&row, Some(end))));
     if let Extent::Param(_) = g.m {
         f.a.jump(done);
         f.a.bind(many);
@@ -75,19 +78,21 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 }
 
 /// A task, with room for the sums of its tiles; `depth` is k in elements of 4 bytes, `panel_row` the bytes of one in a panel.
-fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<&Alone>) {
-    let height = (GROUP_TILES * TILE_ROWS) as i64;
+/// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
+fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let groups = ceil_div(f, m, height);
+    let (groups, height) = groups(f, g.m);
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, group) = f.a.divide(task, groups);
     let (matrix, chunk) = f.a.divide(number, chunks);
-    let first_row = f.a.times_imm(group, height);
+    let first_row = f.a.times(group, height);
     let rows = f.a.minus(m, first_row);
-    let most = f.a.imm(height);
-    let rows = f.a.min(rows, most);
+    let rows = f.a.min(rows, height);
     let column = f.a.times_imm(chunk, CHUNK as i64);
-    let columns_end = f.a.lea(Mem::at(column, CHUNK as i64));
+    let columns_end = match alone {
+        Some((_, Some(end))) => f.a.times_imm(end, CHUNK as i64),
+        _ => f.a.lea(Mem::at(column, CHUNK as i64)),
+    };
     let columns_end = f.a.min(columns_end, n);
     let k = f.extent(depth);
     let left = matrix_address(f, g.left.buffer, matrix, &g.batch, &g.left.batch, ELEMENT);
@@ -130,8 +135,8 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     };
     let mut index = split(f, matrix, &g.batch);
     index.extend([first_row, column]);
-    if let Some(row) = alone {
-        if !g.batch.is_empty() {
+    if let Some((row, together)) = alone {
+        if together.is_none() {
             row.bring_together(f, left);
         }
         return match (&g.format, parameters) {
@@ -293,9 +298,10 @@ impl Alone {
         f.a.bind(panels);
         let (count, one) = (f.a.imm(self.at_once), f.a.imm(1));
         let at = f.a.copy(sums);
-        let always = matches!(g.n, Extent::Const(n) if n % (self.at_once * PANEL as i64) == 0);
+        let width = self.at_once * PANEL as i64;
+        let always = CHUNK as i64 % width == 0 && matches!(g.n, Extent::Const(n) if n % width == 0);
         if !always {
-            let last = f.a.lea(Mem::at(column, (self.at_once - 1) * PANEL as i64));
+            let last = f.a.lea(Mem::at(column, width - PANEL as i64));
             f.a.compare(last, columns_end);
             f.a.jump_if(Cond::Ge, few);
         }
@@ -470,6 +476,21 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     if let (Some(epilogue), None) = (epilogue, in_registers) {
         epilogue.rows(f, sums, rows);
     }
+}
+
+/// The groups of row tiles, and the rows of each but the last.
+fn groups(f: &mut Function, m: Extent) -> (R, R) {
+    if let Extent::Const(m) = m {
+        let (groups, tiles) = gemm::groups(m);
+        return (f.a.imm(groups), f.a.imm(tiles * TILE_ROWS as i64));
+    }
+    let m = f.extent(m);
+    let tiles = ceil_div(f, m, TILE_ROWS as i64);
+    let groups = ceil_div(f, tiles, GROUP_TILES as i64);
+    let up = f.a.plus(tiles, groups);
+    let up = f.a.lea(Mem::at(up, -1));
+    let (tiles, _) = f.a.divide(up, groups);
+    (groups, f.a.times_imm(tiles, TILE_ROWS as i64))
 }
 
 /// `x / by`, rounded up.
