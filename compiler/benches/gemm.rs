@@ -173,6 +173,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
         k: Extent::Const(k as i64),
         format,
         left: Operand { buffer: 0, batch: vec![] },
+        left_pitch: None,
         right: Operand { buffer: 1, batch: vec![] },
         exprs,
         effects: vec![Effect::Store(out, y)],

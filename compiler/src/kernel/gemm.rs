@@ -4,7 +4,7 @@
 //! The right operand is packed in panels of [`PANEL`] columns: element `(k, n)` of one matrix is at
 //! `(n / PANEL) * K * PANEL + k * PANEL + n % PANEL`, the last panel filled up with anything. Constants are
 //! packed by [`pack`] at compile time, everything else by a kernel before. The left operand is packed in
-//! row tiles by a kernel before ([`super::pack`]).
+//! row tiles by a kernel before ([`super::pack`]), or f32 rows are read where they are if they [`spread`].
 //!
 //! # Tasks
 //!
@@ -42,7 +42,18 @@ pub fn groups(m: i64) -> (i64, i64) {
     (groups as i64, tiles.div_ceil(groups.max(1)) as i64)
 }
 
-/// A packed operand.
+/// Whether the rows of a tile can be read where they are: what is read of `rows` rows at the same time, a line of each, stays
+/// in a first-level cache of 64 sets of 8 lines, and leaves room for others in each.
+pub fn spread(row_bytes: i64, rows: i64) -> bool {
+    const LINE: i64 = 64;
+    const SETS: i64 = 64;
+    const MOST: i64 = 6;
+    let set = |row: i64| row * row_bytes / LINE % SETS;
+    let rows = rows.min(TILE_ROWS as i64);
+    (0..rows).all(|row| (0..rows).filter(|&other| set(other) == set(row)).count() as i64 <= MOST)
+}
+
+/// An operand that is packed, or `a` in rows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Operand {
     /// Buffer parameter.
@@ -170,8 +181,11 @@ pub struct Gemm {
     pub k: Extent,
     /// How the operands are stored.
     pub format: Format,
-    /// `a`, in row tiles.
+    /// `a`, in row tiles or in rows.
     pub left: Operand,
+    /// From row to row of `a` in elements, if it is f32 in rows: each is contiguous, and where the compiler does not know
+    /// how many there are, `TILE_ROWS - 1` more can be read behind the last.
+    pub left_pitch: Option<i64>,
     /// `b`, in panels.
     pub right: Operand,
     /// Expressions of the epilogue with their types. Loops (of accesses and `Index`) are the batch
@@ -283,6 +297,21 @@ mod tests {
             // The tasks of a product count these groups, and none of them is empty.
             assert_eq!(groups, (m as u64).div_ceil((GROUP_TILES * TILE_ROWS) as u64) as i64, "{m}");
             assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
+        }
+    }
+
+    #[test]
+    fn rows_spread_unless_they_are_pages_apart() {
+        for (elements, rows, wanted) in [
+            (384, 128, true),
+            (768, 128, true),
+            (1536, 128, true),
+            (1024, 128, false),
+            (1025, 128, false),
+            (3072, 6, true),
+            (3072, 7, false),
+        ] {
+            assert_eq!(spread(4 * elements, rows), wanted, "{elements}, {rows}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::args::Args;
 use super::exprs::Exprs;
+use super::left::PackedLeft;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
@@ -165,7 +166,13 @@ impl Scheduler {
         let mut args = Args::default();
         let (axes, sizes): (Vec<usize>, Vec<Dim>) = loops.iter().cloned().unzip();
         let n = p.domain[rank - 1].clone();
-        let packed_left = self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), loc);
+        let dense = quantized.is_none() && dequantized.is_none();
+        let in_place = if dense { self.rows_in_place(p, &a, &axes, (row_axis, &m)) } else { None };
+        let left_pitch = in_place.as_ref().map(|(_, pitch)| *pitch);
+        let packed_left = match in_place {
+            Some((rows, _)) => PackedLeft { packed: rows, sums: None, scales: None, row_zeros: None },
+            None => self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), loc),
+        };
         let left = Operand {
             buffer: args.buffer(&packed_left.packed.view, Use::Read),
             batch: packed_left.packed.strides.iter().map(|s| args.extent(s)).collect(),
@@ -204,6 +211,7 @@ impl Scheduler {
             k: args.extent(&p.k),
             format,
             left,
+            left_pitch,
             right,
             exprs: epilogue.exprs.list,
             effects,

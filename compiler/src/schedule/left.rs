@@ -1,11 +1,12 @@
 //! Left operands of products, packed in row tiles. Products of the same rows share what is packed, and rows
-//! that are quantized for products alone are quantized while they are packed.
+//! that are quantized for products alone are quantized while they are packed. Where it does no harm, rows of
+//! f32 stay where they are.
 
 use super::args::Args;
 use super::contraction::{Packed, Product, QuantizedRight};
 use super::view::View;
 use super::{Scheduler, Source};
-use crate::kernel::gemm::TILE_ROWS;
+use crate::kernel::gemm::{self, TILE_ROWS};
 use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
 use crate::kernel::{Body, Buffer, Use};
 use tfc_ir::dim::Dim;
@@ -159,6 +160,30 @@ impl Scheduler {
         }
     }
 
+    /// The left operand of an f32 product where it is, and from row to row of it, if kernels may read it so. `strides` and
+    /// `axes` are those of [`Self::packed_left`].
+    pub(super) fn rows_in_place(
+        &mut self,
+        p: &Product,
+        strides: &[Dim],
+        axes: &[usize],
+        (row_axis, m): (usize, &Dim),
+    ) -> Option<(Packed, i64)> {
+        let pitch = strides[row_axis].as_const().filter(|&n| i32::try_from(n.saturating_mul(4 * TILE_ROWS as i64)).is_ok())?;
+        let rows = m.as_const().unwrap_or(i64::MAX);
+        if !(p.left.strides.last()?.is(1) && pitch >= p.k.as_const()? && gemm::spread(4 * pitch, rows)) {
+            return None;
+        }
+        if m.as_const().is_none() {
+            // Register tiles may read rows that do not exist.
+            if !self.temporaries[p.left.buffer] {
+                return None;
+            }
+            self.provide_slack(p.left.buffer, (TILE_ROWS as i64 - 1) * pitch * 4);
+        }
+        Some((Packed { view: p.left.clone(), strides: axes.iter().map(|&a| strides[a].clone()).collect() }, pitch))
+    }
+
     /// Packs a left operand.
     fn pack_left(&mut self, left: &View, zero: Option<&View>, key: Key, label: &str, loc: &Loc) -> Shared {
         let [batch @ .., m, k] = &key.sizes[..] else { unreachable!("rows and k are loops") };
@@ -167,7 +192,8 @@ impl Scheduler {
         let tiles = matrices.clone() * m.ceil_div(TILE_ROWS as i64);
         let size = matrices * pack::packed_len(m, &elements(key.form, k));
         let elem = if key.form == LeftForm::Floats { Elem::F32 } else { Elem::I32 };
-        let packed = self.temporary_with_slack(&Type::new(elem, Shape(vec![size.clone()])), pack::SLACK);
+        let packed = self.temporary(&Type::new(elem, Shape(vec![size.clone()])));
+        self.provide_slack(packed.buffer, pack::SLACK);
         let mut per_row = |elem, n: i64| self.temporary(&Type::new(elem, Shape(vec![tiles.clone() * Dim::from(n * TILE_ROWS as i64)])));
         let sums = key.form.groups().map(|g| per_row(Elem::I32, g.groups));
         let scales = matches!(key.form, LeftForm::Quantize(_)).then(|| per_row(Elem::F32, 1));

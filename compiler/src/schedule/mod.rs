@@ -56,6 +56,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
     let mut s = Scheduler {
         program: Program { name: graph.name.clone(), symbols: graph.symbols.clone(), checks: graph.checks.clone(), ..Program::default() },
         temporaries: SecondaryMap::new(),
+        slack: SecondaryMap::new(),
         kernel_ids: HashMap::new(),
         weights: HashMap::new(),
         packed_lefts: vec![],
@@ -109,6 +110,8 @@ struct Unfit;
 struct Scheduler {
     program: Program,
     temporaries: SecondaryMap<Buffer, bool>,
+    /// Bytes behind the contents of buffers in the arena.
+    slack: SecondaryMap<Buffer, i64>,
     kernel_ids: HashMap<Kernel, KernelId>,
     /// Constants in the weights by content and layout.
     weights: HashMap<(u128, Layout), Buffer>,
@@ -156,12 +159,14 @@ impl Scheduler {
         View::contiguous(buffer, ty.elem, ty.shape.clone())
     }
 
-    /// A new buffer in the arena with readable bytes behind it.
-    fn temporary_with_slack(&mut self, ty: &Type, slack: i64) -> View {
-        let view = self.temporary(ty);
-        let bytes = &mut self.program.buffers[view.buffer].bytes;
-        *bytes = bytes.clone() + Dim::from(slack);
-        view
+    /// Sees to it that so many bytes behind the contents of a buffer in the arena can be read.
+    fn provide_slack(&mut self, buffer: Buffer, slack: i64) {
+        let more = slack - self.slack[buffer];
+        if more > 0 {
+            self.slack[buffer] = slack;
+            let bytes = &mut self.program.buffers[buffer].bytes;
+            *bytes = bytes.clone() + Dim::from(more);
+        }
     }
 
     /// A constant in the weights; `data` is asked for only if it is not there yet.

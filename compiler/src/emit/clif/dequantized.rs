@@ -204,6 +204,7 @@ mod tests {
                 k: Extent::Const(k as i64),
                 format: Format::Dequantized(format),
                 left: Operand { buffer: 0, batch: vec![] },
+                left_pitch: None,
                 right: Operand { buffer: 1, batch: vec![] },
                 exprs,
                 effects: vec![Effect::Store(out, dot)],

@@ -3,7 +3,7 @@
 //! the first. The epilogue runs over the sums.
 
 use super::expr::{Evaluator, Lanes, Val};
-use super::tile::{self, Heights, Strips};
+use super::tile::{self, Heights, Rows, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
@@ -108,8 +108,11 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let k = b.extent(g.k);
     let batch = t.batch.iter().copied();
     let left = address(b, g.left.buffer, F32_BYTES, batch.clone(), &g.left.batch);
-    // Groups begin with tiles: `first_row` rows before them take `first_row * k` elements.
-    let skipped = b.f.ins().imul(t.first_row, k);
+    // Groups begin with tiles: `first_row` rows before them take `first_row * k` elements in tiles.
+    let skipped = match g.left_pitch {
+        Some(pitch) => b.times(t.first_row, Extent::Const(pitch)),
+        None => b.f.ins().imul(t.first_row, k),
+    };
     let skipped = b.times(skipped, Extent::Const(F32_BYTES));
     let left = b.f.ins().iadd(left, skipped);
     let right = address(b, g.right.buffer, F32_BYTES, batch, &g.right.batch);
@@ -118,6 +121,8 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let skipped = b.times(skipped, Extent::Const(F32_BYTES));
     let right = b.f.ins().iadd(right, skipped);
     let panel_bytes = b.times(k, Extent::Const(PANEL as i64 * F32_BYTES));
+    // Rows are packed tile by tile.
+    let packed = g.left_pitch.map(|_| tile::scratch(b, TILE_ROWS as i64 * tile::DEPTH));
     let one_block = matches!(g.k, Extent::Const(k) if (1..=tile::DEPTH).contains(&k));
     let zero = b.int(0);
     if !one_block {
@@ -129,7 +134,7 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let end = b.f.ins().iadd_imm_s(k, tile::DEPTH - 1);
     let Some(block) = b.open_loop(zero, end, tile::DEPTH) else { return };
     let depth = if one_block { k } else { rest(b, k, block.index, tile::DEPTH) };
-    let offset = b.times(block.index, Extent::Const(TILE_ROW));
+    let offset = b.times(block.index, Extent::Const(if g.left_pitch.is_some() { F32_BYTES } else { TILE_ROW }));
     let left = b.f.ins().iadd(left, offset);
     let offset = b.times(block.index, Extent::Const(PANEL as i64 * F32_BYTES));
     let right = b.f.ins().iadd(right, offset);
@@ -148,9 +153,18 @@ fn product(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
     if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
         let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
-        let offset = b.f.ins().imul(tile.index, k);
+        let offset = match g.left_pitch {
+            Some(pitch) => b.times(tile.index, Extent::Const(pitch)),
+            None => b.f.ins().imul(tile.index, k),
+        };
         let offset = b.times(offset, Extent::Const(F32_BYTES));
-        let left = b.f.ins().iadd(left, offset);
+        let mut left = b.f.ins().iadd(left, offset);
+        if let (Some(pitch), Some(to)) = (g.left_pitch, packed) {
+            let row_bytes = b.int(pitch * F32_BYTES);
+            let from = Rows { at: left, rows, k: depth, row_bytes, together: false, k_stride: Extent::Const(1) };
+            tile::pack(b, &from, TILE_ROWS, to);
+            left = to;
+        }
         let offset = b.times(tile.index, Extent::Const(CHUNK as i64 * F32_BYTES));
         let sums = b.f.ins().iadd(sums, offset);
         let strips = Strips {
@@ -314,6 +328,8 @@ mod tests {
         scattered: bool,
         /// Whether sizes and strides are parameters.
         symbolic: bool,
+        /// Whether the left operand is in rows, with gaps between them.
+        in_rows: bool,
     }
 
     fn value(i: usize) -> f32 {
@@ -353,7 +369,9 @@ mod tests {
                 y = exprs.push((Expr::Prim(Prim::Add, vec![y, x]), Elem::F32));
             }
             let mut stride = |x: usize| if x == 1 { Extent::Const(1) } else { extent(x) };
-            let left = Operand { buffer: 0, batch: vec![stride(m.div_ceil(TILE_ROWS) * TILE_ROWS * k)] };
+            let left_pitch = self.in_rows.then_some(k as i64 + 3);
+            let matrix = if self.in_rows { m * (k + 3) } else { m.div_ceil(TILE_ROWS) * TILE_ROWS * k };
+            let left = Operand { buffer: 0, batch: vec![stride(matrix)] };
             let right = Operand { buffer: 1, batch: vec![stride(if self.shared { 0 } else { packed_len(k, n) })] };
             let body = Gemm {
                 batch: vec![stride(batch)],
@@ -362,6 +380,7 @@ mod tests {
                 k: stride(k),
                 format: Format::F32,
                 left,
+                left_pitch,
                 right,
                 exprs,
                 effects: vec![Effect::Store(out, y)],
@@ -374,7 +393,14 @@ mod tests {
             let Problem { batch, m, n, k, .. } = *self;
             let (kernel, ints) = self.kernel();
             let a = |b: usize, i: usize, x: usize| value((b * m + i) * k + x);
-            let left: Vec<f32> = (0..batch).flat_map(|b| pack_rows(m, k, TILE_ROWS, |i, x| a(b, i, x))).collect();
+            let left: Vec<f32> = match self.in_rows {
+                false => (0..batch).flat_map(|b| pack_rows(m, k, TILE_ROWS, |i, x| a(b, i, x))).collect(),
+                true => {
+                    let row = |i: usize| (0..k).map(move |x| a(i / m, i % m, x)).chain([f32::NAN; 3]);
+                    let behind = if self.symbolic { (TILE_ROWS - 1) * (k + 3) } else { 0 };
+                    (0..batch * m).flat_map(row).chain(vec![f32::NAN; behind]).collect()
+                }
+            };
             let matrix = |b: usize| if self.shared { 0 } else { b };
             let right = |b: usize, i: usize, j: usize| value((matrix(b) * k + i) * n + j + 7);
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
@@ -403,7 +429,19 @@ mod tests {
         }
     }
 
-    const SMALL: Problem = Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, scattered: false, symbolic: false };
+    const SMALL: Problem = Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, scattered: false, symbolic: false, in_rows: false };
+
+    #[test]
+    fn rows_where_they_are() {
+        for m in 0..=2 * TILE_ROWS {
+            for symbolic in [false, true] {
+                Problem { m, n: 37, k: 35, in_rows: true, symbolic, ..SMALL }.check();
+            }
+        }
+        for symbolic in [false, true] {
+            Problem { batch: 3, m: 29, n: 2 * CHUNK + 5, k: 1600, in_rows: true, symbolic, ..SMALL }.check();
+        }
+    }
 
     #[test]
     fn sizes_at_the_edges() {
@@ -425,6 +463,7 @@ mod tests {
     fn other_architectures() {
         for symbolic in [false, true] {
             check_foreign(&Problem { symbolic, ..SMALL }.kernel().0);
+            check_foreign(&Problem { symbolic, in_rows: true, ..SMALL }.kernel().0);
         }
     }
 
@@ -434,9 +473,9 @@ mod tests {
         #[test]
         fn is_the_product_with_its_epilogue(
             [batch, m, n, k] in [0usize..3, 0..30, 0..150, 0..60],
-            [shared, scattered, symbolic]: [bool; 3],
+            [shared, scattered, symbolic, in_rows]: [bool; 4],
         ) {
-            Problem { batch, m, n, k, shared, scattered, symbolic }.check();
+            Problem { batch, m, n, k, shared, scattered, symbolic, in_rows }.check();
         }
     }
 }

@@ -395,6 +395,7 @@ mod tests {
                     },
                 }),
                 left: Operand { buffer: 0, batch: vec![extent(if self.shared { 0 } else { matrix })] },
+                left_pitch: None,
                 right: Operand { buffer: 1, batch: vec![Extent::Const(0)] },
                 exprs,
                 effects: vec![Effect::Store(out, y)],

@@ -96,7 +96,10 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     let columns_end = f.a.min(columns_end, n);
     let k = f.extent(depth);
     let left = matrix_address(f, g.left.buffer, matrix, &g.batch, &g.left.batch, ELEMENT);
-    let skipped = f.a.times(first_row, k);
+    let skipped = match g.left_pitch {
+        Some(pitch) => f.a.times_imm(first_row, pitch),
+        None => f.a.times(first_row, k),
+    };
     let skipped = f.a.times_imm(skipped, ELEMENT);
     f.a.add_into(left, skipped);
     let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch, ELEMENT);
@@ -383,8 +386,14 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     let (block_left, rest) = (f.a.copy(left), f.extent(g.k));
     let unpack = codes.map(|c| c.panel(f, right));
     let block_right = f.a.copy(unpack.as_ref().map_or(right, |u| u.to));
-    let tile_bytes = f.extent(g.k);
-    let tile_bytes = f.a.times_imm(tile_bytes, TILE_ROW);
+    let (left_row, left_k) = g.left_pitch.map_or((ELEMENT, TILE_ROW), |pitch| (pitch * ELEMENT, ELEMENT));
+    let tile_bytes = match g.left_pitch {
+        Some(pitch) => f.a.imm(pitch * TILE_ROW),
+        None => {
+            let k = f.extent(g.k);
+            f.a.times_imm(k, TILE_ROW)
+        }
+    };
     if !one_block {
         let (at, zero) = (f.a.copy(sums), f.a.vector_of(0));
         let count = f.a.copy(rows);
@@ -427,8 +436,8 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         |f, h, left| {
             let product = Product {
                 left: tile_left,
-                left_row: ELEMENT,
-                left_k: TILE_ROW,
+                left_row,
+                left_k,
                 right: strip,
                 k: count,
                 k_multiple,
@@ -465,7 +474,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         f.a.jump_if(Cond::Lt, strips);
     }
     if !one_block {
-        f.a.add_imm(block_left, block * TILE_ROW);
+        f.a.add_imm(block_left, block * left_k);
         if unpack.is_none() {
             f.a.add_imm(block_right, block * PANEL_ROW);
         }
