@@ -291,7 +291,7 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
     }
     let heights = match a.queries {
         Extent::Const(_) => tile::heights(a.queries),
-        Extent::Param(_) => vec![1, 4, QUERY_TILE],
+        Extent::Param(_) => vec![1, 4, 8, QUERY_TILE],
     };
     let keys = f.extent(a.keys);
     let panels = ceil_div(f, keys, COLUMNS);

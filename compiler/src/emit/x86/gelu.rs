@@ -6,7 +6,7 @@
 use super::asm::{Asm, V};
 use super::expr::Exprs;
 use super::isa::Op;
-use super::math::{abs, exp_normal, exp2, polynomial};
+use super::math::{abs, copysign, exp_normal, exp2, polynomial};
 use crate::emit::clif::math::SHIFT_32;
 use crate::kernel::nest::{Expr, ExprId};
 use std::f64::consts::FRAC_1_SQRT_2;
@@ -128,11 +128,11 @@ const TABLES: [[f32; 16]; 5] = [
     ],
 ];
 
-/// `x/2 + |x| (Φ(|x|) - 1/2)`, by polynomials of the distance to the nearest multiple of a width, whose coefficients a
+/// `x (1/2 ± (Φ(|x|) - 1/2))`, by polynomials of the distance to the nearest multiple of a width, whose coefficients a
 /// permutation looks up.
 fn by_table(a: &mut Asm, x: V) -> V {
     let m = abs(a, x);
-    // From here on the result is 0 or x. Positive floats are in the order of their bits; a NaN comes back with x/2.
+    // From here on the result is 0 or x. Positive floats are in the order of their bits; a NaN comes back with x.
     let bounded = a.binary(Op::MinD, m, 15.0 * WIDTH);
     let widths = a.binary(Op::MulPs, bounded, 1.0 / WIDTH);
     // The number of the interval in the lowest bits.
@@ -149,8 +149,9 @@ fn by_table(a: &mut Asm, x: V) -> V {
         let c = look_up(a, c);
         y = a.fma(y, f, c);
     }
-    let half = a.binary(Op::MulPs, x, 0.5);
-    a.fma(m, y, half)
+    let above_half = copysign(a, y, x);
+    let phi = a.binary(Op::AddPs, above_half, 0.5);
+    a.binary(Op::MulPs, x, phi)
 }
 
 /// `log2(Φ(-x))` for `0 <= x <= 10`: the error of `Φ(-x)` is below 7e-8, and its limit at 0 is 1/2 where

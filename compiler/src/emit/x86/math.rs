@@ -27,7 +27,7 @@ pub fn neg(a: &mut Asm, x: V) -> V {
 }
 
 /// The magnitude of one number with the sign of another.
-fn copysign(a: &mut Asm, magnitude: V, sign: V) -> V {
+pub fn copysign(a: &mut Asm, magnitude: V, sign: V) -> V {
     let s = a.binary(Op::And, sign, i32::MIN);
     a.binary(Op::Or, magnitude, s)
 }
