@@ -406,6 +406,7 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, (rows, heights):
                 pitch: SCORE_PITCH,
                 accumulate: false,
                 next: None,
+                next_rows: None,
             };
             tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
         }
@@ -455,6 +456,7 @@ fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights:
                 pitch: s.sum_pitch,
                 accumulate: true,
                 next: None,
+                next_rows: None,
             };
             tile::by_height(f, heights, rows, |f, h| product.emit(f, h));
         }

@@ -394,6 +394,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
             f.a.times_imm(k, TILE_ROW)
         }
     };
+    let dense_rows = one_block && g.left_pitch.is_some() && g.left_pitch == g.k.as_const();
     if !one_block {
         let (at, zero) = (f.a.copy(sums), f.a.vector_of(0));
         let count = f.a.copy(rows);
@@ -446,6 +447,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
                 pitch: PANEL_ROW,
                 accumulate: !one_block,
                 next,
+                next_rows: dense_rows.then(|| f.a.plus(tile_left, tile_bytes)),
             };
             if let Some(epilogue) = in_registers {
                 epilogue.fetch(f, h);

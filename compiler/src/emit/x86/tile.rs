@@ -89,6 +89,9 @@ pub struct Product {
     pub accumulate: bool,
     /// Memory that is wanted next: a line is fetched into the second-level cache for two k, and the address moved on.
     pub next: Option<R>,
+    /// Rows that are wanted next, one behind the other: as many bytes as are multiplied are fetched into the second-level cache,
+    /// and the address moved on. Hardware looks ahead too late where every row is a stream of its own.
+    pub next_rows: Option<R>,
 }
 
 impl Product {
@@ -137,6 +140,9 @@ impl Product {
             if let (Some(next), 1) = (self.next, n % 2) {
                 a.prefetch_far(Mem::at(next, n / 2 * LINE));
             }
+            if let Some(next) = self.next_rows {
+                a.prefetch_far(Mem::at(next, n * rows as i64 * ELEMENT));
+            }
             for r in 0..rows {
                 let x = a.broadcast(Mem::at(p, n * self.left_k + r as i64 * self.left_row));
                 for v in 0..vectors {
@@ -147,6 +153,9 @@ impl Product {
         let advance = |a: &mut Asm, n: i64| {
             a.add_imm(p, n * self.left_k);
             a.add_imm(q, n * PANEL_ROW);
+            if let Some(next) = self.next_rows {
+                a.add_imm(next, n * rows as i64 * ELEMENT);
+            }
             if let (Some(next), 2..) = (self.next, n) {
                 a.add_imm(next, n / 2 * LINE);
             }
