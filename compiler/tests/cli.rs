@@ -533,11 +533,11 @@ fn flags_come_from_the_environment_too() {
 fn cpu_variants_are_chosen_refused_and_listed() {
     let p = Place::new();
     p.run("compile m.onnx -o all -q").expect(0, &[]);
-    let features = ["avx512vnni", "avxvnni", "f16c", "any CPU"];
+    let features = ["amx-tile", "avx512vnni", "avxvnni", "f16c", "any CPU"];
     p.run("inspect all").expect(0, &features);
     let json: serde_json::Value = serde_json::from_str(&p.run("inspect all --json").expect(0, &[]).out).unwrap();
     let names: Vec<&str> = json["cpu_variants"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["baseline", "avx2", "avxvnni", "avx512vnni"]);
+    assert_eq!(names, ["baseline", "avx2", "avxvnni", "avx512vnni", "amx"]);
     let triple = target_lexicon::Triple::host();
     let best = tfc::emit::clif::target::Cpu::best_here().unwrap().name;
     let models: &[&str] = if p.path("all/m.so").exists() { &["m.onnx", "all"] } else { &["m.onnx"] };

@@ -13,6 +13,7 @@
 //! | [`model`] | loading: a bundle, a shared object, or code in memory |
 //! | [`session`] | running a loaded model |
 //! | [`pool`] | threads for parallel loops |
+//! | [`cpu`] | what a process has to ask for before code may use it |
 //! | [`profile`] | how long each step of a run took |
 //! | [`buffer`] | aligned memory |
 //! | [`error`] | everything that can go wrong |
@@ -32,6 +33,7 @@
 pub mod abi;
 pub mod buffer;
 mod code;
+pub mod cpu;
 pub mod elem;
 mod elf;
 pub mod error;

@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long, value_name = "TRIPLE", help_heading = "Target")]
     target: Option<String>,
     /// Make code for one kind of CPU only: native (the best variant that this machine runs), a variant
-    /// (baseline, avx2, avxvnni, avx512vnni), a level (x86-64-v3), or a CPU (haswell, icelake-server, znver4).
+    /// (baseline, avx2, avxvnni, avx512vnni, amx), a level (x86-64-v3), or a CPU (haswell, icelake-server, znver4).
     #[arg(long, value_name = "CPU", conflicts_with = "cpu_variants", help_heading = "Target")]
     mcpu: Option<String>,
     /// CPU variants in the object, of which the best that can run is chosen at run time

@@ -42,7 +42,9 @@ pub fn candidates(kernel: &Kernel, cpu: &Cpu) -> Vec<Candidate> {
     if system_v && cpu.wide.is_some() && x86::covers(kernel) {
         ways.push(Candidate { name: "wide", cranelift: false, compile: x86::compile });
     }
-    ways.push(Candidate { name: "clif", cranelift: true, compile: code::compile });
+    if !kernel.has_rows() {
+        ways.push(Candidate { name: "clif", cranelift: true, compile: code::compile });
+    }
     ways
 }
 

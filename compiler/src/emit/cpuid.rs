@@ -1,9 +1,15 @@
 //! What the CPU can do, asked by code in the object: `fn() -> u64` with one bit per [`Feature`]. Bits
 //! that need wide registers are set only if the operating system saves them (`xgetbv`). Every bit
-//! stands for the features before it as well: the ones of AVX-VNNI and AVX-512 are only set with AVX2's.
+//! stands for the features before it as well: the ones of AVX-VNNI and AVX-512 are only set with AVX2's, that of
+//! AMX only with AVX-512's.
+//!
+//! Linux keeps the matrix tiles of a process only if it was asked to (`arch_prctl(ARCH_REQ_XCOMP_PERM)`, see the
+//! kernel's `Documentation/arch/x86/xstate.rst`); using them without is a fault. So where the CPU has AMX and the
+//! kernel has enabled its state, the code asks, once for all threads, and sets the bit if the answer is yes.
 
 use super::clif::target::{Cpu, Wide};
-use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, esi, r8d, r9d, r10d, r11d, rbx};
+use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, edi, edx, esi, r8d, r9, r9d, r10d, r11, r11d, rax, rbx};
+use tfc_runtime::cpu::{ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA};
 use iced_x86::{BlockEncoderOptions, IcedError};
 
 /// An instruction set extension, numbered by its bit.
@@ -15,6 +21,8 @@ pub enum Feature {
     AvxVnni = 1,
     /// AVX-512 F, BW, CD, DQ, VL and VNNI.
     Avx512Vnni = 2,
+    /// AMX-TILE and AMX-INT8, with the permission to use them.
+    Amx = 3,
 }
 
 /// The features that a CPU variant needs, as bits.
@@ -25,6 +33,7 @@ pub fn required(cpu: &Cpu) -> u64 {
         Some(Wide::Avx2) => bit(Feature::Avx2),
         Some(Wide::AvxVnni) => bit(Feature::Avx2) | bit(Feature::AvxVnni),
         Some(Wide::Avx512Vnni) => bit(Feature::Avx2) | bit(Feature::Avx512Vnni),
+        Some(Wide::Amx) => bit(Feature::Avx2) | bit(Feature::Avx512Vnni) | bit(Feature::Amx),
     }
 }
 
@@ -35,7 +44,7 @@ impl Feature {
     }
 }
 
-/// The features of the machine that the compiler runs on, as bits.
+/// The features of the machine that the compiler runs on, as bits. Asks for what has to be asked for.
 pub fn of_this_machine() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -44,7 +53,11 @@ pub fn of_this_machine() -> u64 {
         let v3 = v3 && has!("bmi1") && has!("bmi2") && has!("lzcnt");
         let wide = has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
         let bit = |f: Feature, yes: bool| u64::from(v3 && yes) << f as u32;
-        bit(Feature::Avx2, true) | bit(Feature::AvxVnni, has!("avxvnni")) | bit(Feature::Avx512Vnni, wide && has!("avx512vnni"))
+        let wide = wide && has!("avx512vnni");
+        bit(Feature::Avx2, true)
+            | bit(Feature::AvxVnni, has!("avxvnni"))
+            | bit(Feature::Avx512Vnni, wide)
+            | bit(Feature::Amx, wide && tfc_runtime::cpu::matrix_tiles())
     }
     #[cfg(not(target_arch = "x86_64"))]
     0
@@ -123,6 +136,27 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     a.bt(r9d, 11)?;
     a.jnc(no_512)?;
     a.or(r11d, 1 << Feature::Avx512Vnni as i32)?;
+    // XCR0: tile configuration 17 and data 18. Leaf 7: edx AMX-TILE 24, AMX-INT8 25.
+    let tiles = (1 << 17) | (1 << 18);
+    a.and(r10d, tiles)?;
+    a.cmp(r10d, tiles)?;
+    a.jne(no_512)?;
+    let amx = (1 << 24) | (1 << 25);
+    a.mov(eax, 7)?;
+    a.xor(ecx, ecx)?;
+    a.cpuid()?;
+    a.and(edx, amx)?;
+    a.cmp(edx, amx)?;
+    a.jne(no_512)?;
+    a.mov(eax, ARCH_PRCTL)?;
+    a.mov(edi, ARCH_REQ_XCOMP_PERM)?;
+    a.mov(esi, XFEATURE_XTILEDATA)?;
+    a.mov(r9, r11)?; // a system call loses rcx and r11
+    a.syscall()?;
+    a.mov(r11, r9)?;
+    a.test(rax, rax)?;
+    a.jne(no_512)?;
+    a.or(r11d, 1 << Feature::Amx as i32)?;
     a.set_label(&mut no_512)?;
     a.jmp(done)?;
     a.set_label(&mut no_leaf7)?;

@@ -6,6 +6,7 @@ pub mod cpuid;
 mod dims;
 mod entry;
 pub mod jit;
+pub mod layout;
 pub mod manifest;
 pub mod module;
 pub mod object;

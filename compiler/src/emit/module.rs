@@ -9,12 +9,14 @@ use super::clif::code::Code;
 use super::clif::target::Cpu;
 use super::cpuid;
 use super::entry;
+use super::layout;
 use crate::kernel::{KernelId, Program};
 use cranelift_codegen::Context;
 use cranelift_codegen::ir::{self, InstBuilder, Signature, Value, types};
 use cranelift_entity::EntityRef;
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
+use std::borrow::Cow;
 use tfc_runtime::abi::{self, entry_offset};
 use tfc_runtime::weights::Header;
 use xxhash_rust::xxh3::Xxh3;
@@ -214,9 +216,16 @@ fn kernels(e: &mut Emitter, symbols: &Symbols, candidate: usize) -> Result<(), E
     table.define(vec![0; e.cpus.len() * e.program.kernels.len() * 8].into_boxed_slice());
     table.set_align(8);
     e.sizes.kernels = vec![vec![]; e.cpus.len()];
-    for (id, kernel) in e.program.kernels.iter() {
+    // Only the compiler's choice differs between variants by more than the code.
+    let kernels: Vec<_> = e
+        .cpus
+        .iter()
+        .map(|cpu| if candidate == 0 { layout::kernels(e.program, cpu) } else { Cow::Borrowed(&e.program.kernels) })
+        .collect();
+    for id in e.program.kernels.keys() {
         let mut shared: Vec<Shared> = vec![];
         for (i, cpu) in e.cpus.iter().enumerate() {
+            let kernel = &kernels[i][id];
             let name = format!("{}_{}_{}", e.name, kernel_name(e.program, id), cpu.name);
             let wrap = |source: ModuleError| EmitError { what: name.clone(), source: Box::new(source) };
             let ways = candidates(kernel, cpu);

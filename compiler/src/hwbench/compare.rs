@@ -3,6 +3,7 @@
 
 use super::machine::{Bound, Load, Machine};
 use crate::emit::candidates::{Candidate, candidates};
+use crate::emit::layout;
 use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;
 use crate::emit::jit::{self, JitError, JitOptions, WeightFile};
@@ -94,9 +95,11 @@ impl Alternatives {
         let mut codes: Vec<Vec<Code>> = vec![vec![]; program.kernels.len()];
         for target in Cpu::variants(&Triple::host()).into_iter().filter(Cpu::runs_here) {
             let candidates: Vec<Vec<Candidate>> = program.kernels.values().map(|k| candidates(k, &target)).collect();
+            let chosen = layout::kernels(program, &target);
             for candidate in 0..candidates.iter().map(Vec::len).max().unwrap_or(1) {
                 let mut ways = vec![];
-                for ((kernel, of_kernel), codes) in program.kernels.values().zip(&candidates).zip(&mut codes) {
+                let kernels = if candidate == 0 { &*chosen } else { &program.kernels };
+                for ((kernel, of_kernel), codes) in kernels.values().zip(&candidates).zip(&mut codes) {
                     let Some(way) = of_kernel.get(candidate) else {
                         ways.push(None);
                         continue;

@@ -8,7 +8,7 @@ use crate::kernel::work::Arithmetic;
 use iced_x86::Code as Opcode;
 use iced_x86::IcedError;
 use iced_x86::Register::{self, XMM0, YMM0, ZMM0};
-use iced_x86::code_asm::{CodeAssembler, rdx, rsi};
+use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rdx, rsi, rsp, zmmword_ptr};
 
 /// An instruction, or a pair, whose rate is a limit of contractions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,11 +31,13 @@ pub enum Unit {
     Dpbusd256,
     /// `vpdpbusd`, 512 bits.
     Dpbusd512,
+    /// `tdpbsud`, tiles of 16 rows of 64 bytes.
+    Dpbsud,
 }
 
 impl Unit {
     /// All units.
-    pub const ALL: [Unit; 9] = [
+    pub const ALL: [Unit; 10] = [
         Unit::MulAdd128,
         Unit::Fma128,
         Unit::Fma256,
@@ -45,6 +47,7 @@ impl Unit {
         Unit::Maddubs256,
         Unit::Dpbusd256,
         Unit::Dpbusd512,
+        Unit::Dpbsud,
     ];
 
     /// Its name in tables and JSON.
@@ -59,6 +62,7 @@ impl Unit {
             Unit::Maddubs256 => "vpmaddubsw+vpaddw 256",
             Unit::Dpbusd256 => "vpdpbusd 256",
             Unit::Dpbusd512 => "vpdpbusd 512",
+            Unit::Dpbsud => "tdpbsud 16x64",
         }
     }
 
@@ -67,11 +71,12 @@ impl Unit {
         match (arithmetic, variant) {
             (Arithmetic::F32, "baseline") => Some(Unit::MulAdd128),
             (Arithmetic::F32, "avx2" | "avxvnni") => Some(Unit::Fma256),
-            (Arithmetic::F32, "avx512vnni") => Some(Unit::Fma512),
+            (Arithmetic::F32, "avx512vnni" | "amx") => Some(Unit::Fma512),
             (Arithmetic::I8, "baseline") => Some(Unit::Maddwd128),
             (Arithmetic::I8, "avx2") => Some(Unit::Maddubs256),
             (Arithmetic::I8, "avxvnni") => Some(Unit::Dpbusd256),
             (Arithmetic::I8, "avx512vnni") => Some(Unit::Dpbusd512),
+            (Arithmetic::I8, "amx") => Some(Unit::Dpbsud),
             _ => None,
         }
     }
@@ -83,6 +88,7 @@ impl Unit {
             Unit::Fma128 | Unit::Fma256 | Unit::Maddwd256 | Unit::Maddubs256 => Feature::Avx2.is_here(),
             Unit::Dpbusd256 => Feature::AvxVnni.is_here() || Feature::Avx512Vnni.is_here(),
             Unit::Fma512 | Unit::Dpbusd512 => Feature::Avx512Vnni.is_here(),
+            Unit::Dpbsud => Feature::Amx.is_here(),
         }
     }
 
@@ -119,8 +125,18 @@ impl Unit {
                 (body.collect(), 10 * 8 * 2 * 2)
             }
             Unit::Maddubs256 => widening(y),
+            Unit::Dpbsud => {
+                let tile = |n: u32| Register::TMM0 + n;
+                let body = (0..16).map(|i| (Opcode::VEX_Tdpbsud_tmm_tmm_tmm, vec![tile(i % 4), tile(4), tile(5)]));
+                (body.collect(), 16 * 16 * 16 * 64 * 2)
+            }
         };
-        let routine = Routine::new(|a| rounds(a, &body, !matches!(self, Unit::MulAdd128 | Unit::Maddwd128)))?;
+        let registers = match self {
+            Unit::MulAdd128 | Unit::Maddwd128 => Registers::Legacy,
+            Unit::Dpbsud => Registers::Tiles,
+            _ => Registers::Wide,
+        };
+        let routine = Routine::new(|a| rounds(a, &body, registers))?;
         Ok((routine, operations))
     }
 }
@@ -176,12 +192,36 @@ fn widening(y: Bank) -> (Vec<Op>, usize) {
     (body, (STEPS * SUMS) as usize * 32 * 2)
 }
 
+/// The registers that a body is on.
+#[derive(Clone, Copy, PartialEq)]
+enum Registers {
+    /// Vectors, by instructions without VEX.
+    Legacy,
+    /// Vectors.
+    Wide,
+    /// Matrix tiles.
+    Tiles,
+}
+
 /// The body `end - begin` times, from registers that are zero.
-fn rounds(a: &mut CodeAssembler, body: &[Op], wide: bool) -> Result<(), IcedError> {
+fn rounds(a: &mut CodeAssembler, body: &[Op], registers: Registers) -> Result<(), IcedError> {
     // The lower 16 registers are cleared in full; the rest holds whatever it holds.
     for i in 0..16 {
         let (x, y) = (XMM0 + i, YMM0 + i);
-        if wide { op(a, Opcode::VEX_Vpxor_ymm_ymm_ymmm256, &[y, y, y])? } else { op(a, Opcode::Pxor_xmm_xmmm128, &[x, x])? }
+        match registers {
+            Registers::Legacy => op(a, Opcode::Pxor_xmm_xmmm128, &[x, x])?,
+            Registers::Wide => op(a, Opcode::VEX_Vpxor_ymm_ymm_ymmm256, &[y, y, y])?,
+            Registers::Tiles => {}
+        }
+    }
+    if registers == Registers::Tiles {
+        // Palette 1; tiles of 64 bytes by 16 rows, which become 0. The shape is below the stack: nothing is called.
+        let (columns, rows) = (0x0040_0040_0040_0040_u64, 0x1010_1010_1010_1010_u64);
+        for (i, word) in (0..).zip([1, 0, columns, columns, 0, 0, rows, 0]) {
+            a.mov(rax, word)?;
+            a.mov(qword_ptr(rsp - 64 + 8 * i), rax)?;
+        }
+        a.ldtilecfg(zmmword_ptr(rsp - 64))?;
     }
     a.sub(rdx, rsi)?;
     let (mut top, mut done) = (a.create_label(), a.create_label());
@@ -193,8 +233,10 @@ fn rounds(a: &mut CodeAssembler, body: &[Op], wide: bool) -> Result<(), IcedErro
     a.dec(rdx)?;
     a.jnz(top)?;
     a.set_label(&mut done)?;
-    if wide {
-        a.vzeroupper()?;
+    match registers {
+        Registers::Legacy => {}
+        Registers::Wide => a.vzeroupper()?,
+        Registers::Tiles => a.tilerelease()?,
     }
     a.ret()
 }

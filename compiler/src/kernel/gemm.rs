@@ -183,8 +183,9 @@ pub struct Gemm {
     pub format: Format,
     /// `a`, in row tiles or in rows.
     pub left: Operand,
-    /// From row to row of `a` in elements, if it is f32 in rows: each is contiguous, and where the compiler does not know
-    /// how many there are, `TILE_ROWS - 1` more can be read behind the last.
+    /// From row to row of `a` in elements of 4 bytes, if it is in rows. Rows of f32 are contiguous, and where the compiler
+    /// does not know how many there are, `TILE_ROWS - 1` more can be read behind the last. Rows of bytes are
+    /// [packed](super::pack) as such, with their sums, and there are no batch loops.
     pub left_pitch: Option<i64>,
     /// `b`, in panels.
     pub right: Operand,

@@ -86,6 +86,17 @@ pub struct Kernel {
     pub body: Body,
 }
 
+impl Kernel {
+    /// Whether it packs or multiplies bytes that stay in [rows](pack).
+    pub fn has_rows(&self) -> bool {
+        match &self.body {
+            Body::Pack(p) => p.pitch.is_some(),
+            Body::Gemm(g) => g.left_pitch.is_some() && matches!(g.format, gemm::Format::Quantized(_)),
+            Body::Nest(_) | Body::Attention(_) => false,
+        }
+    }
+}
+
 /// The kinds of kernels.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Body {

@@ -8,6 +8,12 @@
 //! Of `i8` rows an element is a unit of four neighbours, the last one filled up with zeros, so `K` is
 //! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too. Rows of f32 may be
 //! quantized to such rows while they are packed.
+//!
+//! # Rows
+//!
+//! Products by matrix tiles read rows of bytes as they are. For them a matrix stays in rows, [`pitch`] bytes apart: its
+//! bytes, zeros up to whole lines, and maybe a line of anything. Sums are row after row, group after group. Scales are
+//! as in tiles. The scheduler makes tiles only; which kernels have rows instead is decided for each CPU variant.
 
 use super::Extent;
 use super::gemm::TILE_ROWS;
@@ -30,6 +36,9 @@ pub struct Pack {
     pub to: u32,
     /// What an element is.
     pub form: Form,
+    /// From row to row in bytes, if bytes are packed as rows instead of tiles: see the module. Then there are no
+    /// batch loops, k is known, and groups of sums are multiples of [`LINE`], or all of k.
+    pub pitch: Option<i64>,
 }
 
 /// What is packed.
@@ -104,6 +113,25 @@ pub struct Rows {
 
 /// Bytes behind a packed operand that kernels may read: whole vectors at the end of a tile.
 pub const SLACK: i64 = 64;
+
+/// Bytes of a line of the caches, and of a row of a matrix tile.
+pub const LINE: i64 = 64;
+
+/// Rows of a matrix tile.
+pub const MATRIX_ROWS: i64 = 16;
+
+/// From row to row of a matrix of bytes that stays in rows, in bytes: an odd number of lines, so that the rows of a
+/// matrix tile are in different sets of a cache.
+pub fn pitch(k: i64) -> i64 {
+    ((k + LINE - 1) / LINE | 1) * LINE
+}
+
+/// Elements of a packed left operand of units, in tiles or in rows, those included that a last matrix tile reads.
+pub fn packed_units_len(m: &Dim, k: i64) -> Dim {
+    let rows = (m.clone() + Dim::from(MATRIX_ROWS - 1)) * Dim::from(pitch(k) / 4);
+    debug_assert!(MATRIX_ROWS > TILE_ROWS as i64 && pitch(k) / 4 >= (k + 3) / 4, "rows are larger than tiles");
+    rows
+}
 
 /// Elements of a packed left operand.
 pub fn packed_len(m: &Dim, k: &Dim) -> Dim {

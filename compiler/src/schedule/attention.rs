@@ -120,6 +120,7 @@ impl Scheduler {
                 scales: args.buffer(&scales, Use::Write),
                 sums: sums.as_ref().map(|s| Sums { buffer: args.buffer(s, Use::Write), group, factor: -128 }),
             },
+            pitch: None,
         };
         let tasks = batch * groups * m.ceil_div(PANEL as i64);
         self.launch(Body::Pack(body), args, tasks, v.shape.elements(), "quantize_rows+pack for quantized_attention", loc);

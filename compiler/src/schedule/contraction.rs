@@ -293,6 +293,7 @@ impl Scheduler {
             },
             to: args.buffer(&to, Use::Write),
             form: Form::Floats,
+            pitch: None,
         };
         let tasks = batch.iter().map(|&i| full[i].clone()).product::<Dim>() * n.ceil_div(PANEL as i64);
         self.launch(Body::Pack(body), args, tasks, full.elements(), "pack", loc);

@@ -192,7 +192,12 @@ impl Scheduler {
         let tiles = matrices.clone() * m.ceil_div(TILE_ROWS as i64);
         let size = matrices * pack::packed_len(m, &elements(key.form, k));
         let elem = if key.form == LeftForm::Floats { Elem::F32 } else { Elem::I32 };
-        let packed = self.temporary(&Type::new(elem, Shape(vec![size.clone()])));
+        // A single matrix of bytes may stay in rows.
+        let room = match k.as_const() {
+            Some(k) if key.form != LeftForm::Floats && batch.is_empty() => pack::packed_units_len(m, k),
+            _ => size.clone(),
+        };
+        let packed = self.temporary(&Type::new(elem, Shape(vec![room])));
         self.provide_slack(packed.buffer, pack::SLACK);
         let mut per_row = |elem, n: i64| self.temporary(&Type::new(elem, Shape(vec![tiles.clone() * Dim::from(n * TILE_ROWS as i64)])));
         let sums = key.form.groups().map(|g| per_row(Elem::I32, g.groups));
@@ -220,6 +225,7 @@ impl Scheduler {
                     LeftForm::Quantize(g) => Form::Quantize { scales: written(&mut args, &scales), sums: Some(sums(g)) },
                 }
             },
+            pitch: None,
         };
         let (what, work) = match key.form {
             LeftForm::Quantize(_) => ("quantize_rows+pack", size * Dim::from(8)),

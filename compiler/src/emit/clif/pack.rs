@@ -174,7 +174,7 @@ mod tests {
         };
         let (row, column) = if transposed { (1, m) } else { (k, 1) };
         let from = Rows { buffer: 0, batch: vec![extent(m * k)], row: extent(row), k: extent(column) };
-        let body = Pack { batch: vec![extent(batch)], m: extent(m), k: extent(k), tile, from, to: 1, form: Form::Floats };
+        let body = Pack { batch: vec![extent(batch)], m: extent(m), k: extent(k), tile, from, to: 1, form: Form::Floats, pitch: None };
         let buffers = [Use::Read, Use::Write].map(|usage| BufferParam { elem: Elem::F32, usage }).to_vec();
         (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
     }

@@ -200,7 +200,9 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
+    use crate::emit::x86;
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -256,7 +258,16 @@ mod tests {
             let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
             let form = Form::Quantize { scales: 2, sums };
             let body =
-                Pack { batch: vec![extent(self.batch, t)], m: extent(self.m, s), k: extent(self.k, t), tile: self.tile, from, to: 1, form };
+Pack {
+                    batch: vec![extent(self.batch, t)],
+                    m: extent(self.m, s),
+                    k: extent(self.k, t),
+                    tile: self.tile,
+                    from,
+                    to: 1,
+                    form,
+                    pitch: None,
+                };
             let buffers = [(Elem::F32, Use::Read), (Elem::I32, Use::Write), (Elem::F32, Use::Write), (Elem::I32, Use::Write)];
             let buffers = buffers.map(|(elem, usage)| BufferParam { elem, usage }).to_vec();
             (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
@@ -278,6 +289,7 @@ mod tests {
             let (tiles, untouched) = (batch * m.div_ceil(tile), 0x77);
             let units = k.div_ceil(4);
             for cpu in host_cpus() {
+                self.check_rows(&cpu, &from, &expected);
                 // What a kernel reads ends with the last element.
                 let mut buffers = [
                     bytemuck::cast_slice(&from[..from.len().min((batch - 1) * matrix + (m - 1) * row + k.saturating_sub(1) * step + 1)])
@@ -313,6 +325,55 @@ mod tests {
                         assert_eq!(sums[place], expected.sums[place], "{}, group {group}", at("sum", i, r));
                     }
                 }
+            }
+        }
+    }
+
+    impl Case {
+        /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
+        fn check_rows(&self, cpu: &Cpu, from: &[f32], expected: &QuantizedRows) {
+            let (mut kernel, ints) = self.kernel();
+            let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
+            p.batch.clear();
+            p.from.batch.clear();
+            p.pitch = Some(pack::pitch(self.k as i64));
+            if self.batch > 1 || !cpu.wide.is_some_and(|w| w.matrix_tiles()) || !x86::takes_rows(&kernel) {
+                return;
+            }
+            let (m, k, pitch) = (self.m, self.k, pack::pitch(self.k as i64) as usize);
+            let (tiles, untouched) = (m.div_ceil(TILE_ROWS), 0x77);
+            let mut buffers = [
+                bytemuck::cast_slice(&from[..m * k]).to_vec(),
+                vec![untouched; (m + 1) * pitch],
+                vec![untouched; 4 * expected.scales.len() + 64],
+                vec![untouched; 4 * expected.sums.len() + 64],
+            ];
+            let run = Compiled::new(&kernel, cpu);
+            assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
+            assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+            let at = |what: &str, i: usize| format!("{}, rows: {self:?}: {what} of row {i}", cpu.name);
+            let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[2][..4 * expected.scales.len()]);
+            let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[3][..4 * expected.sums.len()]);
+            let groups = sums.len() / tiles / TILE_ROWS;
+            for (i, (x, y)) in scales.iter().zip(&expected.scales).enumerate() {
+                assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()), "{}: {x} for {y}", at("scale", i));
+            }
+            for (i, row) in buffers[1].chunks_exact(pitch).take(m).enumerate() {
+                let (tile, r) = (i / TILE_ROWS, i % TILE_ROWS);
+                let code = |x: usize| match x {
+                    x if x < k => expected.codes[4 * ((tile * k.div_ceil(4) + x / 4) * TILE_ROWS + r) + x % 4],
+                    _ => 0,
+                };
+                let codes: Vec<i8> = (0..k.next_multiple_of(pack::LINE as usize)).map(code).collect();
+                assert_eq!(bytemuck::cast_slice::<u8, i8>(&row[..codes.len()]), codes, "{}", at("codes", i));
+                assert!(row[codes.len()..].iter().all(|&x| x == untouched), "{}", at("more is written", i));
+                for group in 0..groups {
+                    assert_eq!(sums[i * groups + group], expected.sums[(tile * groups + group) * TILE_ROWS + r], "{}", at("sums", i));
+                }
+            }
+            let behind = [m * pitch, 4 * expected.scales.len(), 4 * expected.sums.len()];
+            for (buffer, behind) in buffers[1..].iter().zip(behind) {
+                assert!(buffer[behind..].iter().all(|&x| x == untouched), "{}: more is written", at("behind", m));
             }
         }
     }

@@ -287,7 +287,8 @@ mod tests {
     use super::super::testing::{Compiled, check_foreign, host_cpus};
     use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
-    use crate::kernel::pack::{SLACK, pack};
+    use crate::emit::x86;
+    use crate::kernel::pack::{LINE, MATRIX_ROWS, SLACK, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use cranelift_entity::{EntityRef, PrimaryMap};
     use proptest::prelude::*;
@@ -509,23 +510,62 @@ mod tests {
             out
         }
 
+        /// The kernel of a single matrix with the left operand in rows.
+        fn kernel_of_rows(&self) -> Kernel {
+            let mut kernel = self.kernel().0;
+            if let Body::Gemm(g) = &mut kernel.body {
+                g.batch.clear();
+                g.left.batch.clear();
+                g.left_pitch = Some(pitch(self.k as i64) / 4);
+                let of_expr = g.exprs.values_mut().filter_map(|(e, _)| if let Expr::Load(a) = e { Some(a) } else { None });
+                let of_effect = g.effects.iter_mut().filter_map(|e| if let Effect::Store(a, _) = e { Some(a) } else { None });
+                of_expr.chain(of_effect).for_each(|a| drop(a.strides.remove(0)));
+            }
+            kernel
+        }
+
+        /// What is different in the buffers of such a kernel: rows, which are followed by what is not used, and their sums.
+        fn buffers_of_rows(&self, tiles: &[Vec<u8>; 7]) -> [Vec<u8>; 7] {
+            let (m, k, groups) = (self.m, self.k, self.groups());
+            let mut rows = vec![0xa5; (m + MATRIX_ROWS as usize - 1) * pitch(k as i64) as usize];
+            for (i, row) in rows.chunks_exact_mut(pitch(k as i64) as usize).take(m).enumerate() {
+                row[..k.next_multiple_of(LINE as usize)].fill(0);
+                (0..k).for_each(|x| row[x] = self.a(0, i, x) as u8);
+            }
+            let of_tiles: Vec<i32> = bytemuck::pod_collect_to_vec(&tiles[3]);
+            let sum = |at: usize| of_tiles[(at / groups / TILE_ROWS * groups + at % groups) * TILE_ROWS + at / groups % TILE_ROWS];
+            let sums: Vec<i32> = (0..of_tiles.len()).map(sum).collect();
+            let mut buffers = tiles.clone();
+            buffers[0] = rows;
+            buffers[3] = bytemuck::cast_slice(&sums).to_vec();
+            buffers
+        }
+
         fn check(&self) {
-            let Problem { batch, m, n, .. } = *self;
             let (kernel, ints) = self.kernel();
-            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
             let operands = self.buffers();
+            let of_rows = self.kernel_of_rows();
             for cpu in host_cpus() {
-                let run = Compiled::new(&kernel, &cpu);
-                let expected = self.expected(&cpu);
-                for pieces in [1, 3] {
-                    let buffers = run.run_pieces(operands.to_vec(), &ints, tasks, pieces);
-                    let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[6]);
-                    let wrong = out.iter().zip(&expected).position(|(x, y)| x.to_bits() != y.to_bits());
-                    if let Some(at) = wrong {
-                        let (row, column) = (at / n, at % n);
-                        let (x, y) = (out[at], expected[at]);
-                        panic!("{}, {pieces} pieces: {self:?}, row {row}, column {column}: {x} for {y}", cpu.name);
-                    }
+                self.check_kernel(&kernel, &ints, &cpu, &operands);
+                if self.batch == 1 && cpu.wide.is_some_and(|w| w.matrix_tiles()) && x86::takes_rows(&of_rows) {
+                    self.check_kernel(&of_rows, &ints, &cpu, &self.buffers_of_rows(&operands));
+                }
+            }
+        }
+
+        fn check_kernel(&self, kernel: &Kernel, ints: &[i64], cpu: &Cpu, operands: &[Vec<u8>]) {
+            let Problem { batch, m, n, .. } = *self;
+            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let run = Compiled::new(kernel, cpu);
+            let expected = self.expected(cpu);
+            for pieces in [1, 3] {
+                let buffers = run.run_pieces(operands.to_vec(), ints, tasks, pieces);
+                let out: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[6]);
+                let wrong = out.iter().zip(&expected).position(|(x, y)| x.to_bits() != y.to_bits());
+                if let Some(at) = wrong {
+                    let (row, column) = (at / n, at % n);
+                    let (x, y, rows) = (out[at], expected[at], kernel.has_rows());
+                    panic!("{}, rows {rows}, {pieces} pieces: {self:?}, row {row}, column {column}: {x} for {y}", cpu.name);
                 }
             }
         }
@@ -571,6 +611,21 @@ mod tests {
                     Problem { n, ..small }.check();
                 }
             }
+        }
+    }
+
+    #[test]
+    fn several_steps_strips_and_passes() {
+        for bits in [4, 8] {
+            for k in [63, 64, 65, 128, 192, 200, 256, 320, 769] {
+                Problem { bits, k, m: 33, n: 70, ..SMALL }.check();
+            }
+            for (m, symbolic) in [(16, false), (32, true), (48, false), (97, true), (200, false), (300, true)] {
+                Problem { bits, m, symbolic, n: 200, k: 130, ..SMALL }.check();
+                Problem { bits, m, symbolic, n: 100, k: 300, group: 64, ..SMALL }.check();
+            }
+            // More chunks of columns than are multiplied at once.
+            Problem { bits, m: 100, n: 400, k: 9000, ..SMALL }.check();
         }
     }
 

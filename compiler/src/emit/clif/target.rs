@@ -3,10 +3,10 @@
 use crate::emit::cpuid;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
-use target_lexicon::{Architecture, Triple};
+use target_lexicon::{Architecture, OperatingSystem, Triple};
 
 /// The widest instruction set of a variant: what the emitter of wide kernels may use beyond Cranelift's
-/// 128 bits. Each includes the ones before it, but [`Wide::Avx512Vnni`] not [`Wide::AvxVnni`].
+/// 128 bits. Each includes the ones before it, but [`Wide::Avx512Vnni`] and [`Wide::Amx`] not [`Wide::AvxVnni`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wide {
     /// AVX2, FMA and F16C: 16 registers of 256 bits.
@@ -15,12 +15,14 @@ pub enum Wide {
     AvxVnni,
     /// AVX-512 F, BW, CD, DQ, VL and VNNI: 32 registers of 512 bits, masks.
     Avx512Vnni,
+    /// The same with AMX-TILE and AMX-INT8: eight registers of 16 rows of 64 bytes, and products of such tiles of bytes.
+    Amx,
 }
 
 /// A CPU variant of a target: an instruction set with the extensions that may be used.
 #[derive(Clone)]
 pub struct Cpu {
-    /// Name of the variant: `baseline`, `avx2`, `avxvnni`, `avx512vnni`.
+    /// Name of the variant: `baseline`, `avx2`, `avxvnni`, `avx512vnni`, `amx`.
     pub name: &'static str,
     /// Cranelift's description of it.
     pub isa: OwnedTargetIsa,
@@ -45,8 +47,15 @@ const AVX2: [&str; 11] = [
     "has_fma",
 ];
 
+/// Extensions of [`Wide::Avx512Vnni`] beyond [`Wide::Avx2`].
+const AVX512: [&str; 6] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"];
+
+/// Extensions of [`Wide::Amx`] beyond [`Wide::Avx2`].
+const AMX: [&str; 8] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "amx-int8", "amx-tile"];
+
 /// What `--mcpu` accepts for x86-64 besides the names of variants: instruction set levels and families
-/// of CPUs, each with the best variant that all of its members run. Level 4 has no VNNI.
+/// of CPUs, each with the best variant that all of its members run, or the best before it that the target has.
+/// Level 4 has no VNNI.
 const MCPU: [(&str, &str); 24] = [
     ("x86-64", "baseline"),
     ("x86-64-v2", "baseline"),
@@ -61,9 +70,9 @@ const MCPU: [(&str, &str); 24] = [
     ("icelake-server", "avx512vnni"),
     ("tigerlake", "avx512vnni"),
     ("rocketlake", "avx512vnni"),
-    ("sapphirerapids", "avx512vnni"),
-    ("emeraldrapids", "avx512vnni"),
-    ("graniterapids", "avx512vnni"),
+    ("sapphirerapids", "amx"),
+    ("emeraldrapids", "amx"),
+    ("graniterapids", "amx"),
     ("alderlake", "avxvnni"),
     ("raptorlake", "avxvnni"),
     ("sierraforest", "avxvnni"),
@@ -89,14 +98,21 @@ impl Cpu {
     /// All variants for `triple`, the least demanding first. Where several can run, the last is the best.
     pub fn variants(triple: &Triple) -> Vec<Cpu> {
         let wide = [("avx2", Wide::Avx2), ("avxvnni", Wide::AvxVnni), ("avx512vnni", Wide::Avx512Vnni)];
-        Cpu::baseline(triple).into_iter().chain(wide.into_iter().filter_map(|(name, w)| Cpu::wide(name, triple, w))).collect()
+        // Matrix tiles have to be asked for, and only Linux is asked: see `cpuid`.
+        let tiles = (triple.operating_system == OperatingSystem::Linux).then_some(("amx", Wide::Amx));
+        let wide = wide.into_iter().chain(tiles);
+        Cpu::baseline(triple).into_iter().chain(wide.filter_map(|(name, w)| Cpu::wide(name, triple, w))).collect()
     }
 
     /// The variant for a CPU, a level of the architecture, or a variant by its own name.
     pub fn named(triple: &Triple, name: &str) -> Option<Cpu> {
         let x86 = triple.architecture == Architecture::X86_64;
-        let variant = MCPU.iter().find(|(cpu, _)| x86 && *cpu == name).map_or(name, |(_, variant)| variant);
-        Cpu::variants(triple).into_iter().find(|c| c.name == variant)
+        let family = MCPU.iter().find(|(cpu, _)| x86 && *cpu == name).map(|(_, variant)| *variant);
+        let variants = Cpu::variants(triple);
+        let known = |name: &str| variants.iter().position(|c| c.name == name);
+        // What runs tiles runs AVX-512 with VNNI.
+        let at = known(family.unwrap_or(name)).or_else(|| family.filter(|&f| f == "amx").and_then(|_| known("avx512vnni")))?;
+        variants.into_iter().nth(at)
     }
 
     /// The names that [`Cpu::named`] knows.
@@ -154,7 +170,8 @@ impl Cpu {
         names.extend(match self.wide {
             None | Some(Wide::Avx2) => &[][..],
             Some(Wide::AvxVnni) => &["avxvnni"],
-            Some(Wide::Avx512Vnni) => &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"],
+            Some(Wide::Avx512Vnni) => &AVX512,
+            Some(Wide::Amx) => &AMX,
         });
         names.sort_unstable();
         names
@@ -205,7 +222,8 @@ mod tests {
                 ("baseline", None, false, false),
                 ("avx2", Some(Wide::Avx2), true, true),
                 ("avxvnni", Some(Wide::AvxVnni), true, true),
-                ("avx512vnni", Some(Wide::Avx512Vnni), true, true)
+                ("avx512vnni", Some(Wide::Avx512Vnni), true, true),
+                ("amx", Some(Wide::Amx), true, true)
             ]
         );
         assert!(v[0].features().is_empty());
@@ -213,6 +231,7 @@ mod tests {
         let more = |i: usize| v[i].features().into_iter().filter(|f| !v[1].features().contains(f)).collect::<Vec<_>>();
         assert_eq!(more(2), ["avxvnni"]);
         assert_eq!(more(3), ["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"]);
+        assert_eq!(more(4), ["amx-int8", "amx-tile", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"]);
         assert!(v[1].same_cranelift(&v[3]) && !v[0].same_cranelift(&v[1]));
         let v = Cpu::variants(&arm());
         assert_eq!(v.iter().map(|c| (c.name, c.wide, c.has_fma())).collect::<Vec<_>>(), [("baseline", None, true)]);
@@ -226,6 +245,9 @@ mod tests {
         }
         assert_eq!(named(&x86(), "x86-64-v4"), Some("avx2"));
         assert_eq!(named(&x86(), "znver4"), Some("avx512vnni"));
+        assert_eq!(named(&x86(), "sapphirerapids"), Some("amx"));
+        let windows: Triple = "x86_64-pc-windows-msvc".parse().unwrap();
+        assert_eq!((named(&windows, "sapphirerapids"), named(&windows, "amx")), (Some("avx512vnni"), None));
         assert_eq!(named(&x86(), "i486"), None);
         assert_eq!((named(&arm(), "baseline"), named(&arm(), "znver4"), named(&arm(), "avx2")), (Some("baseline"), None, None));
         assert_eq!(Cpu::names(&arm()), ["baseline"]);

@@ -36,6 +36,11 @@ pub enum Class {
     Mask,
 }
 
+/// A register of a matrix tile, by its number: eight of them, all of 16 rows of 64 bytes. They have no virtual
+/// registers: a kernel gives each its part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tile(pub u8);
+
 /// A place in memory: `base + index * scale + disp` in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mem {
@@ -137,6 +142,8 @@ pub enum Cond {
 pub(super) enum Operand {
     /// A register and how wide it is here.
     Reg(Reg, Width),
+    /// A register of a matrix tile.
+    Tile(Tile),
     /// Memory.
     Mem(Mem),
     /// A constant in every lane.
@@ -434,6 +441,49 @@ impl Asm {
         self.push(Code::Prefetcht1_m8, First::Read, vec![Operand::Mem(m)]);
     }
 
+    // Matrix tiles.
+
+    /// Gives all tiles their shape, and clears them.
+    pub fn configure_tiles(&mut self) {
+        let mut bytes = [0u8; 64];
+        bytes[0] = 1; // the palette
+        (16..32).step_by(2).for_each(|i| bytes[i] = 64); // bytes of a row, 16 bits each
+        (48..56).for_each(|i| bytes[i] = 16); // rows
+        let shape = self.words(std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|b| bytes[4 * i + b]))));
+        self.push(Code::VEX_Ldtilecfg_m512, First::Read, vec![Operand::Table(shape)]);
+    }
+
+    /// Gives the tiles up: the operating system need not keep them any more.
+    pub fn release_tiles(&mut self) {
+        self.push(Code::VEX_Tilerelease, First::Read, vec![]);
+    }
+
+    /// Makes a tile 0.
+    pub fn zero_tile(&mut self, t: Tile) {
+        self.push(Code::VEX_Tilezero_tmm, First::Read, vec![Operand::Tile(t)]);
+    }
+
+    /// Loads the rows of a tile, which are `pitch` bytes apart.
+    pub fn load_tile(&mut self, t: Tile, m: Mem, pitch: R) {
+        assert!(m.index.is_none(), "the index is the pitch");
+        let rows = Mem::indexed(m.base, pitch, 1, m.disp);
+        self.push(Code::VEX_Tileloadd_tmm_sibmem, First::Read, vec![Operand::Tile(t), Operand::Mem(rows)]);
+    }
+
+    /// Stores the rows of a tile, `pitch` bytes apart.
+    pub fn store_tile(&mut self, m: Mem, pitch: R, t: Tile) {
+        assert!(m.index.is_none(), "the index is the pitch");
+        let rows = Mem::indexed(m.base, pitch, 1, m.disp);
+        self.push(Code::VEX_Tilestored_sibmem_tmm, First::Read, vec![Operand::Mem(rows), Operand::Tile(t)]);
+    }
+
+    /// Adds to the i32 of a tile the products of a tile of `i8`, row by row, with one of `u8`, a row of which has
+    /// units of four for each column.
+    pub fn multiply_tiles(&mut self, sums: Tile, rows: Tile, columns: Tile) {
+        let operands = [sums, rows, columns].map(Operand::Tile).to_vec();
+        self.push(Code::VEX_Tdpbsud_tmm_tmm_tmm, First::Read, operands);
+    }
+
     // Control flow.
 
     /// A label for [`bind`](Asm::bind).
@@ -558,8 +608,12 @@ impl Asm {
 
     /// EVEX: constants behind the code, one for each lane.
     pub fn table(&mut self, lanes: [f32; 16]) -> Table {
+        self.words(lanes.map(f32::to_bits))
+    }
+
+    /// EVEX: integers behind the code, one for each lane.
+    pub fn words(&mut self, bits: [u32; 16]) -> Table {
         assert!(self.isa.evex(), "tables have 16 lanes");
-        let bits = lanes.map(f32::to_bits);
         let known = self.tables.iter().position(|t| *t == bits);
         Table(known.unwrap_or_else(|| {
             self.tables.push(bits);

@@ -250,6 +250,7 @@ impl Encode<'_> {
                 let index = index.map(|(r, scale)| (register(r.0, spare), scale));
                 Fixed::Mem { base, index, disp }
             }
+            Operand::Tile(t) => Fixed::Reg(Register::TMM0 + u32::from(t.0)),
             Operand::Splat(bits) => self.splat(code, bits),
             Operand::Table(t) => self.constant(Constant::Table(t.0), 64, false),
             Operand::Imm8(n) => Fixed::Imm8(n),

@@ -2,18 +2,19 @@
 //! whole of k, then the epilogue over its sums. With 32 registers the sums of a tile by a panel are in
 //! registers until their epilogue; otherwise, and where k has several blocks or groups, they wait in memory.
 
-use super::asm::{Asm, Cond, Mem, R, Src, V};
+use super::asm::{Asm, Cond, Mem, R, V};
 use super::dequantized::{self, Codes};
-use super::expr::{Base, Evaluator, Function, Lanes, supported};
-use super::isa::{Isa, Op};
+use super::epilogue::Epilogue;
+use super::expr::{Function, supported};
+use super::isa::Isa;
+use super::matrix;
 use super::pack::matrix_address;
 use super::quantized;
 use super::row;
 use super::tile::{self, Product};
 use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
-use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
-use cranelift_entity::{EntityRef, SecondaryMap};
 use tfc_ir::types::Elem;
 
 const ELEMENT: i64 = 4;
@@ -52,8 +53,12 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
         }
     };
     let size = (depth, panel_row);
+    let all_tasks = |f: &mut Function| match &g.format {
+        Format::Quantized(q) if g.left_pitch.is_some() => matrix::emit(f, g, q, begin, end),
+        _ => f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None)),
+    };
     let Some(row) = Alone::of(f, g, size) else {
-        return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
+        return all_tasks(f);
     };
     if !g.batch.is_empty() {
         return f.tasks(begin, end, |f, t| task(f, g, t, sums, size, Some((&row, None))));
@@ -72,7 +77,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     if let Extent::Param(_) = g.m {
         f.a.jump(done);
         f.a.bind(many);
-        f.tasks(begin, end, |f, t| task(f, g, t, sums, size, None));
+        all_tasks(f);
     }
     f.a.bind(done);
 }
@@ -144,7 +149,9 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         }
         return match (&g.format, parameters) {
             (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
-                let o = quantized::Operands { left: row.left, right, columns, row_sums, row_zeros, sums, ints: ints.unwrap_or(sums) };
+                let ints = ints.unwrap_or(sums);
+                let group_sums = if g.left_pitch.is_some() { ELEMENT } else { TILE_ROW };
+                let o = quantized::Operands { left: row.left, right, columns, row_sums, group_sums, row_zeros, sums, ints };
                 let scales = (q.groups == 1).then_some(columns);
                 row.task(f, g, &index, columns_end, (right, columns), sums, scales, |f, count| {
                     row::product(f, q, row.units, count, &o);
@@ -177,7 +184,16 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
             let row_zeros = row_zeros.map(|at| f.a.copy(at));
             let ints = ints.unwrap_or(tile_sums);
-            let o = quantized::Operands { left: tile_left, right, columns, row_sums, row_zeros, sums: tile_sums, ints };
+            let o = quantized::Operands {
+                left: tile_left,
+                right,
+                columns,
+                row_sums,
+                group_sums: TILE_ROW,
+                row_zeros,
+                sums: tile_sums,
+                ints,
+            };
             let in_registers = f.a.isa.evex();
             tiles(
                 f,
@@ -240,6 +256,8 @@ struct Alone {
     units: i64,
     /// Where they are neighbours.
     left: R,
+    /// Whether they always are, in rows.
+    in_rows: bool,
     /// How many panels are read at once.
     at_once: i64,
     /// Bytes of a panel.
@@ -263,11 +281,16 @@ impl Alone {
             Extent::Param(_) => g.batch.is_empty(),
         };
         let units = depth.as_const().filter(|&units| possible && units <= MOST_ALONE)?;
-        Some(Alone { units, left: f.a.scratch(units * ELEMENT), at_once, panel_bytes: units * panel_row, column_bytes })
+        let in_rows = g.left_pitch.is_some();
+        let left = if in_rows { f.a.r() } else { f.a.scratch(units * ELEMENT) };
+        Some(Alone { units, left, in_rows, at_once, panel_bytes: units * panel_row, column_bytes })
     }
 
-    /// Copies the units from the first row of a tile.
+    /// Copies the units from the first row of a tile, unless they are together.
     fn bring_together(&self, f: &mut Function, tile: R) {
+        if self.in_rows {
+            return f.a.copy_into(self.left, tile);
+        }
         let (from, i) = (f.a.copy(tile), f.a.imm(0));
         let end = f.a.imm(self.units);
         let copy = |a: &mut Asm, n: i64| {
@@ -527,218 +550,4 @@ fn split(f: &mut Function, matrix: R, batch: &[Extent]) -> Vec<R> {
     }
     out.reverse();
     out
-}
-
-/// From row to row of an access, in bytes.
-#[derive(Clone, Copy)]
-enum Step {
-    Const(i64),
-    Register(R),
-}
-
-/// The epilogue of the rows of a task by a panel.
-struct Epilogue<'a> {
-    g: &'a Gemm,
-    /// Loads of the rows that come next.
-    loads: Evaluator<'a>,
-    /// Stores of the rows that come next.
-    stores: Vec<Base>,
-    /// By buffer access: those of loads, then of stores.
-    steps: Vec<Step>,
-    /// What is the same for all rows.
-    fixed: Vec<ExprId>,
-    column: R,
-    columns_end: R,
-    /// The scales of the panel, where the sums are i32.
-    scales: Option<R>,
-}
-
-impl<'a> Epilogue<'a> {
-    /// Finds the accesses; `index` is that of the first row and column.
-    fn new(f: &mut Function, g: &'a Gemm, index: &[R], columns_end: R, scales: Option<R>) -> Epilogue<'a> {
-        let row_loop = g.batch.len();
-        let lane_loop = Some(row_loop as u32 + 1);
-        let mut loads = Evaluator::new(&g.exprs);
-        loads.find_loads(f, |_| true, index, lane_loop);
-        let stores: Vec<Base> = stored(g).map(|(to, x)| Evaluator::base(f, to, g.exprs[x].1, index, lane_loop)).collect();
-        let read = g.exprs.values().filter_map(|(e, elem)| if let Expr::Load(a) = e { Some((a, *elem)) } else { None });
-        let written = stored(g).map(|(a, x)| (a, g.exprs[x].1));
-        let steps = read
-            .chain(written)
-            .map(|(access, elem)| {
-                let bytes = i64::from(elem.bits() / 8);
-                match access.strides[row_loop] {
-                    Extent::Const(n) if i32::try_from(n.saturating_mul(bytes * TILE_ROWS as i64)).is_ok() => Step::Const(n * bytes),
-                    stride => {
-                        let stride = f.extent(stride);
-                        Step::Register(f.a.times_imm(stride, bytes))
-                    }
-                }
-            })
-            .collect();
-        let mut same: SecondaryMap<ExprId, bool> = SecondaryMap::new();
-        for (id, (expr, _)) in g.exprs.iter() {
-            same[id] = match expr {
-                Expr::Load(a) => a.strides[row_loop] == Extent::Const(0) && stored(g).all(|(to, _)| to.buffer != a.buffer),
-                Expr::Prim(_, args) => args.iter().all(|&a| same[a]),
-                Expr::Float(_) | Expr::Int(_) | Expr::Extent(_) => true,
-                Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => false,
-            };
-        }
-        let fixed = g.exprs.keys().filter(|&id| same[id] && matches!(g.exprs[id].0, Expr::Load(_) | Expr::Prim(..))).collect();
-        Epilogue { g, loads, stores, steps, fixed, column: index[row_loop + 1], columns_end, scales }
-    }
-
-    /// Emits the body for a whole panel, and where there are others for the lanes that exist.
-    fn by_lanes(&self, f: &mut Function, mut body: impl FnMut(&mut Function, &[Lanes])) {
-        let lanes = f.a.isa.lanes();
-        let vectors = PANEL as i64 / lanes;
-        let whole = vec![Lanes::All; vectors as usize];
-        if matches!(self.g.n, Extent::Const(n) if n % PANEL as i64 == 0) {
-            return body(f, &whole);
-        }
-        let (partly, done) = (f.a.label(), f.a.label());
-        let left = f.a.minus(self.columns_end, self.column);
-        f.a.compare_imm(left, PANEL as i64);
-        f.a.jump_if(Cond::Lt, partly);
-        body(f, &whole);
-        f.a.jump(done);
-        f.a.bind(partly);
-        let masks: Vec<Lanes> = (0..vectors).map(|v| Lanes::Some(f.lanes_among(left, v * lanes))).collect();
-        body(f, &masks);
-        f.a.bind(done);
-    }
-
-    /// What is the same for all rows of a vector, and its scales.
-    fn vector(&self, f: &mut Function, v: usize, lanes: Lanes) -> (Evaluator<'a>, Option<V>) {
-        let first = v as i64 * f.a.isa.lanes();
-        let mut e = self.loads.clone();
-        (e.index, e.lanes) = (Some((self.column, first)), lanes);
-        for &id in &self.fixed {
-            e.evaluate(f, id);
-        }
-        let scale = self.scales.map(|s| f.a.vector_of(Mem::at(s, first * ELEMENT)));
-        (e, scale)
-    }
-
-    /// The accesses of an evaluator and of stores in the order of the steps.
-    fn accesses<'b>(&self, e: &'b mut Evaluator<'a>, stores: &'b mut [Base]) -> impl Iterator<Item = &'b mut Base> {
-        e.loads.values_mut().flatten().chain(stores)
-    }
-
-    /// Stores a vector of results; the sum is in a register or in memory.
-    fn store(&self, f: &mut Function, mut e: Evaluator<'a>, stores: &[Base], sum: Src, scale: Option<V>) {
-        let dot = match scale {
-            None => f.a.vector_of(sum),
-            Some(scale) => {
-                let x = f.a.unary(Op::CvtDq2Ps, sum);
-                f.a.fma(x, scale, 0.0)
-            }
-        };
-        e.reduced[Reduction::new(0)] = Some(dot);
-        for ((_, x), &to) in stored(self.g).zip(stores) {
-            e.store(f, to, x);
-        }
-    }
-
-    /// Rows of a tile of some height, from the `first` on, with their sums in registers; `rows` rows are left with those of
-    /// the whole tile, which the accesses stay at.
-    fn tile(&self, f: &mut Function, (first, height): (usize, usize), sums: &[[V; 2]], rows: R) {
-        let sure = tile::sure_rows(self.g.m, height);
-        self.by_lanes(f, |f, lanes| {
-            for (v, &kind) in lanes.iter().enumerate() {
-                let (mut e, scale) = self.vector(f, v, kind);
-                let mut stores = self.stores.clone();
-                for (base, step) in self.accesses(&mut e, &mut stores).zip(&self.steps) {
-                    match *step {
-                        Step::Const(n) => base.disp += first as i64 * n,
-                        Step::Register(n) => {
-                            let skipped = f.a.times_imm(n, first as i64);
-                            base.at = f.a.plus(base.at, skipped);
-                        }
-                    }
-                }
-                let done = f.a.label();
-                for (r, sums) in (first..).zip(sums) {
-                    if r >= sure {
-                        f.a.compare_imm(rows, r as i64);
-                        f.a.jump_if(Cond::Le, done);
-                    }
-                    self.store(f, e.clone(), &stores, sums[v].into(), scale);
-                    for (base, step) in self.accesses(&mut e, &mut stores).zip(&self.steps) {
-                        match *step {
-                            Step::Const(n) => base.disp += n,
-                            Step::Register(n) => f.a.add_into(base.at, n),
-                        }
-                    }
-                }
-                f.a.bind(done);
-            }
-        });
-    }
-
-    /// Fetches what the next rows read and write: a row is far from the one before, where no hardware looks ahead.
-    fn fetch(&self, f: &mut Function, height: usize) {
-        let line = 64;
-        let width = |elem: Elem| PANEL as i64 * i64::from(elem.bits() / 8);
-        let mut e = self.loads.clone();
-        e.index = Some((self.column, 0));
-        let reads = self.loads.loads.values().flatten().map(|&b| (b, false));
-        let writes = self.stores.iter().map(|&b| (b, true));
-        for ((mut base, write), step) in reads.chain(writes).zip(&self.steps) {
-            let Step::Const(step) = *step else { continue };
-            if step == 0 || !base.moves {
-                continue;
-            }
-            for _ in 0..height {
-                for at in (0..width(base.elem)).step_by(line) {
-                    let place = e.place(base).plus(at);
-                    f.a.prefetch(place, write);
-                }
-                base.disp += step;
-            }
-        }
-    }
-
-    /// `rows` rows, at least one, with their sums in memory; those behind them are next.
-    fn rows(&self, f: &mut Function, sums: R, rows: R) {
-        let width = f.a.isa.bytes();
-        self.by_lanes(f, |f, lanes| {
-            let vectors: Vec<_> = lanes.iter().enumerate().map(|(v, &kind)| self.vector(f, v, kind)).collect();
-            let (left, sum) = (f.a.copy(rows), f.a.copy(sums));
-            let head = f.a.label();
-            f.a.bind(head);
-            for (v, (e, scale)) in vectors.iter().enumerate() {
-                self.store(f, e.clone(), &self.stores, Mem::at(sum, v as i64 * width).into(), *scale);
-            }
-            f.a.add_imm(sum, PANEL_ROW);
-            self.advance(f, 1);
-            f.a.add_imm(left, -1);
-            f.a.compare_imm(left, 0);
-            f.a.jump_if(Cond::Gt, head);
-        });
-    }
-
-    /// Moves the accesses by some rows.
-    fn advance(&self, f: &mut Function, rows: i64) {
-        let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
-        for (base, step) in self.accesses(&mut loads, &mut stores).zip(&self.steps) {
-            match *step {
-                Step::Const(0) => {}
-                Step::Const(n) => f.a.add_imm(base.at, n * rows),
-                Step::Register(n) => {
-                    let n = f.a.times_imm(n, rows);
-                    f.a.add_into(base.at, n);
-                }
-            }
-        }
-    }
-}
-
-/// The stores of an epilogue.
-fn stored(g: &Gemm) -> impl Iterator<Item = (&Access, ExprId)> {
-    g.effects.iter().map(|e| match e {
-        Effect::Store(to, x) => (to, *x),
-        Effect::Reduce(..) => unreachable!("products store"),
-    })
 }

@@ -23,7 +23,12 @@ impl Isa {
 
     /// Whether instructions are EVEX-coded: masks, embedded broadcasts, 32 registers.
     pub fn evex(self) -> bool {
-        self == Isa::Avx512Vnni
+        matches!(self, Isa::Avx512Vnni | Isa::Amx)
+    }
+
+    /// Whether there are registers of matrix tiles, and products of them.
+    pub fn matrix_tiles(self) -> bool {
+        self == Isa::Amx
     }
 
     /// Whether four products of bytes are added to 32 bits by one instruction.

@@ -11,16 +11,19 @@ mod bytes;
 mod columns;
 mod dequantized;
 mod encode;
+mod epilogue;
 pub mod expr;
 mod gelu;
 mod gemm;
 pub mod isa;
 pub mod math;
+mod matrix;
 mod nest;
 mod pack;
 mod quantize;
 mod quantized;
 mod row;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -40,6 +43,16 @@ pub fn covers(kernel: &Kernel) -> bool {
         Body::Gemm(g) => gemm::covers(kernel, g),
         Body::Attention(a) => attention::covers(a),
     }
+}
+
+/// Whether the packed operand that a kernel writes or reads can be in rows instead of tiles, with matrix tiles.
+pub fn takes_rows(kernel: &Kernel) -> bool {
+    covers(kernel)
+        && match &kernel.body {
+            Body::Pack(p) => rows::covers(p),
+            Body::Gemm(g) => matrix::covers(g),
+            Body::Nest(_) | Body::Attention(_) => false,
+        }
 }
 
 /// Compiles a kernel that this emitter covers, for a CPU with a wide instruction set.

@@ -6,6 +6,7 @@ use super::expr::Function;
 use super::gemm::ceil_div;
 use super::isa::Op;
 use super::quantize;
+use super::rows;
 use crate::kernel::gemm::TILE_ROWS;
 use crate::kernel::pack::{Form, Pack, Sums};
 use crate::kernel::{Extent, Kernel};
@@ -38,6 +39,9 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let first = f.a.times_imm(tile, height);
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
+        if let Some(pitch) = p.pitch {
+            return rows_of_tile(f, p, from, (first, m), pitch);
+        }
         let k = match (p.form, p.k) {
             (Form::Floats, k) => f.extent(k),
             (_, Extent::Const(k)) => f.a.imm((k + 3) / 4),
@@ -100,6 +104,34 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             row_sums(f, height, k, &sums, begin_of_tile, to);
         }
     });
+}
+
+/// Packs the rows of a tile, from the `first` on, of a matrix of `m` rows that stay rows.
+fn rows_of_tile(f: &mut Function, p: &Pack, from: R, (first, m): (R, R), pitch: i64) {
+    let most = f.a.imm(TILE);
+    let rows = f.a.minus(m, first);
+    let rows = f.a.min(rows, most);
+    let before = f.times(first, p.from.row);
+    let from = f.a.lea(Mem::indexed(from, before, if matches!(p.form, Form::Bytes(_)) { 1 } else { 4 }, 0));
+    let to = f.buffer(p.to);
+    let before = f.a.times_imm(first, pitch);
+    f.a.add_into(to, before);
+    let scales = match p.form {
+        Form::Quantize { scales, .. } => {
+            let scales = f.buffer(scales);
+            Some(f.a.lea(Mem::indexed(scales, first, 4, 0)))
+        }
+        Form::Floats | Form::Bytes(_) => None,
+    };
+    let sums = p.form.sums().expect("rows of bytes have sums");
+    let k = p.k.as_const().expect("rows have known sizes");
+    let units = f.a.imm((k + 3) / 4);
+    let (task, _) = {
+        let by = f.a.imm(TILE);
+        f.a.divide(first, by)
+    };
+    let to_sums = sums_of_tile(f, TILE, units, &sums, task);
+    rows::emit(f, p, (from, rows), to, scales, (to_sums, sums));
 }
 
 /// Packs a left operand's tile whose rows all exist, from the `first` on, in the order of its memory: the lines of all

@@ -12,7 +12,7 @@ use crate::kernel::pack::{Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
 
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
-const MAGNITUDE: i32 = 0x7fff_ffff;
+pub const MAGNITUDE: i32 = 0x7fff_ffff;
 
 /// The longest k of which four rows, and a tile of them, fit the first-level cache: four rows are packed
 /// when their ranges are known, then the next four.
@@ -395,7 +395,7 @@ fn multiple(e: Extent, of: i64) -> bool {
 }
 
 /// `most = max(most, |memory|)` by the order of bits.
-fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
+pub fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
     let x = match mask {
         Some(mask) => {
             let x = a.load_masked(m, mask);
@@ -408,7 +408,7 @@ fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
 
 /// Codes of a vector of memory; bits above the lowest byte are cleared if `byte` is given. What is no
 /// number is converted to a number whose lowest byte is 0, as are all values where the inverse is 0.
-fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -> V {
+pub fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -> V {
     let x = match mask {
         Some(mask) => {
             let x = a.load_masked(m, mask);
@@ -424,15 +424,17 @@ fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -> V 
 }
 
 /// What rows have, by lanes.
-struct Ranges {
-    scale: V,
-    inverse: V,
+pub struct Ranges {
+    /// What codes are multiplied by.
+    pub scale: V,
+    /// What values are multiplied by, 0 for rows with no range to divide by.
+    pub inverse: V,
     /// Rows with a range that is divided by.
-    useful: M,
+    pub useful: M,
 }
 
 /// Scales and inverses of rows from their largest magnitudes.
-fn ranges(a: &mut Asm, most: V) -> Ranges {
+pub fn ranges(a: &mut Asm, most: V) -> Ranges {
     let scale = a.binary(Op::DivPs, most, 127.0);
     let steps = a.vector_of(127.0);
     let inverse = a.binary(Op::DivPs, steps, most);

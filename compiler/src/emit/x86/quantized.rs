@@ -29,6 +29,8 @@ pub struct Operands {
     pub columns: R,
     /// The sums of the rows.
     pub row_sums: R,
+    /// Bytes from the sums of one group to those of the next.
+    pub group_sums: i64,
     /// The zero points of the rows, if every row has its own.
     pub row_zeros: Option<R>,
     /// The sums of the tile, [`PANEL`] to a row: the result, f32. Of a single group, the i32 before its scales.
@@ -96,7 +98,7 @@ pub fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl
     a.sub_into(rest, count);
     body(a, count, &Operands { columns, row_sums, ..*o }, per_group);
     a.add_imm(columns, q.column_bytes());
-    a.add_imm(row_sums, TILE_ROW);
+    a.add_imm(row_sums, o.group_sums);
     a.compare_imm(rest, 0);
     a.jump_if(Cond::Gt, head);
 }

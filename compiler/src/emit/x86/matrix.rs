@@ -1,0 +1,361 @@
+//! Products of `i8` rows with weights of 4 and 8 bits by matrix tiles (AMX).
+//!
+//! A tile is 16 rows of 64 bytes. Two tiles of rows of the left operand times two tiles of columns of a panel are
+//! added to four tiles of i32, [`STEP`] units of k at a time: `tdpbsud` multiplies 16 rows of 16 units with 16 units
+//! of 16 columns. The left operand stays in rows ([`kernel::pack`](crate::kernel::pack)), filled up with zeros to whole
+//! steps. Panels of 8 bits are what tiles of columns are loaded from as they are. Nibbles become bytes a step ahead
+//! of their products, in a slot of two on the stack: vector instructions run beside those of tiles.
+
+use super::asm::{Asm, Cond, Mem, R, Tile};
+use super::epilogue::Epilogue;
+use super::expr::Function;
+use super::gemm::ceil_div;
+use super::isa::Op;
+use super::quantized::{Operands, begin, nibbles};
+use super::tile::{AHEAD, LINE, by_height};
+use crate::kernel::Extent;
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::pack::MATRIX_ROWS;
+
+const ELEMENT: i64 = 4;
+const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
+
+/// Units of k that a product of tiles sums up: those of a line of a row.
+const STEP: i64 = LINE / ELEMENT;
+
+/// Bytes of the units of a step of a panel of 8 bits.
+const SLOT: i64 = STEP * PANEL_ROW;
+
+/// Sums: two tiles of rows by two of columns.
+const SUMS: [[Tile; 2]; 2] = [[Tile(0), Tile(1)], [Tile(2), Tile(3)]];
+
+/// Tiles of rows.
+const ROWS: [Tile; 2] = [Tile(4), Tile(5)];
+
+/// Tiles of columns.
+const COLUMNS: [Tile; 2] = [Tile(6), Tile(7)];
+
+/// Bytes of weights that all rows are multiplied with before those behind: they stay in the second-level cache.
+const PASS: i64 = 512 * 1024;
+
+/// Whether a product that the wide emitter covers can be one of matrix tiles.
+pub fn covers(g: &Gemm) -> bool {
+    let Format::Quantized(q) = &g.format else { return false };
+    // Displacements of rows have 32 bits.
+    let most = i64::from(i32::MAX) / 64;
+    g.batch.is_empty() && matches!(g.k, Extent::Const(k) if (1..most).contains(&k)) && (q.groups == 1 || q.group % LINE == 0)
+}
+
+/// Emits the tasks of a product whose left operand is in rows.
+///
+/// Tasks are those of any product, but that groups of rows are whole tiles. Tasks that are neighbours are done
+/// together: of a chunk of columns, those of all groups of rows that are wanted; of all groups, those of several chunks.
+pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
+    let units = (g.k.as_const().expect("weights have known sizes") + 3) / 4;
+    let pitch = g.left_pitch.expect("rows have a pitch") * ELEMENT;
+    let exit = f.a.label();
+    f.a.compare(first, end);
+    f.a.jump_if(Cond::Ge, exit);
+    f.a.configure_tiles();
+    let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), panel_pitch: f.a.imm(PANEL_ROW) };
+    let p = Scratch {
+        sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
+        ints: if q.groups > 1 { Some(f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW)) } else { None },
+        slots: f.a.scratch(2 * SLOT),
+    };
+    let (m, n) = (f.extent(g.m), f.extent(g.n));
+    let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
+    let tiles = ceil_div(f, m, MATRIX_ROWS);
+    let up = f.a.plus(tiles, groups);
+    let up = f.a.lea(Mem::at(up, -1));
+    let (tiles, _) = f.a.divide(up, groups);
+    let height = f.a.times_imm(tiles, MATRIX_ROWS);
+    let chunk_bytes = units * q.unit_bytes() * (CHUNK / PANEL) as i64;
+    let most = f.a.imm((PASS / chunk_bytes).max(1));
+
+    let task = f.a.copy(first);
+    let head = f.a.label();
+    f.a.bind(head);
+    let (chunk, group) = f.a.divide(task, groups);
+    let behind = f.a.minus(groups, group);
+    let left = f.a.minus(end, task);
+    let count = f.a.min(behind, left);
+    let (chunks, done) = (f.a.imm(1), f.a.copy(count));
+    let partly = f.a.label();
+    f.a.compare(count, groups);
+    f.a.jump_if(Cond::Ne, partly);
+    let (whole, _) = f.a.divide(left, groups);
+    let whole = f.a.min(whole, most);
+    f.a.copy_into(chunks, whole);
+    let all = f.a.times(chunks, groups);
+    f.a.copy_into(done, all);
+    f.a.bind(partly);
+    f.a.add_into(task, done);
+
+    let row = f.a.times(group, height);
+    let rows = f.a.times(count, height);
+    f.a.add_into(rows, row);
+    let rows_end = f.a.min(rows, m);
+    let column = f.a.times_imm(chunk, CHUNK as i64);
+    let columns = f.a.times_imm(chunks, CHUNK as i64);
+    f.a.add_into(columns, column);
+    let columns_end = f.a.min(columns, n);
+    let heights: Vec<usize> = match g.m {
+        Extent::Const(m) if m <= MATRIX_ROWS => vec![MATRIX_ROWS as usize],
+        _ => vec![MATRIX_ROWS as usize, 2 * MATRIX_ROWS as usize],
+    };
+    let strip = f.a.label();
+    f.a.bind(strip);
+    let left = f.a.minus(rows_end, row);
+    by_height(f, &heights, left, |f, h| {
+        let most = f.a.imm(h as i64);
+        let rows = f.a.min(left, most);
+        product.strip(f, &p, h as i64 / MATRIX_ROWS, (row, rows), (column, columns_end));
+    });
+    f.a.add_imm(row, 2 * MATRIX_ROWS);
+    f.a.compare(row, rows_end);
+    f.a.jump_if(Cond::Lt, strip);
+
+    f.a.compare(task, end);
+    f.a.jump_if(Cond::Lt, head);
+    f.a.release_tiles();
+    f.a.bind(exit);
+}
+
+/// Memory on the stack.
+struct Scratch {
+    /// Sums of two tiles of rows by a panel: i32, or f32 with several groups.
+    sums: R,
+    /// The i32 of a group, where there are several.
+    ints: Option<R>,
+    /// Two steps of a panel as bytes.
+    slots: R,
+}
+
+struct Product<'a> {
+    g: &'a Gemm,
+    q: &'a Quantized,
+    /// Units of a row.
+    units: i64,
+    /// Bytes from row to row of the left operand.
+    pitch: i64,
+    left_pitch: R,
+    panel_pitch: R,
+}
+
+impl Product<'_> {
+    /// Emits the product and the epilogue of `rows` rows, in `tiles` tiles, by all panels from one column to another.
+    fn strip(&self, f: &mut Function, s: &Scratch, tiles: i64, (row, rows): (R, R), (column, columns_end): (R, R)) {
+        let q = self.q;
+        let left = f.buffer(self.g.left.buffer);
+        let before = f.a.times_imm(row, self.pitch);
+        f.a.add_into(left, before);
+        let row_sums = f.buffer(q.sums);
+        let before = f.a.times_imm(row, q.groups * ELEMENT);
+        f.a.add_into(row_sums, before);
+        let row_zeros = match q.row_zeros {
+            RowZeros::Each(buffer) => {
+                let at = f.buffer(buffer);
+                Some(f.a.lea(Mem::indexed(at, row, 4, 0)))
+            }
+            RowZeros::None | RowZeros::Same => None,
+        };
+        let panel_bytes = self.units * q.unit_bytes();
+        let column_bytes = q.groups * q.column_bytes();
+        let right = f.buffer(self.g.right.buffer);
+        let by = f.a.imm(PANEL as i64);
+        let (panel, _) = f.a.divide(column, by);
+        let before = f.a.times_imm(panel, panel_bytes);
+        f.a.add_into(right, before);
+        let columns = f.buffer(q.columns);
+        let before = f.a.times_imm(panel, column_bytes);
+        f.a.add_into(columns, before);
+        let column = f.a.copy(column);
+
+        let head = f.a.label();
+        f.a.bind(head);
+        let scales = (q.groups == 1).then_some(columns);
+        let epilogue = Epilogue::new(f, self.g, &[row, column], columns_end, scales);
+        let ints = s.ints.unwrap_or(s.sums);
+        let o = Operands { left, right, columns, row_sums, group_sums: ELEMENT, row_zeros, sums: s.sums, ints };
+        match q.groups {
+            1 => {
+                self.steps(&mut f.a, s, tiles, self.units, left, right);
+                self.store(&mut f.a, tiles, s.sums);
+                let begin_rows = |f: &mut Function| RowAt::new(&mut f.a, &o);
+                let sum = |f: &mut Function, at: &RowAt, v: usize| at.sum(&mut f.a, q, &o, v as i64).into();
+                epilogue.rows_of(f, rows, begin_rows, sum, |f, at| at.next(&mut f.a, q));
+            }
+            _ => {
+                self.groups(f, s, tiles, rows, &o);
+                epilogue.rows(f, s.sums, rows);
+            }
+        }
+        f.a.add_imm(right, panel_bytes);
+        f.a.add_imm(columns, column_bytes);
+        f.a.add_imm(column, PANEL as i64);
+        f.a.compare(column, columns_end);
+        f.a.jump_if(Cond::Lt, head);
+    }
+
+    /// The f32 sums over several groups, in memory.
+    fn groups(&self, f: &mut Function, s: &Scratch, tiles: i64, rows: R, o: &Operands) {
+        let q = self.q;
+        let a = &mut f.a;
+        let zero = a.vector_of(0);
+        for at in (0..tiles * MATRIX_ROWS * PANEL_ROW).step_by(LINE as usize) {
+            a.store_vector(Mem::at(o.sums, at), zero);
+        }
+        let (left, right) = (a.copy(o.left), a.copy(o.right));
+        let (columns, row_sums) = (a.copy(o.columns), a.copy(o.row_sums));
+        let o = &Operands { columns, row_sums, ..*o };
+        let group = |a: &mut Asm, units: i64| {
+            self.steps(a, s, tiles, units, left, right);
+            self.store(a, tiles, o.ints);
+            let scale = [0, 1].map(|v| a.vector_of(Mem::at(columns, v * LINE)));
+            let (at, sum, count) = (RowAt::new(a, o), a.copy(o.sums), a.copy(rows));
+            a.repeat(count, |a| {
+                for (v, &scale) in scale.iter().enumerate() {
+                    let x = at.sum(a, q, o, v as i64);
+                    let x = a.unary(Op::CvtDq2Ps, x);
+                    let to = Mem::at(sum, v as i64 * LINE);
+                    let total = a.fma(x, scale, to);
+                    a.store_vector(to, total);
+                }
+                at.next(a, q);
+                a.add_imm(sum, PANEL_ROW);
+            });
+            a.add_imm(left, units * ELEMENT);
+            a.add_imm(right, units * q.unit_bytes());
+            a.add_imm(columns, q.column_bytes());
+            a.add_imm(row_sums, ELEMENT);
+        };
+        let per_group = q.group / ELEMENT;
+        let (whole, rest) = (self.units / per_group, self.units % per_group);
+        if whole > 0 {
+            let count = a.imm(whole);
+            a.repeat(count, |a| group(a, per_group));
+        }
+        if rest > 0 {
+            group(a, rest);
+        }
+    }
+
+    /// Stores the tiles of sums.
+    fn store(&self, a: &mut Asm, tiles: i64, to: R) {
+        for (r, sums) in (0..tiles).zip(SUMS) {
+            for (c, sum) in (0..).zip(sums) {
+                a.store_tile(Mem::at(to, r * MATRIX_ROWS * PANEL_ROW + c * LINE), self.panel_pitch, sum);
+            }
+        }
+    }
+
+    /// The tiles of sums over `units` units of k.
+    fn steps(&self, a: &mut Asm, s: &Scratch, tiles: i64, units: i64, left: R, right: R) {
+        let q = self.q;
+        for sums in &SUMS[..tiles as usize] {
+            sums.iter().for_each(|&t| a.zero_tile(t));
+        }
+        let (left, right) = (a.copy(left), a.copy(right));
+        let steps = (units + STEP - 1) / STEP;
+        let last = units - (steps - 1) * STEP;
+        let slot = |n: i64| Mem::at(s.slots, n % 2 * SLOT);
+        let advance = |a: &mut Asm, n: i64| {
+            a.add_imm(left, n * LINE);
+            a.add_imm(right, n * STEP * q.unit_bytes());
+        };
+        if q.bits == 8 {
+            // Panels end with their last unit: only whole steps are loaded from them.
+            let whole = units / STEP;
+            let count = a.imm(whole);
+            let step = |a: &mut Asm, n: i64| {
+                for line in (0..SLOT).step_by(LINE as usize) {
+                    a.prefetch(Mem::at(right, n * SLOT + line + AHEAD), false);
+                }
+                self.step(a, tiles, Mem::at(left, n * LINE), Mem::at(right, n * SLOT));
+            };
+            if whole > 0 {
+                a.unrolled(count, 2, whole % 2 == 0, step, advance);
+            }
+            if whole < steps {
+                self.bytes(a, Mem::at(right, 0), slot(0), last);
+                self.step(a, tiles, Mem::at(left, 0), slot(0));
+            }
+            return;
+        }
+        let step_bytes = STEP * q.unit_bytes();
+        self.bytes(a, Mem::at(right, 0), slot(0), STEP.min(units));
+        // All steps whose next one is whole.
+        let whole = (steps - 2).max(0);
+        let step = |a: &mut Asm, n: i64| {
+            self.bytes(a, Mem::at(right, (n + 1) * step_bytes), slot(n + 1), STEP);
+            self.step(a, tiles, Mem::at(left, n * LINE), slot(n));
+        };
+        if whole > 0 {
+            let count = a.imm(whole);
+            a.unrolled(count, 2, whole % 2 == 0, step, advance);
+        }
+        if steps > 1 {
+            self.bytes(a, Mem::at(right, step_bytes), slot(whole + 1), last);
+            self.step(a, tiles, Mem::at(left, 0), slot(whole));
+        }
+        let (behind, at) = if steps > 1 { (LINE, whole + 1) } else { (0, 0) };
+        self.step(a, tiles, Mem::at(left, behind), slot(at));
+    }
+
+    /// Adds the products of a step of k: rows at `left`, units of a panel of bytes at `right`.
+    fn step(&self, a: &mut Asm, tiles: i64, left: Mem, right: Mem) {
+        for (r, (rows, sums)) in (0..tiles).zip(ROWS.into_iter().zip(SUMS)) {
+            a.load_tile(rows, left.plus(r * MATRIX_ROWS * self.pitch), self.left_pitch);
+            for (c, (columns, sum)) in (0..).zip(COLUMNS.into_iter().zip(sums)) {
+                if r == 0 {
+                    a.load_tile(columns, right.plus(c * LINE), self.panel_pitch);
+                }
+                a.multiply_tiles(sum, rows, columns);
+            }
+        }
+    }
+
+    /// Writes `units` units of a panel as bytes.
+    fn bytes(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
+        for u in 0..units {
+            let from = from.plus(u * self.q.unit_bytes());
+            let first = a.vector_of(from);
+            let both = if self.q.bits == 8 { [first, a.vector_of(from.plus(LINE))] } else { nibbles(a, first) };
+            a.prefetch(from.plus(AHEAD), false);
+            for (half, x) in (0..).zip(both) {
+                a.store_vector(to.plus(u * PANEL_ROW + half * LINE), x);
+            }
+        }
+    }
+}
+
+/// A row of i32 in memory, and what its sums begin with.
+struct RowAt {
+    ints: R,
+    row_sums: R,
+    row_zeros: Option<R>,
+}
+
+impl RowAt {
+    /// The first row.
+    fn new(a: &mut Asm, o: &Operands) -> RowAt {
+        RowAt { ints: a.copy(o.ints), row_sums: a.copy(o.row_sums), row_zeros: o.row_zeros.map(|at| a.copy(at)) }
+    }
+
+    /// The `v`-th vector of its sums.
+    fn sum(&self, a: &mut Asm, q: &Quantized, o: &Operands, v: i64) -> super::asm::V {
+        let of_row = Operands { row_sums: self.row_sums, row_zeros: self.row_zeros, ..*o };
+        let x = begin(a, q, &of_row, 0, v * a.isa.lanes());
+        a.binary(Op::AddD, x, Mem::at(self.ints, v * LINE))
+    }
+
+    /// The next row.
+    fn next(&self, a: &mut Asm, q: &Quantized) {
+        a.add_imm(self.ints, PANEL_ROW);
+        a.add_imm(self.row_sums, q.groups * ELEMENT);
+        if let Some(at) = self.row_zeros {
+            a.add_imm(at, ELEMENT);
+        }
+    }
+}

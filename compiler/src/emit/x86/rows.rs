@@ -1,0 +1,170 @@
+//! Packing of rows of bytes that stay rows: copied, or quantized from f32, one row after the other, with zeros up to
+//! whole lines and with their sums.
+
+use super::asm::{Asm, Cond, M, Mem, R, V};
+use super::expr::Function;
+use super::isa::Op;
+use super::quantize::{self, Ranges};
+use crate::kernel::Extent;
+use crate::kernel::gemm::TILE_ROWS;
+use crate::kernel::pack::{Form, LINE, Pack, Sums};
+
+const ELEMENT: i64 = 4;
+
+/// Whether a packing kernel that the wide emitter covers can leave rows.
+pub fn covers(p: &Pack) -> bool {
+    let sums_of_lines = |k: i64| p.form.sums().is_some_and(|s| s.group >= k || s.group % LINE == 0);
+    p.form != Form::Floats
+        && p.batch.is_empty()
+        && p.tile == TILE_ROWS
+        && p.from.k == Extent::Const(1)
+        && matches!(p.k, Extent::Const(k) if k > 0 && sums_of_lines(k))
+}
+
+/// Emits the rows of a task, of which there is at least one: `from` the first of them; `scales` and `sums` are theirs.
+pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, scales: Option<R>, sums: (R, Sums)) {
+    let pitch = p.pitch.expect("rows have a pitch");
+    let k = p.k.as_const().expect("rows have known sizes");
+    let group = sums.1.group.min(k);
+    let step = f.extent(p.from.row);
+    let step = f.a.times_imm(step, if scales.is_some() { ELEMENT } else { 1 });
+    let a = &mut f.a;
+    let row = Row { k, group, factor: sums.1.factor as i32, from: a.copy(from), to: a.copy(to), sums: a.copy(sums.0) };
+    let count = a.copy(rows);
+    let Some(scales) = scales else {
+        return a.repeat(count, |a| {
+            row.bytes(a, |a, i, exist| match exist {
+                None => a.vector_of(Mem::indexed(row.from, i, 1, 0)),
+                Some(exist) => {
+                    let units = a.imm(exist / 4);
+                    let mask = a.first_lanes(units);
+                    a.load_masked(Mem::indexed(row.from, i, 1, 0), mask)
+                }
+            });
+            row.next(a, step, pitch);
+        });
+    };
+    // Of rows that do not exist scales are 0.
+    let none = a.vector_of(0);
+    (0..TILE_ROWS as i64 / 4).for_each(|v| a.store_by(Op::StoreXmm, Mem::at(scales, 16 * v), none));
+    let at = a.copy(scales);
+    a.repeat(count, |a| {
+        row.quantize(a, at);
+        a.add_imm(at, ELEMENT);
+        row.next(a, step, pitch);
+    });
+}
+
+/// A row and where it goes.
+struct Row {
+    k: i64,
+    /// Values of k that are summed up.
+    group: i64,
+    /// What sums are multiplied by.
+    factor: i32,
+    from: R,
+    to: R,
+    sums: R,
+}
+
+impl Row {
+    fn next(&self, a: &mut Asm, step: R, pitch: i64) {
+        a.add_into(self.from, step);
+        a.add_imm(self.to, pitch);
+        a.add_imm(self.sums, (self.k + self.group - 1) / self.group * ELEMENT);
+    }
+
+    /// Writes the bytes of a row, line by line, and the sums of its groups. `line` makes the bytes from a k on; of the last
+    /// line it is given how many exist, and the others are 0.
+    fn bytes(&self, a: &mut Asm, line: impl Fn(&mut Asm, R, Option<i64>) -> V) {
+        let ones = a.vector_of(0x0101_0101);
+        let (i, sums) = (a.imm(0), a.copy(self.sums));
+        let group = |a: &mut Asm, length: i64| {
+            let sum = a.vector_of(0);
+            let put = |a: &mut Asm, exist: Option<i64>| {
+                let x = line(a, i, exist);
+                a.store_vector(Mem::indexed(self.to, i, 1, 0), x);
+                a.update(Op::DotBytes, sum, ones, x);
+            };
+            if length >= LINE {
+                let end = a.lea(Mem::at(i, length / LINE * LINE));
+                a.each(i, end, LINE, |a| put(a, None));
+            }
+            if length % LINE > 0 {
+                put(a, Some(length % LINE));
+            }
+            let sum = a.across(sum, |a, x, y| a.binary(Op::AddD, x, y));
+            let sum = a.binary(Op::MulD, sum, self.factor);
+            a.store_by(Op::StoreLane, Mem::at(sums, 0), sum);
+            a.add_imm(sums, ELEMENT);
+        };
+        let (whole, rest) = (self.k / self.group, self.k % self.group);
+        let count = a.imm(whole);
+        a.repeat(count, |a| group(a, self.group));
+        if rest > 0 {
+            group(a, rest);
+        }
+    }
+
+    /// Quantizes a row, and puts its scale.
+    fn quantize(&self, a: &mut Asm, scale_to: R) {
+        let lanes = a.isa.lanes();
+        // A vector of f32 from a k on, and the lanes that exist if not all do.
+        let vector = |a: &mut Asm, i: R, n: i64, exist: i64| -> (Mem, Option<M>) {
+            let mask = (exist < lanes).then(|| {
+                let exist = a.imm(exist);
+                a.first_lanes(exist)
+            });
+            (Mem::indexed(self.from, i, 4, n * LINE), mask)
+        };
+        let magnitude = a.vector_of(quantize::MAGNITUDE);
+        let most: [V; 4] = std::array::from_fn(|_| a.vector_of(0));
+        let raise = |a: &mut Asm, i: R, exist: i64| {
+            for (n, &most) in (0..).zip(&most) {
+                if exist > n * lanes {
+                    let (m, mask) = vector(a, i, n, exist - n * lanes);
+                    quantize::raise(a, most, m, mask, magnitude);
+                }
+            }
+        };
+        let (i, end) = (a.imm(0), a.imm(self.k));
+        a.each(i, end, LINE, |a| raise(a, i, LINE));
+        if self.k % LINE > 0 {
+            raise(a, i, self.k % LINE);
+        }
+        let (x, y) = (a.binary(Op::MaxD, most[0], most[1]), a.binary(Op::MaxD, most[2], most[3]));
+        let most = a.binary(Op::MaxD, x, y);
+        let most = a.across(most, |a, x, y| a.binary(Op::MaxD, x, y));
+        let most = a.splat(most);
+        let Ranges { scale, inverse, useful } = quantize::ranges(a, most);
+        a.store_by(Op::StoreLane, Mem::at(scale_to, 0), scale);
+
+        // Narrowing leaves in every 128 bits four bytes of each of four vectors.
+        let order = a.words(std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32));
+        let codes = |a: &mut Asm, i: R, exist: Option<i64>, byte: Option<V>| {
+            let exist = exist.unwrap_or(LINE);
+            let x: [V; 4] = std::array::from_fn(|n| {
+                let exist = exist - n as i64 * lanes;
+                if exist <= 0 {
+                    return a.vector_of(0);
+                }
+                let (m, mask) = vector(a, i, n as i64, exist);
+                quantize::code(a, m, mask, inverse, byte)
+            });
+            let (low, high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
+            let bytes = a.binary(if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high);
+            let order = a.vector_of(order);
+            a.binary(Op::PermPs, order, bytes)
+        };
+        let byte = a.vector_of(0xff);
+        let (careful, done) = (a.label(), a.label());
+        let useful = a.lane_bits(useful);
+        a.compare_imm(useful, 0);
+        a.jump_if(Cond::Eq, careful);
+        self.bytes(a, |a, i, exist| codes(a, i, exist, None));
+        a.jump(done);
+        a.bind(careful);
+        self.bytes(a, |a, i, exist| codes(a, i, exist, Some(byte)));
+        a.bind(done);
+    }
+}
