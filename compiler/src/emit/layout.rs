@@ -9,18 +9,18 @@ use super::x86;
 use crate::kernel::gemm::{Format, Gemm};
 use crate::kernel::pack::{self, Pack};
 use crate::kernel::{Body, Buffer, Kernel, KernelId, Program};
-use cranelift_entity::{EntitySet, PrimaryMap};
+use cranelift_entity::PrimaryMap;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kernels of a program as a CPU variant has them.
 pub fn kernels<'a>(program: &'a Program, cpu: &Cpu) -> Cow<'a, PrimaryMap<KernelId, Kernel>> {
-    let rows = if cpu.wide.is_some_and(|w| w.matrix_tiles()) { kernels_with_rows(program) } else { EntitySet::new() };
+    let rows = if cpu.wide.is_some_and(|w| w.matrix_tiles()) { kernels_with_rows(program) } else { BTreeSet::new() };
     if rows.is_empty() {
         return Cow::Borrowed(&program.kernels);
     }
     let mut kernels = program.kernels.clone();
-    for id in rows.keys() {
+    for id in rows {
         match &mut kernels[id].body {
             Body::Pack(p) => p.pitch = p.k.as_const().map(pack::pitch),
             Body::Gemm(g) => g.left_pitch = g.k.as_const().map(|k| pack::pitch(k) / 4),
@@ -40,8 +40,8 @@ fn operand(kernel: &Kernel) -> Option<[u32; 2]> {
 }
 
 /// The kernels whose packed operand stays in rows: of those that can have it so, those whose operand no other kernel touches.
-fn kernels_with_rows(program: &Program) -> EntitySet<KernelId> {
-    let mut rows = EntitySet::new();
+fn kernels_with_rows(program: &Program) -> BTreeSet<KernelId> {
+    let mut rows = BTreeSet::new();
     for (id, kernel) in program.kernels.iter() {
         if operand(kernel).is_some() && x86::takes_rows(kernel) {
             rows.insert(id);
@@ -60,14 +60,14 @@ fn kernels_with_rows(program: &Program) -> EntitySet<KernelId> {
     loop {
         let out: Vec<KernelId> = users
             .values()
-            .filter(|users| users.iter().any(|&(kernel, packed)| !(packed && rows.contains(kernel))))
-            .flat_map(|users| users.iter().filter(|&&(kernel, packed)| packed && rows.contains(kernel)).map(|u| u.0))
+            .filter(|users| users.iter().any(|&(kernel, packed)| !(packed && rows.contains(&kernel))))
+            .flat_map(|users| users.iter().filter(|&&(kernel, packed)| packed && rows.contains(&kernel)).map(|u| u.0))
             .collect();
         if out.is_empty() {
             return rows;
         }
         for id in out {
-            rows.remove(id);
+            rows.remove(&id);
         }
     }
 }
