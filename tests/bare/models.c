@@ -170,7 +170,7 @@ static void run(int number, const char *variant) {
     }
 }
 
-static const char *const variants[] = {"baseline", "avx2", "avxvnni", "avx512vnni", "z80"};
+static const char *const variants[] = {"baseline", "avx2", "avxvnni", "avx512vnni", "amx", "z80"};
 #define VARIANTS (int)(sizeof variants / sizeof *variants)
 
 static void answer(int status, const entry *e, const context *ctx) {

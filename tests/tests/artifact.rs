@@ -527,7 +527,7 @@ fn equal_compilations_give_equal_bytes() {
     let text = |name: &str| String::from_utf8(emitted[0].iter().find(|(n, _)| n == name).unwrap().1.clone()).unwrap();
     for name in ["m.clif", "m.s"] {
         let listing = text(name);
-        for wanted in ["softmax", "avx2, avxvnni, avx512vnni", "m_run_parallel"] {
+        for wanted in ["softmax", "avx2, avxvnni, avx512vnni, amx", "m_run_parallel"] {
             assert!(listing.contains(wanted) || !cfg!(target_arch = "x86_64"), "{name} has no {wanted}:\n{listing}");
         }
     }

@@ -9,8 +9,8 @@
 
 use super::clif::target::{Cpu, Wide};
 use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, edi, edx, esi, r8d, r9, r9d, r10d, r11, r11d, rax, rbx};
-use tfc_runtime::cpu::{ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA};
 use iced_x86::{BlockEncoderOptions, IcedError};
+use tfc_runtime::cpu::{ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA};
 
 /// An instruction set extension, numbered by its bit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -217,11 +217,8 @@ fn kernels(e: &mut Emitter, symbols: &Symbols, candidate: usize) -> Result<(), E
     table.set_align(8);
     e.sizes.kernels = vec![vec![]; e.cpus.len()];
     // Only the compiler's choice differs between variants by more than the code.
-    let kernels: Vec<_> = e
-        .cpus
-        .iter()
-        .map(|cpu| if candidate == 0 { layout::kernels(e.program, cpu) } else { Cow::Borrowed(&e.program.kernels) })
-        .collect();
+    let kernels: Vec<_> =
+        e.cpus.iter().map(|cpu| if candidate == 0 { layout::kernels(e.program, cpu) } else { Cow::Borrowed(&e.program.kernels) }).collect();
     for id in e.program.kernels.keys() {
         let mut shared: Vec<Shared> = vec![];
         for (i, cpu) in e.cpus.iter().enumerate() {

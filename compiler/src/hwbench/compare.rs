@@ -3,10 +3,10 @@
 
 use super::machine::{Bound, Load, Machine};
 use crate::emit::candidates::{Candidate, candidates};
-use crate::emit::layout;
 use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;
 use crate::emit::jit::{self, JitError, JitOptions, WeightFile};
+use crate::emit::layout;
 use crate::emit::module::EmitError;
 use crate::kernel::Program;
 use crate::profile::{self, Row};

@@ -257,17 +257,16 @@ mod tests {
             let from = Rows { buffer: 0, batch: vec![extent(matrix, t)], row: extent(row, u && row != 1), k: extent(k, u && k != 1) };
             let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
             let form = Form::Quantize { scales: 2, sums };
-            let body =
-Pack {
-                    batch: vec![extent(self.batch, t)],
-                    m: extent(self.m, s),
-                    k: extent(self.k, t),
-                    tile: self.tile,
-                    from,
-                    to: 1,
-                    form,
-                    pitch: None,
-                };
+            let body = Pack {
+                batch: vec![extent(self.batch, t)],
+                m: extent(self.m, s),
+                k: extent(self.k, t),
+                tile: self.tile,
+                from,
+                to: 1,
+                form,
+                pitch: None,
+            };
             let buffers = [(Elem::F32, Use::Read), (Elem::I32, Use::Write), (Elem::F32, Use::Write), (Elem::I32, Use::Write)];
             let buffers = buffers.map(|(elem, usage)| BufferParam { elem, usage }).to_vec();
             (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)

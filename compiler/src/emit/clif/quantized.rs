@@ -285,9 +285,9 @@ fn finish(b: &mut KernelBuilder, q: &Quantized, pairs: &[Value], columns: Value,
 mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
+    use crate::emit::x86;
     use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
-    use crate::emit::x86;
     use crate::kernel::pack::{LINE, MATRIX_ROWS, SLACK, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use cranelift_entity::{EntityRef, PrimaryMap};
@@ -519,7 +519,7 @@ mod tests {
                 g.left_pitch = Some(pitch(self.k as i64) / 4);
                 let of_expr = g.exprs.values_mut().filter_map(|(e, _)| if let Expr::Load(a) = e { Some(a) } else { None });
                 let of_effect = g.effects.iter_mut().filter_map(|e| if let Effect::Store(a, _) = e { Some(a) } else { None });
-                of_expr.chain(of_effect).for_each(|a| drop(a.strides.remove(0)));
+                of_expr.chain(of_effect).for_each(|a| a.strides = a.strides.split_off(1));
             }
             kernel
         }
@@ -623,6 +623,15 @@ mod tests {
             for (m, symbolic) in [(16, false), (32, true), (48, false), (97, true), (200, false), (300, true)] {
                 Problem { bits, m, symbolic, n: 200, k: 130, ..SMALL }.check();
                 Problem { bits, m, symbolic, n: 100, k: 300, group: 64, ..SMALL }.check();
+            }
+            // Whole panels of whole steps, and all that sums may begin with.
+            for (zeros, row_zeros) in WAYS.into_iter().chain([(None, Zeros::None)]) {
+                Problem { bits, m: 40, n: 96, k: 128, zeros, row_zeros, ..SMALL }.check();
+            }
+            for k in [64, 128, 192, 1024] {
+                for (m, symbolic) in [(17, true), (31, false), (32, true), (33, false), (70, true)] {
+                    Problem { bits, m, k, symbolic: symbolic && k != 1024, n: 192, ..SMALL }.check();
+                }
             }
             // More chunks of columns than are multiplied at once.
             Problem { bits, m: 100, n: 400, k: 9000, ..SMALL }.check();

@@ -269,6 +269,13 @@ impl Asm {
         self.ins.push(Ins::Move { dst: dst.0, src: r.0 });
     }
 
+    /// `x, y = y, x`.
+    pub fn swap(&mut self, x: R, y: R) {
+        let before = self.copy(x);
+        self.copy_into(x, y);
+        self.copy_into(y, before);
+    }
+
     /// 64 bits of memory.
     pub fn load(&mut self, m: Mem) -> R {
         let r = self.r();

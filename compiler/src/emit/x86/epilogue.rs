@@ -21,6 +21,9 @@ enum Step {
     Register(R),
 }
 
+/// What is the same for all rows of a vector, and its scales.
+pub type Vector<'a> = (Evaluator<'a>, Option<V>);
+
 /// The epilogue of the rows of a task by a panel.
 pub struct Epilogue<'a> {
     g: &'a Gemm,
@@ -95,7 +98,7 @@ impl<'a> Epilogue<'a> {
     }
 
     /// What is the same for all rows of a vector, and its scales.
-    fn vector(&self, f: &mut Function, v: usize, lanes: Lanes) -> (Evaluator<'a>, Option<V>) {
+    fn vector(&self, f: &mut Function, v: usize, lanes: Lanes) -> Vector<'a> {
         let first = v as i64 * f.a.isa.lanes();
         let mut e = self.loads.clone();
         (e.index, e.lanes) = (Some((self.column, first)), lanes);
@@ -203,20 +206,57 @@ impl<'a> Epilogue<'a> {
         next: impl Fn(&mut Function, &S),
     ) {
         self.by_lanes(f, |f, lanes| {
-            let vectors: Vec<_> = lanes.iter().enumerate().map(|(v, &kind)| self.vector(f, v, kind)).collect();
+            let vectors = self.vectors(f, lanes);
             let (left, state) = (f.a.copy(rows), begin(f));
             let head = f.a.label();
             f.a.bind(head);
-            for (v, (e, scale)) in vectors.iter().enumerate() {
-                let sum = sum(f, &state, v);
-                self.store(f, e.clone(), &self.stores, sum, *scale);
-            }
+            self.row(f, &vectors, |f, v| sum(f, &state, v));
             next(f, &state);
-            self.advance(f, 1);
             f.a.add_imm(left, -1);
             f.a.compare_imm(left, 0);
             f.a.jump_if(Cond::Gt, head);
         });
+    }
+
+    /// What is the same for all rows of the vectors of a panel.
+    fn vectors(&self, f: &mut Function, lanes: &[Lanes]) -> Vec<Vector<'a>> {
+        lanes.iter().enumerate().map(|(v, &kind)| self.vector(f, v, kind)).collect()
+    }
+
+    /// What is the same for all rows of a panel whose lanes all exist.
+    pub fn whole(&self, f: &mut Function) -> Vec<Vector<'a>> {
+        let vectors = PANEL as i64 / f.a.isa.lanes();
+        self.vectors(f, &vec![Lanes::All; vectors as usize])
+    }
+
+    /// The next row, with sums that `sum` finds for a vector.
+    pub fn row(&self, f: &mut Function, vectors: &[Vector<'a>], sum: impl Fn(&mut Function, usize) -> Src) {
+        for (v, (e, scale)) in vectors.iter().enumerate() {
+            let sum = sum(f, v);
+            self.store(f, e.clone(), &self.stores, sum, *scale);
+        }
+        self.advance(f, 1);
+    }
+
+    /// The same with accesses that move on their own.
+    pub fn copy(&self, f: &mut Function) -> Epilogue<'a> {
+        let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
+        for base in self.accesses(&mut loads, &mut stores) {
+            base.at = f.a.copy(base.at);
+        }
+        Epilogue { loads, stores, steps: self.steps.clone(), fixed: self.fixed.clone(), ..*self }
+    }
+
+    /// Moves the accesses of a [copy](Epilogue::copy) back to where those of its original are.
+    pub fn return_to(&self, f: &mut Function, original: &Epilogue<'a>) {
+        let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
+        let (mut from_loads, mut from_stores) = (original.loads.clone(), original.stores.clone());
+        let from = original.accesses(&mut from_loads, &mut from_stores);
+        for ((base, from), step) in self.accesses(&mut loads, &mut stores).zip(from).zip(&self.steps) {
+            if !matches!(step, Step::Const(0)) {
+                f.a.copy_into(base.at, from.at);
+            }
+        }
     }
 
     /// Moves the accesses by some rows.

@@ -184,16 +184,8 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
             let row_zeros = row_zeros.map(|at| f.a.copy(at));
             let ints = ints.unwrap_or(tile_sums);
-            let o = quantized::Operands {
-                left: tile_left,
-                right,
-                columns,
-                row_sums,
-                group_sums: TILE_ROW,
-                row_zeros,
-                sums: tile_sums,
-                ints,
-            };
+            let o =
+                quantized::Operands { left: tile_left, right, columns, row_sums, group_sums: TILE_ROW, row_zeros, sums: tile_sums, ints };
             let in_registers = f.a.isa.evex();
             tiles(
                 f,

@@ -6,7 +6,7 @@
 //! steps. Panels of 8 bits are what tiles of columns are loaded from as they are. Nibbles become bytes a step ahead
 //! of their products, in a slot of two on the stack: vector instructions run beside those of tiles.
 
-use super::asm::{Asm, Cond, Mem, R, Tile};
+use super::asm::{Asm, Cond, Mem, R, Tile, V};
 use super::epilogue::Epilogue;
 use super::expr::Function;
 use super::gemm::ceil_div;
@@ -60,6 +60,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), panel_pitch: f.a.imm(PANEL_ROW) };
     let p = Scratch {
         sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
+        other_sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
         ints: if q.groups > 1 { Some(f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW)) } else { None },
         slots: f.a.scratch(2 * SLOT),
     };
@@ -126,6 +127,8 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
 struct Scratch {
     /// Sums of two tiles of rows by a panel: i32, or f32 with several groups.
     sums: R,
+    /// Those of the panel before.
+    other_sums: R,
     /// The i32 of a group, where there are several.
     ints: Option<R>,
     /// Two steps of a panel as bytes.
@@ -147,6 +150,38 @@ impl Product<'_> {
     /// Emits the product and the epilogue of `rows` rows, in `tiles` tiles, by all panels from one column to another.
     fn strip(&self, f: &mut Function, s: &Scratch, tiles: i64, (row, rows): (R, R), (column, columns_end): (R, R)) {
         let q = self.q;
+        let o = self.operands(f, s, row, column);
+        let column = f.a.copy(column);
+        if tiles == 2 && self.has_whole_panels() {
+            return self.panels_ahead(f, s, &o, (row, rows), (column, columns_end));
+        }
+        let head = f.a.label();
+        f.a.bind(head);
+        let scales = (q.groups == 1).then_some(o.columns);
+        let epilogue = Epilogue::new(f, self.g, &[row, column], columns_end, scales);
+        match q.groups {
+            1 => {
+                self.steps(&mut f.a, s, tiles, self.units, o.left, o.right);
+                self.store(&mut f.a, tiles, o.ints);
+                let begin_rows = |f: &mut Function| RowAt::new(&mut f.a, &o);
+                let sum = |f: &mut Function, at: &RowAt, v: usize| at.sum(&mut f.a, q, &o, v as i64).into();
+                epilogue.rows_of(f, rows, begin_rows, sum, |f, at| at.next(&mut f.a, q));
+            }
+            _ => {
+                self.groups(f, s, tiles, rows, &o);
+                epilogue.rows(f, o.sums, rows);
+            }
+        }
+        f.a.add_imm(o.right, self.units * q.unit_bytes());
+        f.a.add_imm(o.columns, q.groups * q.column_bytes());
+        f.a.add_imm(column, PANEL as i64);
+        f.a.compare(column, columns_end);
+        f.a.jump_if(Cond::Lt, head);
+    }
+
+    /// The operands of a row by a panel, in registers that may move.
+    fn operands(&self, f: &mut Function, s: &Scratch, row: R, column: R) -> Operands {
+        let q = self.q;
         let left = f.buffer(self.g.left.buffer);
         let before = f.a.times_imm(row, self.pitch);
         f.a.add_into(left, before);
@@ -160,42 +195,116 @@ impl Product<'_> {
             }
             RowZeros::None | RowZeros::Same => None,
         };
-        let panel_bytes = self.units * q.unit_bytes();
-        let column_bytes = q.groups * q.column_bytes();
-        let right = f.buffer(self.g.right.buffer);
         let by = f.a.imm(PANEL as i64);
         let (panel, _) = f.a.divide(column, by);
-        let before = f.a.times_imm(panel, panel_bytes);
+        let right = f.buffer(self.g.right.buffer);
+        let before = f.a.times_imm(panel, self.units * q.unit_bytes());
         f.a.add_into(right, before);
         let columns = f.buffer(q.columns);
-        let before = f.a.times_imm(panel, column_bytes);
+        let before = f.a.times_imm(panel, q.groups * q.column_bytes());
         f.a.add_into(columns, before);
-        let column = f.a.copy(column);
-
-        let head = f.a.label();
-        f.a.bind(head);
-        let scales = (q.groups == 1).then_some(columns);
-        let epilogue = Epilogue::new(f, self.g, &[row, column], columns_end, scales);
         let ints = s.ints.unwrap_or(s.sums);
-        let o = Operands { left, right, columns, row_sums, group_sums: ELEMENT, row_zeros, sums: s.sums, ints };
-        match q.groups {
-            1 => {
-                self.steps(&mut f.a, s, tiles, self.units, left, right);
-                self.store(&mut f.a, tiles, s.sums);
-                let begin_rows = |f: &mut Function| RowAt::new(&mut f.a, &o);
-                let sum = |f: &mut Function, at: &RowAt, v: usize| at.sum(&mut f.a, q, &o, v as i64).into();
-                epilogue.rows_of(f, rows, begin_rows, sum, |f, at| at.next(&mut f.a, q));
-            }
-            _ => {
-                self.groups(f, s, tiles, rows, &o);
-                epilogue.rows(f, s.sums, rows);
-            }
+        Operands { left, right, columns, row_sums, group_sums: ELEMENT, row_zeros, sums: s.sums, ints }
+    }
+
+    /// Whether all panels are whole steps of whole columns, with one group: then panels are multiplied without a break.
+    fn has_whole_panels(&self) -> bool {
+        self.q.groups == 1 && self.units % STEP == 0 && matches!(self.g.n, Extent::Const(n) if n % PANEL as i64 == 0)
+    }
+
+    /// Two tiles of rows by all panels from one column to another. The rows of a panel get their epilogue while the next
+    /// panel is multiplied, a few at every step: the units for tiles and those for vectors work at the same time.
+    fn panels_ahead(&self, f: &mut Function, s: &Scratch, o: &Operands, (row, rows): (R, R), (column, columns_end): (R, R)) {
+        let q = self.q;
+        let steps = self.units / STEP;
+        let step_bytes = STEP * q.unit_bytes();
+        let at_once = (2 * MATRIX_ROWS + steps - 1) / steps;
+        // The panel whose rows are next: its operands, its column, and how many rows are left.
+        let of_rows = Operands { columns: f.a.copy(o.columns), ..*o };
+        let column_of_rows = f.a.copy(column);
+        let first = Epilogue::new(f, self.g, &[row, column_of_rows], columns_end, Some(of_rows.columns));
+        let epilogue = first.copy(f);
+        let at = RowAt::new(&mut f.a, &of_rows);
+        let rows_left = f.a.imm(0);
+        let (sums, other_sums) = (f.a.copy(s.sums), f.a.copy(s.other_sums));
+        let (slot, other_slot) = (f.a.copy(s.slots), f.a.lea(Mem::at(s.slots, SLOT)));
+        // Behind the last step of all panels nothing is read.
+        let last = {
+            let Extent::Const(n) = self.g.n else { unreachable!("panels are whole") };
+            let begin = f.buffer(self.g.right.buffer);
+            let bytes = f.a.imm(n / PANEL as i64 * self.units * q.unit_bytes() - step_bytes);
+            f.a.plus(begin, bytes)
+        };
+        let right = f.a.copy(o.right);
+        if q.bits == 4 {
+            self.bytes(&mut f.a, Mem::at(right, 0), Mem::at(slot, 0), STEP);
         }
-        f.a.add_imm(right, panel_bytes);
-        f.a.add_imm(columns, column_bytes);
-        f.a.add_imm(column, PANEL as i64);
+
+        let (head, multiplied, exit) = (f.a.label(), f.a.label(), f.a.label());
+        f.a.bind(head);
+        let vectors = epilogue.whole(f);
+        let next_row = |f: &mut Function| {
+            epilogue.row(f, &vectors, |f, v| at.sum(&mut f.a, q, &of_rows, v as i64).into());
+            at.next(&mut f.a, q);
+        };
         f.a.compare(column, columns_end);
-        f.a.jump_if(Cond::Lt, head);
+        f.a.jump_if(Cond::Ge, multiplied);
+        SUMS.iter().flatten().for_each(|&t| f.a.zero_tile(t));
+        let (left, count) = (f.a.copy(o.left), f.a.imm(steps));
+        let step = f.a.label();
+        f.a.bind(step);
+        if q.bits == 4 {
+            let next = f.a.lea(Mem::at(right, step_bytes));
+            let next = f.a.min(next, last);
+            self.bytes(&mut f.a, Mem::at(next, 0), Mem::at(other_slot, 0), STEP);
+            self.step(&mut f.a, 2, Mem::at(left, 0), Mem::at(slot, 0));
+            f.a.swap(slot, other_slot);
+        } else {
+            self.fetch(&mut f.a, right, 0);
+            self.step(&mut f.a, 2, Mem::at(left, 0), Mem::at(right, 0));
+        }
+        f.a.add_imm(left, LINE);
+        f.a.add_imm(right, step_bytes);
+        let (no_rows, most) = (f.a.label(), f.a.imm(at_once));
+        let now = f.a.min(rows_left, most);
+        f.a.sub_into(rows_left, now);
+        f.a.compare_imm(now, 0);
+        f.a.jump_if(Cond::Le, no_rows);
+        let one = f.a.label();
+        f.a.bind(one);
+        next_row(f);
+        f.a.add_imm(now, -1);
+        f.a.compare_imm(now, 0);
+        f.a.jump_if(Cond::Gt, one);
+        f.a.bind(no_rows);
+        f.a.add_imm(count, -1);
+        f.a.compare_imm(count, 0);
+        f.a.jump_if(Cond::Gt, step);
+        self.store(&mut f.a, 2, other_sums);
+        f.a.bind(multiplied);
+
+        // What no step had room for: the rows of the last panel.
+        let (rest, done) = (f.a.label(), f.a.label());
+        f.a.compare_imm(rows_left, 0);
+        f.a.jump_if(Cond::Le, done);
+        f.a.bind(rest);
+        next_row(f);
+        f.a.add_imm(rows_left, -1);
+        f.a.compare_imm(rows_left, 0);
+        f.a.jump_if(Cond::Gt, rest);
+        f.a.bind(done);
+        f.a.compare(column, columns_end);
+        f.a.jump_if(Cond::Ge, exit);
+        f.a.swap(sums, other_sums);
+        epilogue.return_to(f, &first);
+        at.return_to(&mut f.a, &Operands { ints: sums, ..*o });
+        f.a.copy_into(rows_left, rows);
+        f.a.copy_into(column_of_rows, column);
+        f.a.copy_into(of_rows.columns, o.columns);
+        f.a.add_imm(o.columns, q.column_bytes());
+        f.a.add_imm(column, PANEL as i64);
+        f.a.jump(head);
+        f.a.bind(exit);
     }
 
     /// The f32 sums over several groups, in memory.
@@ -269,9 +378,7 @@ impl Product<'_> {
             let whole = units / STEP;
             let count = a.imm(whole);
             let step = |a: &mut Asm, n: i64| {
-                for line in (0..SLOT).step_by(LINE as usize) {
-                    a.prefetch(Mem::at(right, n * SLOT + line + AHEAD), false);
-                }
+                self.fetch(a, right, n * SLOT);
                 self.step(a, tiles, Mem::at(left, n * LINE), Mem::at(right, n * SLOT));
             };
             if whole > 0 {
@@ -301,6 +408,13 @@ impl Product<'_> {
         }
         let (behind, at) = if steps > 1 { (LINE, whole + 1) } else { (0, 0) };
         self.step(a, tiles, Mem::at(left, behind), slot(at));
+    }
+
+    /// Fetches a later step of a panel of 8 bits.
+    fn fetch(&self, a: &mut Asm, right: R, disp: i64) {
+        for line in (0..SLOT).step_by(LINE as usize) {
+            a.prefetch(Mem::at(right, disp + line + AHEAD), false);
+        }
     }
 
     /// Adds the products of a step of k: rows at `left`, units of a panel of bytes at `right`.
@@ -343,8 +457,17 @@ impl RowAt {
         RowAt { ints: a.copy(o.ints), row_sums: a.copy(o.row_sums), row_zeros: o.row_zeros.map(|at| a.copy(at)) }
     }
 
+    /// Back to the first row.
+    fn return_to(&self, a: &mut Asm, o: &Operands) {
+        a.copy_into(self.ints, o.ints);
+        a.copy_into(self.row_sums, o.row_sums);
+        if let (Some(at), Some(first)) = (self.row_zeros, o.row_zeros) {
+            a.copy_into(at, first);
+        }
+    }
+
     /// The `v`-th vector of its sums.
-    fn sum(&self, a: &mut Asm, q: &Quantized, o: &Operands, v: i64) -> super::asm::V {
+    fn sum(&self, a: &mut Asm, q: &Quantized, o: &Operands, v: i64) -> V {
         let of_row = Operands { row_sums: self.row_sums, row_zeros: self.row_zeros, ..*o };
         let x = begin(a, q, &of_row, 0, v * a.isa.lanes());
         a.binary(Op::AddD, x, Mem::at(self.ints, v * LINE))
