@@ -156,9 +156,11 @@ fn row_sums(b: &mut KernelBuilder, height: usize, tile: Value, units: Value, sum
 
 #[cfg(test)]
 mod tests {
+    use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
+    use crate::emit::x86;
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
-    use crate::kernel::pack::{Form, Pack, Rows, SLACK, Sums, pack};
+    use crate::kernel::pack::{Form, LINE, Pack, Rows, SLACK, Sums, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use proptest::prelude::*;
     use tfc_ir::types::Elem;
@@ -249,6 +251,7 @@ mod tests {
                 vec![0x77; batch * tiles * TILE_ROWS * groups * 4],
             ];
             for cpu in host_cpus() {
+                self.check_rows(&cpu, &from);
                 let mut buffers = empty.clone();
                 let run = Compiled::new(&kernel, &cpu);
                 assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
@@ -266,6 +269,49 @@ mod tests {
                         assert_eq!(i64::from(y), sum * factor, "{}: {self:?}: matrix {b}, row {r}, group {g}", cpu.name);
                     }
                 }
+            }
+        }
+    }
+
+    impl Bytes {
+        /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
+        fn check_rows(&self, cpu: &Cpu, from: &[i8]) {
+            let Bytes { m, k, group, factor, .. } = *self;
+            let (mut kernel, ints) = self.kernel();
+            let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
+            p.batch.clear();
+            p.from.batch.clear();
+            p.pitch = Some(pitch(k as i64));
+            if self.batch > 1 || !cpu.wide.is_some_and(|w| w.matrix_tiles()) || !x86::takes_rows(&kernel) {
+                return;
+            }
+            let (pitch, tiles, groups) = (pitch(k as i64) as usize, m.div_ceil(TILE_ROWS), k.div_ceil(group));
+            let mut buffers = [bytemuck::cast_slice(from).to_vec(), vec![0x77; m * pitch + 64], vec![0x77; tiles * TILE_ROWS * groups * 4]];
+            let run = Compiled::new(&kernel, cpu);
+            assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
+            assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+            let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[2]);
+            let rows: &[i8] = bytemuck::cast_slice(&buffers[1]);
+            for (r, row) in rows.chunks_exact(pitch).take(m).enumerate() {
+                let lines = k.next_multiple_of(LINE as usize);
+                assert_eq!(row[..k], from[r * k..][..k], "{}: {self:?}: row {r}", cpu.name);
+                assert!(row[k..lines].iter().all(|&x| x == 0), "{}: {self:?}: behind row {r}", cpu.name);
+                assert!(row[lines..].iter().all(|&x| x == 0x77), "{}: {self:?}: far behind row {r}", cpu.name);
+                for (g, values) in from[r * k..][..k].chunks(group).enumerate() {
+                    let sum: i64 = values.iter().map(|&x| i64::from(x)).sum();
+                    assert_eq!(i64::from(sums[r * groups + g]), sum * factor, "{}: {self:?}: row {r}, group {g}", cpu.name);
+                }
+            }
+            assert!(rows[m * pitch..].iter().all(|&x| x == 0x77), "{}: {self:?}: behind all rows", cpu.name);
+        }
+    }
+
+    #[test]
+    fn rows_of_every_length_have_sums() {
+        for (k, group) in [(4, 4), (60, 60), (64, 64), (68, 68), (128, 64), (200, 128), (260, 64), (768, 768), (772, 256)] {
+            for m in [1, 12, 13, 30] {
+                let bytes = Bytes { batch: 1, m, k, group, factor: -8, transposed: false, symbolic: false };
+                bytes.check(|i| (i.wrapping_mul(2_654_435_761) >> 9) as i8);
             }
         }
     }

@@ -413,6 +413,16 @@ mod tests {
     }
 
     #[test]
+    fn rows_of_every_length() {
+        for k in [1, 15, 16, 17, 63, 64, 65, 127, 128, 192, 200, 800] {
+            for sums in [(k, -8), (64, 1), (128, -128)] {
+                let case = Case { batch: 1, m: 14, k, tile: TILE_ROWS, order: Order::AlongK, sums: Some(sums), symbolic: [false; 3] };
+                case.check(wild(k));
+            }
+        }
+    }
+
+    #[test]
     fn halves_go_to_even_codes() {
         for order in [Order::AlongK, Order::AlongRows] {
             let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3] };
