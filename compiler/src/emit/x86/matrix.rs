@@ -3,15 +3,17 @@
 //! A tile is 16 rows of 64 bytes. Two tiles of rows of the left operand times two tiles of columns of a panel are
 //! added to four tiles of i32, [`STEP`] units of k at a time: `tdpbsud` multiplies 16 rows of 16 units with 16 units
 //! of 16 columns. The left operand stays in rows ([`kernel::pack`](crate::kernel::pack)), filled up with zeros to whole
-//! steps. Panels of 8 bits are what tiles of columns are loaded from as they are. Nibbles become bytes a step ahead
-//! of their products, in a slot of two on the stack: vector instructions run beside those of tiles.
+//! steps. Panels of 8 bits are what tiles of columns are loaded from as they are. So are those of 4 bits, whole bytes:
+//! products with them are the sums of the low nibbles and sixteen times those of the high ones. The low nibbles
+//! alone are taken out a step ahead of their products, to a slot of two on the stack: vector instructions run beside
+//! those of tiles.
 
-use super::asm::{Asm, Cond, Mem, R, Tile, V};
+use super::asm::{Asm, Cond, Mem, R, Signed, Tile, V};
 use super::epilogue::Epilogue;
 use super::expr::Function;
 use super::gemm::ceil_div;
 use super::isa::Op;
-use super::quantized::{Operands, begin, nibbles};
+use super::quantized::{Operands, begin, most_both};
 use super::tile::{AHEAD, LINE, by_height};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
@@ -23,7 +25,7 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// Units of k that a product of tiles sums up: those of a line of a row.
 const STEP: i64 = LINE / ELEMENT;
 
-/// Bytes of the units of a step of a panel of 8 bits.
+/// Bytes of a slot: the units of a step of a panel of 8 bits, or of the low nibbles and of whole bytes.
 const SLOT: i64 = STEP * PANEL_ROW;
 
 /// Sums: two tiles of rows by two of columns.
@@ -43,7 +45,8 @@ pub fn covers(g: &Gemm) -> bool {
     let Format::Quantized(q) = &g.format else { return false };
     // Displacements of rows have 32 bits.
     let most = i64::from(i32::MAX) / 64;
-    g.batch.is_empty() && matches!(g.k, Extent::Const(k) if (1..most).contains(&k)) && (q.groups == 1 || q.group % LINE == 0)
+    let sums_fit = |k: i64| q.bits == 8 || most_both((k.min(q.group) + 3) / 4);
+    g.batch.is_empty() && matches!(g.k, Extent::Const(k) if (1..most).contains(&k) && sums_fit(k)) && (q.groups == 1 || q.group % LINE == 0)
 }
 
 /// Emits the tasks of a product whose left operand is in rows.
@@ -56,8 +59,8 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let exit = f.a.label();
     f.a.compare(first, end);
     f.a.jump_if(Cond::Ge, exit);
-    f.a.configure_tiles();
-    let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), panel_pitch: f.a.imm(PANEL_ROW) };
+    f.a.configure_tiles([(MATRIX_ROWS, LINE); 8]);
+    let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), unit_pitch: f.a.imm(q.unit_bytes()) };
     let p = Scratch {
         sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
         other_sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
@@ -131,7 +134,7 @@ struct Scratch {
     other_sums: R,
     /// The i32 of a group, where there are several.
     ints: Option<R>,
-    /// Two steps of a panel as bytes.
+    /// What is made of two steps of a panel.
     slots: R,
 }
 
@@ -143,7 +146,8 @@ struct Product<'a> {
     /// Bytes from row to row of the left operand.
     pitch: i64,
     left_pitch: R,
-    panel_pitch: R,
+    /// Bytes from unit to unit of a panel.
+    unit_pitch: R,
 }
 
 impl Product<'_> {
@@ -237,7 +241,7 @@ impl Product<'_> {
         };
         let right = f.a.copy(o.right);
         if q.bits == 4 {
-            self.bytes(&mut f.a, Mem::at(right, 0), Mem::at(slot, 0), STEP);
+            self.low_nibbles(&mut f.a, Mem::at(right, 0), Mem::at(slot, 0), STEP);
         }
 
         let (head, multiplied, exit) = (f.a.label(), f.a.label(), f.a.label());
@@ -256,12 +260,12 @@ impl Product<'_> {
         if q.bits == 4 {
             let next = f.a.lea(Mem::at(right, step_bytes));
             let next = f.a.min(next, last);
-            self.bytes(&mut f.a, Mem::at(next, 0), Mem::at(other_slot, 0), STEP);
-            self.step(&mut f.a, 2, Mem::at(left, 0), Mem::at(slot, 0));
+            self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(other_slot, 0), STEP);
+            self.step(&mut f.a, 2, Mem::at(left, 0), [Mem::at(slot, 0), Mem::at(right, 0)]);
             f.a.swap(slot, other_slot);
         } else {
             self.fetch(&mut f.a, right, 0);
-            self.step(&mut f.a, 2, Mem::at(left, 0), Mem::at(right, 0));
+            self.step(&mut f.a, 2, Mem::at(left, 0), halves(Mem::at(right, 0)));
         }
         f.a.add_imm(left, LINE);
         f.a.add_imm(right, step_bytes);
@@ -352,9 +356,10 @@ impl Product<'_> {
 
     /// Stores the tiles of sums.
     fn store(&self, a: &mut Asm, tiles: i64, to: R) {
+        let pitch = a.imm(PANEL_ROW);
         for (r, sums) in (0..tiles).zip(SUMS) {
             for (c, sum) in (0..).zip(sums) {
-                a.store_tile(Mem::at(to, r * MATRIX_ROWS * PANEL_ROW + c * LINE), self.panel_pitch, sum);
+                a.store_tile(Mem::at(to, r * MATRIX_ROWS * PANEL_ROW + c * LINE), pitch, sum);
             }
         }
     }
@@ -373,75 +378,91 @@ impl Product<'_> {
             a.add_imm(left, n * LINE);
             a.add_imm(right, n * STEP * q.unit_bytes());
         };
+        let step_bytes = STEP * q.unit_bytes();
+        // Panels end with their last unit: only whole steps are loaded from them.
+        let whole = units / STEP;
+        let count = a.imm(whole);
         if q.bits == 8 {
-            // Panels end with their last unit: only whole steps are loaded from them.
-            let whole = units / STEP;
-            let count = a.imm(whole);
             let step = |a: &mut Asm, n: i64| {
-                self.fetch(a, right, n * SLOT);
-                self.step(a, tiles, Mem::at(left, n * LINE), Mem::at(right, n * SLOT));
+                self.fetch(a, right, n * step_bytes);
+                self.step(a, tiles, Mem::at(left, n * LINE), halves(Mem::at(right, n * step_bytes)));
             };
             if whole > 0 {
                 a.unrolled(count, 2, whole % 2 == 0, step, advance);
             }
             if whole < steps {
-                self.bytes(a, Mem::at(right, 0), slot(0), last);
-                self.step(a, tiles, Mem::at(left, 0), slot(0));
+                self.copy(a, Mem::at(right, 0), slot(0), last);
+                self.step(a, tiles, Mem::at(left, 0), halves(slot(0)));
             }
             return;
         }
-        let step_bytes = STEP * q.unit_bytes();
-        self.bytes(a, Mem::at(right, 0), slot(0), STEP.min(units));
+        self.low_nibbles(a, Mem::at(right, 0), slot(0), STEP.min(units));
         // All steps whose next one is whole.
-        let whole = (steps - 2).max(0);
+        let ahead = (steps - 2).max(0);
         let step = |a: &mut Asm, n: i64| {
-            self.bytes(a, Mem::at(right, (n + 1) * step_bytes), slot(n + 1), STEP);
-            self.step(a, tiles, Mem::at(left, n * LINE), slot(n));
+            self.low_nibbles(a, Mem::at(right, (n + 1) * step_bytes), slot(n + 1), STEP);
+            self.step(a, tiles, Mem::at(left, n * LINE), [slot(n), Mem::at(right, n * step_bytes)]);
         };
-        if whole > 0 {
-            let count = a.imm(whole);
-            a.unrolled(count, 2, whole % 2 == 0, step, advance);
+        if ahead > 0 {
+            let count = a.imm(ahead);
+            a.unrolled(count, 2, ahead % 2 == 0, step, advance);
         }
         if steps > 1 {
-            self.bytes(a, Mem::at(right, step_bytes), slot(whole + 1), last);
-            self.step(a, tiles, Mem::at(left, 0), slot(whole));
+            self.low_nibbles(a, Mem::at(right, step_bytes), slot(ahead + 1), last);
+            self.step(a, tiles, Mem::at(left, 0), [slot(ahead), Mem::at(right, 0)]);
         }
-        let (behind, at) = if steps > 1 { (LINE, whole + 1) } else { (0, 0) };
-        self.step(a, tiles, Mem::at(left, behind), slot(at));
+        let (behind, at) = if steps > 1 { (1, slot(ahead + 1)) } else { (0, slot(0)) };
+        let mut bytes = Mem::at(right, behind * step_bytes);
+        if whole < steps {
+            let copied = at.plus(SLOT / 2);
+            self.copy(a, bytes, copied, last);
+            bytes = copied;
+        }
+        self.step(a, tiles, Mem::at(left, behind * LINE), [at, bytes]);
     }
 
-    /// Fetches a later step of a panel of 8 bits.
+    /// Fetches the step of a panel of 8 bits that comes after the next.
     fn fetch(&self, a: &mut Asm, right: R, disp: i64) {
         for line in (0..SLOT).step_by(LINE as usize) {
-            a.prefetch(Mem::at(right, disp + line + AHEAD), false);
+            a.prefetch(Mem::at(right, disp + line + 2 * SLOT), false);
         }
     }
 
-    /// Adds the products of a step of k: rows at `left`, units of a panel of bytes at `right`.
-    fn step(&self, a: &mut Asm, tiles: i64, left: Mem, right: Mem) {
+    /// Adds the products of a step of k: rows at `left`, units of both tiles of columns at `right`.
+    fn step(&self, a: &mut Asm, tiles: i64, left: Mem, right: [Mem; 2]) {
         for (r, (rows, sums)) in (0..tiles).zip(ROWS.into_iter().zip(SUMS)) {
             a.load_tile(rows, left.plus(r * MATRIX_ROWS * self.pitch), self.left_pitch);
-            for (c, (columns, sum)) in (0..).zip(COLUMNS.into_iter().zip(sums)) {
+            for (c, (columns, sum)) in COLUMNS.into_iter().zip(sums).enumerate() {
                 if r == 0 {
-                    a.load_tile(columns, right.plus(c * LINE), self.panel_pitch);
+                    a.load_tile(columns, right[c], self.unit_pitch);
                 }
-                a.multiply_tiles(sum, rows, columns);
+                a.multiply_tiles(Signed::Rows, sum, rows, columns);
             }
         }
     }
 
-    /// Writes `units` units of a panel as bytes.
-    fn bytes(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
-        for u in 0..units {
-            let from = from.plus(u * self.q.unit_bytes());
-            let first = a.vector_of(from);
-            let both = if self.q.bits == 8 { [first, a.vector_of(from.plus(LINE))] } else { nibbles(a, first) };
-            a.prefetch(from.plus(AHEAD), false);
-            for (half, x) in (0..).zip(both) {
-                a.store_vector(to.plus(u * PANEL_ROW + half * LINE), x);
-            }
+    /// Takes the low nibbles out of `units` units of a panel.
+    fn low_nibbles(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
+        for at in (0..units).map(|u| u * LINE) {
+            let both = a.vector_of(from.plus(at));
+            let low = a.binary(Op::And, both, 0x0f0f_0f0f);
+            a.prefetch(from.plus(at + AHEAD), false);
+            a.store_vector(to.plus(at), low);
         }
     }
+
+    /// Copies `units` units of a panel.
+    fn copy(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
+        for at in (0..units * self.q.unit_bytes()).step_by(LINE as usize) {
+            let x = a.vector_of(from.plus(at));
+            a.store_vector(to.plus(at), x);
+        }
+    }
+}
+
+/// Both tiles of columns of a step of 8 bits.
+fn halves(at: Mem) -> [Mem; 2] {
+    [at, at.plus(LINE)]
 }
 
 /// A row of i32 in memory, and what its sums begin with.
@@ -469,8 +490,16 @@ impl RowAt {
     /// The `v`-th vector of its sums.
     fn sum(&self, a: &mut Asm, q: &Quantized, o: &Operands, v: i64) -> V {
         let of_row = Operands { row_sums: self.row_sums, row_zeros: self.row_zeros, ..*o };
-        let x = begin(a, q, &of_row, 0, v * a.isa.lanes());
-        a.binary(Op::AddD, x, Mem::at(self.ints, v * LINE))
+        let begin = begin(a, q, &of_row, 0, v * a.isa.lanes());
+        let sum = Mem::at(self.ints, v * LINE);
+        if q.bits == 8 || v == 0 {
+            return a.binary(Op::AddD, begin, sum);
+        }
+        // Of whole bytes, less the low nibbles.
+        let both = a.vector_of(sum);
+        let high = a.binary(Op::SubD, both, Mem::at(self.ints, 0));
+        let high = a.unary_imm(Op::SarD, high, 4);
+        a.binary(Op::AddD, high, begin)
     }
 
     /// The next row.
