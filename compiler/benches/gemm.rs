@@ -16,10 +16,12 @@ use target_lexicon::Triple;
 use tfc::emit::candidates::compile;
 use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
+use tfc::emit::layout;
 use tfc::hwbench::rates::Unit;
 use tfc::kernel::attention::{self, Attention, QUERY_TILE};
 use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack, packed_weights_len};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
+use tfc::kernel::pack::{MATRIX_ROWS, pitch};
 use tfc::kernel::work::Arithmetic;
 use tfc::kernel::{Body, BufferParam, Extent, Kernel, Use};
 use tfc_ir::scalar::Prim;
@@ -144,6 +146,8 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
     }
     let out = Access { buffer: 3, offset: Extent::Const(0), strides: strides(&[n as i64, 1]), dynamic: vec![] };
     let rows = m.div_ceil(TILE_ROWS) * TILE_ROWS;
+    // Tiles, or rows with what a last matrix tile reads behind them.
+    let left_bytes = (m + MATRIX_ROWS as usize) * pitch(k as i64) as usize;
     // Any bytes are codes; sums of rows are only added.
     let (format, parameters, left, right) = match weights {
         Weights::F32 => {
@@ -163,7 +167,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
                 row_zeros: RowZeros::None,
             };
             let parameters = vec![values(n * groups), values(rows * groups)];
-            (Format::Quantized(q), parameters, values(rows * k / 4), values(packed_weights_len(bits, k, n) / 4))
+            (Format::Quantized(q), parameters, values(left_bytes / 4), values(packed_weights_len(bits, k, n) / 4))
         }
     };
     let body = Gemm {
@@ -267,7 +271,10 @@ fn main() {
         }
         cases.push(("attention 12 x 128 x 64".into(), false, attention(12, 128)));
         cases.push(("attention 12 x 512 x 64".into(), false, attention(12, 512)));
-        for (name, integers, case) in cases {
+        for (name, integers, mut case) in cases {
+            if cpu.wide.is_some_and(|w| w.matrix_tiles()) {
+                case.kernel = layout::in_rows(&case.kernel).unwrap_or(case.kernel);
+            }
             let line = format!("{} {name}", cpu.name);
             if !wanted.iter().all(|w| line.contains(w.as_str())) {
                 continue;

@@ -158,7 +158,7 @@ fn row_sums(b: &mut KernelBuilder, height: usize, tile: Value, units: Value, sum
 mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::emit::x86;
+    use crate::emit::layout;
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{Form, LINE, Pack, Rows, SLACK, Sums, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -281,10 +281,8 @@ mod tests {
             let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
             p.batch.clear();
             p.from.batch.clear();
-            p.pitch = Some(pitch(k as i64));
-            if self.batch > 1 || !cpu.wide.is_some_and(|w| w.matrix_tiles()) || !x86::takes_rows(&kernel) {
-                return;
-            }
+            let in_rows = layout::in_rows(&kernel).filter(|_| self.batch == 1 && cpu.wide.is_some_and(|w| w.matrix_tiles()));
+            let Some(kernel) = in_rows else { return };
             let (pitch, tiles, groups) = (pitch(k as i64) as usize, m.div_ceil(TILE_ROWS), k.div_ceil(group));
             let mut buffers = [bytemuck::cast_slice(from).to_vec(), vec![0x77; m * pitch + 64], vec![0x77; tiles * TILE_ROWS * groups * 4]];
             let run = Compiled::new(&kernel, cpu);

@@ -202,7 +202,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
 mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::emit::x86;
+    use crate::emit::layout;
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -335,10 +335,8 @@ mod tests {
             let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
             p.batch.clear();
             p.from.batch.clear();
-            p.pitch = Some(pack::pitch(self.k as i64));
-            if self.batch > 1 || !cpu.wide.is_some_and(|w| w.matrix_tiles()) || !x86::takes_rows(&kernel) {
-                return;
-            }
+            let in_rows = layout::in_rows(&kernel).filter(|_| self.batch == 1 && cpu.wide.is_some_and(|w| w.matrix_tiles()));
+            let Some(kernel) = in_rows else { return };
             let (m, k, pitch) = (self.m, self.k, pack::pitch(self.k as i64) as usize);
             let (tiles, untouched) = (m.div_ceil(TILE_ROWS), 0x77);
             let mut buffers = [

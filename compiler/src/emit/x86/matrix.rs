@@ -40,13 +40,19 @@ const COLUMNS: [Tile; 2] = [Tile(6), Tile(7)];
 /// Bytes of weights that all rows are multiplied with before those behind: they stay in the second-level cache.
 const PASS: i64 = 512 * 1024;
 
-/// Whether a product that the wide emitter covers can be one of matrix tiles.
+/// Rows that take no longer without matrix tiles, which are as long for one row as for all.
+const FEW: i64 = 4;
+
+/// Whether a product that the wide emitter covers is one of matrix tiles. A single row has code of its own either way.
 pub fn covers(g: &Gemm) -> bool {
     let Format::Quantized(q) = &g.format else { return false };
     // Displacements of rows have 32 bits.
     let most = i64::from(i32::MAX) / 64;
     let sums_fit = |k: i64| q.bits == 8 || most_both((k.min(q.group) + 3) / 4);
-    g.batch.is_empty() && matches!(g.k, Extent::Const(k) if (1..most).contains(&k) && sums_fit(k)) && (q.groups == 1 || q.group % LINE == 0)
+    g.batch.is_empty()
+        && !matches!(g.m, Extent::Const(..=FEW))
+        && matches!(g.k, Extent::Const(k) if (1..most).contains(&k) && sums_fit(k))
+        && (q.groups == 1 || q.group % LINE == 0)
 }
 
 /// Emits the tasks of a product whose left operand is in rows.
