@@ -8,18 +8,13 @@
 //! With operands of 8 bits ([`Format::Bytes`]) both products are sums of products of integers.
 
 use super::Extent;
-use super::gemm::PANEL;
 use super::nest::Access;
-use super::pack;
 
 /// Rows of a query tile. A task is one tile of one head of one batch.
 pub const QUERY_TILE: usize = super::gemm::TILE_ROWS;
 
 /// Keys that a block of scores holds, a multiple of the panel width.
 pub const KEY_BLOCK: usize = 128;
-
-/// Bytes behind packed values of 8 bits that kernels may read: a matrix tile less a unit.
-pub const BYTES_SLACK: i64 = (pack::LINE / 4 - 1) * PANEL as i64 * 4;
 
 /// A key whose bias is so much less than the greatest bias that a query sees is hidden from it: its weight
 /// is 0, whatever its score, and emitters need not read it. No score of sensible operands makes up for it.

@@ -3,7 +3,7 @@
 use super::args::Args;
 use super::view::View;
 use super::{Scheduler, Source};
-use crate::kernel::attention::{Attention, BYTES_SLACK, Bytes, Format, QUERY_TILE};
+use crate::kernel::attention::{Attention, Bytes, Format, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
 use crate::kernel::pack::{Form, Pack, Rows, Sums};
 use crate::kernel::{Body, Use};
@@ -52,8 +52,6 @@ impl Scheduler {
         let (keys, values, format) = if rounded {
             let keys = self.byte_panels(&k, true, loc);
             let values = self.byte_panels(&v.transpose(&[0, 1, 3, 2]), false, loc);
-            // Products round the number of keys up.
-            self.provide_slack(values.view.buffer, BYTES_SLACK);
             let format = Format::Bytes(Bytes {
                 key_scales: args.buffer(&keys.scales, Use::Read),
                 key_sums: args.buffer(&keys.sums.expect("asked for"), Use::Read),

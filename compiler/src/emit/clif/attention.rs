@@ -513,7 +513,6 @@ mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
-    use crate::kernel::attention::BYTES_SLACK;
     use crate::kernel::gemm::pack;
     use crate::kernel::pack::{QuantizedRows, quantize};
     use crate::kernel::{Body, BufferParam, Kernel, Use};
@@ -701,9 +700,7 @@ mod tests {
                 let scales = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.scales).to_vec()).collect();
                 let sums = keys.iter().flat_map(|x| bytemuck::cast_slice(&x.sums).to_vec()).collect();
                 let [q, bias, out] = [q, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec());
-                let mut values_and_more: Vec<u8> = codes(&values);
-                values_and_more.resize(values_and_more.len() + BYTES_SLACK as usize, 0x77);
-                return vec![q, codes(&keys), values_and_more, bias, out, scales(&keys), sums, scales(&values)];
+                return vec![q, codes(&keys), codes(&values), bias, out, scales(&keys), sums, scales(&values)];
             }
             let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| key(g, j, x))).collect();
             let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| channel(g, x, j))).collect();

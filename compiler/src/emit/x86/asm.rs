@@ -36,19 +36,10 @@ pub enum Class {
     Mask,
 }
 
-/// A register of a matrix tile, by its number: eight of them, of up to 16 rows of 64 bytes. They have no virtual
+/// A register of a matrix tile, by its number: eight of them, all of 16 rows of 64 bytes. They have no virtual
 /// registers: a kernel gives each its part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile(pub u8);
-
-/// Which of two tiles that are multiplied has bytes with a sign.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Signed {
-    /// That of rows.
-    Rows,
-    /// That of columns.
-    Columns,
-}
 
 /// A place in memory: `base + index * scale + disp` in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -459,14 +450,12 @@ impl Asm {
 
     // Matrix tiles.
 
-    /// Gives all tiles their shapes, rows and bytes of a row, and clears them.
-    pub fn configure_tiles(&mut self, shapes: [(i64, i64); 8]) {
+    /// Gives all tiles their shape, and clears them.
+    pub fn configure_tiles(&mut self) {
         let mut bytes = [0u8; 64];
         bytes[0] = 1; // the palette
-        for (n, (rows, row_bytes)) in shapes.into_iter().enumerate() {
-            bytes[16 + 2 * n] = row_bytes as u8; // 16 bits each
-            bytes[48 + n] = rows as u8;
-        }
+        (16..32).step_by(2).for_each(|i| bytes[i] = 64); // bytes of a row, 16 bits each
+        (48..56).for_each(|i| bytes[i] = 16); // rows
         let shape = self.words(std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|b| bytes[4 * i + b]))));
         self.push(Code::VEX_Ldtilecfg_m512, First::Read, vec![Operand::Table(shape)]);
     }
@@ -495,15 +484,11 @@ impl Asm {
         self.push(Code::VEX_Tilestored_sibmem_tmm, First::Read, vec![Operand::Mem(rows), Operand::Tile(t)]);
     }
 
-    /// Adds to the i32 of a tile the products of the bytes of a tile, row by row, with those of one of which a row has
+    /// Adds to the i32 of a tile the products of a tile of `i8`, row by row, with one of `u8`, a row of which has
     /// units of four for each column.
-    pub fn multiply_tiles(&mut self, signed: Signed, sums: Tile, rows: Tile, columns: Tile) {
-        let code = match signed {
-            Signed::Rows => Code::VEX_Tdpbsud_tmm_tmm_tmm,
-            Signed::Columns => Code::VEX_Tdpbusd_tmm_tmm_tmm,
-        };
+    pub fn multiply_tiles(&mut self, sums: Tile, rows: Tile, columns: Tile) {
         let operands = [sums, rows, columns].map(Operand::Tile).to_vec();
-        self.push(code, First::Read, operands);
+        self.push(Code::VEX_Tdpbsud_tmm_tmm_tmm, First::Read, operands);
     }
 
     // Control flow.

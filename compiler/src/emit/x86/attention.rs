@@ -13,7 +13,7 @@ use super::expr::{Base, Evaluator, Function};
 use super::gemm::ceil_div;
 use super::isa::Op;
 use super::math;
-use super::tile::{self, LINE, Product};
+use super::tile::{self, Product};
 use crate::kernel::Extent;
 use crate::kernel::attention::{Attention, Bytes, Format, HIDDEN, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
@@ -114,10 +114,6 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
         threshold: f.a.scratch(width),
         powers_of_2: !rounded && a.bias.is_none(),
     };
-    let matrix_tiles = rounded && f.a.isa.matrix_tiles();
-    if matrix_tiles {
-        bytes::configure_tiles(&mut f.a, (a.depth + 3) / 4);
-    }
     f.tasks(begin, end, |f, task| {
         let t = decode(f, a, task);
         queries(f, a, &t, &s);
@@ -125,9 +121,6 @@ pub fn emit(f: &mut Function, a: &Attention, begin: R, end: R) {
         blocks(f, a, &t, &s);
         result(f, a, &t, &s);
     });
-    if matrix_tiles {
-        f.a.release_tiles();
-    }
 }
 
 fn decode(f: &mut Function, a: &Attention, task: R) -> Task {
@@ -297,7 +290,6 @@ fn blocks(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
         threshold(f, bias.at, t.seen[0], s);
     }
     let heights = match a.queries {
-        _ if s.factors.is_some() && f.a.isa.matrix_tiles() => vec![QUERY_TILE],
         Extent::Const(_) => tile::heights(a.queries),
         Extent::Param(_) => vec![1, 4, 8, QUERY_TILE],
     };
@@ -424,7 +416,6 @@ fn scores(f: &mut Function, a: &Attention, s: &Areas, k: &Keys, (rows, heights):
                 left_row: s.query_pitch,
                 right: panel,
                 units: count,
-                known_units: Some(k.rows),
                 multiple: k.rows,
                 columns,
                 begin: Some(f.a.lea(Mem::indexed(sums, key, 4, 0))),
@@ -475,7 +466,6 @@ fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights:
                 left_row: s.weight_pitch,
                 right: v.right,
                 units: v.count,
-                known_units: None,
                 multiple: v.multiple,
                 columns,
                 begin: None,
@@ -700,9 +690,6 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
     let (lanes, width) = (f.a.isa.lanes(), f.a.isa.bytes());
     let (scores, weights, totals, largest) = (f.a.copy(s.scores), f.a.copy(s.weights), f.a.copy(s.totals), f.a.copy(s.largest));
     let rows = f.a.copy(t.rows);
-    // Products of matrix tiles read whole ones.
-    let whole = ceil_div(f, padded, LINE);
-    let whole = f.a.times_imm(whole, LINE);
     f.a.repeat(rows, |f| {
         let m = f.broadcast(Mem::at(largest, 0));
         let parts: Vec<V> = (0..COLUMNS / lanes).map(|v| if v == 0 { f.vector_of(Mem::at(totals, 0)) } else { f.vector_of(0) }).collect();
@@ -725,10 +712,6 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
         };
         f.each(i, padded, COLUMNS, |f| (0..parts.len()).for_each(|v| add(f, v)));
         f.each(i, padded, lanes, |f| add(f, 0));
-        if s.factors.is_some() && f.isa.matrix_tiles() {
-            let none = f.vector_of(0);
-            f.each(i, whole, lanes, |f| f.store_by(Op::StoreXmm, Mem::indexed(weights, i, 1, 0), none));
-        }
         let total = combine(f, &parts, Op::AddPs);
         f.store_vector(Mem::at(totals, 0), total);
         f.add_imm(scores, SCORE_PITCH);

@@ -8,7 +8,7 @@
 //! alone are taken out a step ahead of their products, to a slot of two on the stack: vector instructions run beside
 //! those of tiles.
 
-use super::asm::{Asm, Cond, Mem, R, Signed, Tile, V};
+use super::asm::{Asm, Cond, Mem, R, Tile, V};
 use super::epilogue::Epilogue;
 use super::expr::Function;
 use super::gemm::ceil_div;
@@ -65,7 +65,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let exit = f.a.label();
     f.a.compare(first, end);
     f.a.jump_if(Cond::Ge, exit);
-    f.a.configure_tiles([(MATRIX_ROWS, LINE); 8]);
+    f.a.configure_tiles();
     let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), unit_pitch: f.a.imm(q.unit_bytes()) };
     let p = Scratch {
         sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
@@ -442,7 +442,7 @@ impl Product<'_> {
                 if r == 0 {
                     a.load_tile(columns, right[c], self.unit_pitch);
                 }
-                a.multiply_tiles(Signed::Rows, sum, rows, columns);
+                a.multiply_tiles(sum, rows, columns);
             }
         }
     }
