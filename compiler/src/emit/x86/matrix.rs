@@ -5,7 +5,7 @@
 //! of 16 columns. The left operand stays in rows ([`kernel::pack`](crate::kernel::pack)), filled up with zeros to whole
 //! steps. Panels of 8 bits are what tiles of columns are loaded from as they are. So are those of 4 bits, whole bytes:
 //! products with them are the sums of the low nibbles and sixteen times those of the high ones. The low nibbles
-//! alone are taken out a step ahead of their products, to a slot of two on the stack: vector instructions run beside
+//! alone are taken out some steps ahead of their products, to slots on the stack: vector instructions run beside
 //! those of tiles.
 
 use super::asm::{Asm, Cond, Mem, R, Tile, V};
@@ -36,6 +36,9 @@ const ROWS: [Tile; 2] = [Tile(4), Tile(5)];
 
 /// Tiles of columns.
 const COLUMNS: [Tile; 2] = [Tile(6), Tile(7)];
+
+/// Steps that low nibbles are ahead of their products.
+const AHEAD_STEPS: i64 = 2;
 
 /// Bytes of weights that all rows are multiplied with before those behind: they stay in the second-level cache.
 const PASS: i64 = 512 * 1024;
@@ -140,7 +143,7 @@ struct Scratch {
     other_sums: R,
     /// The i32 of a group, where there are several.
     ints: Option<R>,
-    /// What is made of two steps of a panel.
+    /// What is made of steps of a panel.
     slots: R,
 }
 
@@ -237,7 +240,7 @@ impl Product<'_> {
         let at = RowAt::new(&mut f.a, &of_rows);
         let rows_left = f.a.imm(0);
         let (sums, other_sums) = (f.a.copy(s.sums), f.a.copy(s.other_sums));
-        let (slot, other_slot) = (f.a.copy(s.slots), f.a.lea(Mem::at(s.slots, SLOT)));
+        let slots: Vec<R> = (0..AHEAD_STEPS + 1).map(|n| f.a.lea(Mem::at(s.slots, n * SLOT / 2))).collect();
         // Behind the last step of all panels nothing is read.
         let last = {
             let Extent::Const(n) = self.g.n else { unreachable!("panels are whole") };
@@ -247,7 +250,11 @@ impl Product<'_> {
         };
         let right = f.a.copy(o.right);
         if q.bits == 4 {
-            self.low_nibbles(&mut f.a, Mem::at(right, 0), Mem::at(slot, 0), STEP);
+            for (n, &slot) in (0..AHEAD_STEPS).zip(&slots) {
+                let next = f.a.lea(Mem::at(right, n * step_bytes));
+                let next = f.a.min(next, last);
+                self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(slot, 0), STEP);
+            }
         }
 
         let (head, multiplied, exit) = (f.a.label(), f.a.label(), f.a.label());
@@ -264,11 +271,13 @@ impl Product<'_> {
         let step = f.a.label();
         f.a.bind(step);
         if q.bits == 4 {
-            let next = f.a.lea(Mem::at(right, step_bytes));
+            let next = f.a.lea(Mem::at(right, AHEAD_STEPS * step_bytes));
             let next = f.a.min(next, last);
-            self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(other_slot, 0), STEP);
-            self.step(&mut f.a, 2, Mem::at(left, 0), [Mem::at(slot, 0), Mem::at(right, 0)]);
-            f.a.swap(slot, other_slot);
+            self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(slots[slots.len() - 1], 0), STEP);
+            self.step(&mut f.a, 2, Mem::at(left, 0), [Mem::at(slots[0], 0), Mem::at(right, 0)]);
+            for pair in slots.windows(2) {
+                f.a.swap(pair[0], pair[1]);
+            }
         } else {
             self.fetch(&mut f.a, right, 0);
             self.step(&mut f.a, 2, Mem::at(left, 0), halves(Mem::at(right, 0)));
