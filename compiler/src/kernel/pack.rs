@@ -123,7 +123,7 @@ pub const MATRIX_ROWS: i64 = 16;
 /// From row to row of a matrix of bytes that stays in rows, in bytes: an odd number of lines, so that the rows of a
 /// matrix tile are in different sets of a cache.
 pub fn pitch(k: i64) -> i64 {
-    ((k + LINE - 1) / LINE | 1) * LINE
+    (((k + LINE - 1) / LINE) | 1) * LINE
 }
 
 /// Elements of a packed left operand of units, in tiles or in rows, those included that a last matrix tile reads.
