@@ -84,7 +84,7 @@ fn write_header(o: &mut String, i: &Interface) -> std::fmt::Result {
 
     writeln!(o, "/* What {n}_init found out. It may be copied and moved; its contents are private. */")?;
     writeln!(o, "typedef struct {{\n    uint64_t opaque[{}];\n}} {n}_context;\n", abi::CONTEXT_BYTES / 8)?;
-    functions(o, n, i.outputs.is_empty())?;
+    functions(o, n, i.outputs.is_empty(), i.manifest.cpu_variants.iter().any(|v| v.name == "amx"))?;
     writeln!(o, "#ifdef __cplusplus\n}}\n#endif\n\n#endif")
 }
 
@@ -110,8 +110,15 @@ fn ports(o: &mut String, tensors: &[Tensor], qualifier: &str) -> std::fmt::Resul
     Ok(())
 }
 
-fn functions(o: &mut String, n: &str, no_outputs: bool) -> std::fmt::Result {
+fn functions(o: &mut String, n: &str, no_outputs: bool, matrix_tiles: bool) -> std::fmt::Result {
     let array = if no_outputs { "*out".into() } else { format!("out[{n}_OUTPUTS]") };
+    let tiles = match matrix_tiles {
+        true => {
+            "\n * Where that is the variant `amx`, Linux is asked for the use of matrix tiles: from then on the process can have\n \
+             * alternative signal stacks only if they have room for tiles (getauxval(AT_MINSIGSTKSZ))."
+        }
+        false => "",
+    };
     write!(
         o,
         "/* Runs fn(arg, begin, end) on ranges that cover 0 .. n once each, on any threads, and returns when all
@@ -119,7 +126,7 @@ fn functions(o: &mut String, n: &str, no_outputs: bool) -> std::fmt::Result {
 typedef void (*{n}_parallel_for)(void *user, int64_t n, void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
 
 /* Checks the weights (a whole weights file in memory, aligned to {n}_ALIGN: map it) and picks the best CPU
- * variant that runs here. The weights must stay where they are for as long as the context is in use. */
+ * variant that runs here. The weights must stay where they are for as long as the context is in use.{tiles} */
 int {n}_init({n}_context *ctx, const void *weights, size_t bytes);
 /* The same with the CPU variant of that name; NULL picks the best one. */
 int {n}_init_cpu({n}_context *ctx, const void *weights, size_t bytes, const char *variant);

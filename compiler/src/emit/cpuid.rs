@@ -4,11 +4,12 @@
 //! AMX only with AVX-512's.
 //!
 //! Linux keeps the matrix tiles of a process only if it was asked to (`arch_prctl(ARCH_REQ_XCOMP_PERM)`, see the
-//! kernel's `Documentation/arch/x86/xstate.rst`); using them without is a fault. So where the CPU has AMX and the
-//! kernel has enabled its state, the code asks, once for all threads, and sets the bit if the answer is yes.
+//! kernel's `Documentation/arch/x86/xstate.rst`); using them without is a fault. A function of its own asks, once for
+//! all threads, where a variant with tiles is about to be picked: from then on alternative stacks of signals have to
+//! have room for tiles, which nobody shall need who does not use them.
 
 use super::clif::target::{Cpu, Wide};
-use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, edi, edx, esi, r8d, r9, r9d, r10d, r11, r11d, rax, rbx};
+use iced_x86::code_asm::{CodeAssembler, cl, eax, ebx, ecx, edi, edx, esi, r8d, r9d, r10d, r11d, rax, rbx};
 use iced_x86::{BlockEncoderOptions, IcedError};
 use tfc_runtime::cpu::{ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA};
 
@@ -21,7 +22,7 @@ pub enum Feature {
     AvxVnni = 1,
     /// AVX-512 F, BW, CD, DQ, VL and VNNI.
     Avx512Vnni = 2,
-    /// AMX-TILE and AMX-INT8, with the permission to use them.
+    /// AMX-TILE and AMX-INT8; the permission to use them is another matter.
     Amx = 3,
 }
 
@@ -148,14 +149,6 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     a.and(edx, amx)?;
     a.cmp(edx, amx)?;
     a.jne(no_512)?;
-    a.mov(eax, ARCH_PRCTL)?;
-    a.mov(edi, ARCH_REQ_XCOMP_PERM)?;
-    a.mov(esi, XFEATURE_XTILEDATA)?;
-    a.mov(r9, r11)?; // a system call loses rcx and r11
-    a.syscall()?;
-    a.mov(r11, r9)?;
-    a.test(rax, rax)?;
-    a.jne(no_512)?;
     a.or(r11d, 1 << Feature::Amx as i32)?;
     a.set_label(&mut no_512)?;
     a.jmp(done)?;
@@ -173,31 +166,59 @@ pub fn x86_features() -> Result<Vec<u8>, IcedError> {
     Ok(encoded.inner.code_buffer)
 }
 
+/// Machine code of a function for Linux on x86-64, `fn() -> u64`: asks for the use of matrix tiles, and returns whether
+/// it is allowed. Clobbers only caller-saved registers.
+///
+/// # Errors
+/// When the assembler refuses an instruction: our bug.
+pub fn x86_permission() -> Result<Vec<u8>, IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    a.mov(eax, ARCH_PRCTL)?;
+    a.mov(edi, ARCH_REQ_XCOMP_PERM)?;
+    a.mov(esi, XFEATURE_XTILEDATA)?;
+    a.syscall()?;
+    a.xor(ecx, ecx)?;
+    a.test(rax, rax)?;
+    a.sete(cl)?;
+    a.mov(eax, ecx)?;
+    a.ret()?;
+    a.assemble(0)
+}
+
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
     use cranelift_codegen::ir::{AbiParam, types};
     use cranelift_module::{Linkage, Module};
 
-    #[test]
-    fn the_code_finds_what_the_standard_library_finds() {
+    /// What assembled code returns.
+    fn call(code: &[u8]) -> u64 {
         let builder = cranelift_jit::JITBuilder::new(cranelift_module::default_libcall_names()).unwrap();
         let mut module = cranelift_jit::JITModule::new(builder);
         let mut signature = module.make_signature();
         signature.returns.push(AbiParam::new(types::I64));
-        let id = module.declare_function("features", Linkage::Local, &signature).unwrap();
-        module.define_function_bytes(id, 16, &x86_features().unwrap(), &[]).unwrap();
+        let id = module.declare_function("code", Linkage::Local, &signature).unwrap();
+        module.define_function_bytes(id, 16, code, &[]).unwrap();
         module.finalize_definitions().unwrap();
         let address = module.get_finalized_function(id);
         // SAFETY: the code takes nothing, returns a word, and keeps to the C convention; the module is
         // alive.
         #[allow(unsafe_code, reason = "calling assembled code in this process")]
         let found = unsafe { std::mem::transmute::<*const u8, extern "C" fn() -> u64>(address)() };
-        assert_eq!(found, of_this_machine());
         // SAFETY: nothing runs the code any more.
         #[allow(unsafe_code, reason = "freeing assembled code")]
         unsafe {
             module.free_memory();
         }
+        found
+    }
+
+    #[test]
+    fn the_code_finds_what_the_standard_library_finds() {
+        let tiles = 1 << Feature::Amx as u32;
+        let found = call(&x86_features().unwrap());
+        assert_eq!(found & !tiles, of_this_machine() & !tiles);
+        let allowed = cfg!(target_os = "linux") && found & tiles != 0 && call(&x86_permission().unwrap()) != 0;
+        assert_eq!(allowed, Feature::Amx.is_here());
     }
 }

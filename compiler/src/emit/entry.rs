@@ -6,9 +6,10 @@
 //! per CPU variant, so that this code exists once. The arena begins with the status word and the
 //! argument block ([`ARENA_HEADER`]); the slots follow.
 
+use super::clif::target::{Cpu, Wide};
 use super::cpuid;
 use super::dims::DimEmitter;
-use super::module::{Emitter, Symbols};
+use super::module::{Asking, Emitter, Symbols};
 use crate::cost;
 use crate::kernel::{Step, Storage};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
@@ -98,8 +99,8 @@ pub fn define(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {
     let launch = launch(e)?;
     run_parallel(e, s, check, launch)?;
     run(e, s)?;
-    let features = super::module::features(e)?;
-    init_cpu(e, s, features)?;
+    let asking = super::module::asking(e)?;
+    init_cpu(e, s, asking)?;
     init(e, s)?;
     cpu_variant(e, s)?;
     status_string(e, s)?;
@@ -412,7 +413,7 @@ fn init(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {
     })
 }
 
-fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<(), ModuleError> {
+fn init_cpu(e: &mut Emitter, s: &Symbols, asking: Asking) -> Result<(), ModuleError> {
     let embedded = s.weights;
     define_function(e, s.init_cpu, |e, f| {
         let [ctx, file, bytes, name] = f.params[..] else { unreachable!("four parameters") };
@@ -427,14 +428,16 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<()
             None if e.weights.data_bytes == 0 => zero,
             None => check_weights(e, f, file, bytes),
         };
-        let supported = match features {
-            Some(id) => {
-                let id = e.module.declare_func_in_func(id, f.b.func);
-                let call = f.b.ins().call(id, &[]);
-                f.b.inst_results(call)[0]
-            }
+        let ask = |e: &mut Emitter, f: &mut Function, id: FuncId| {
+            let id = e.module.declare_func_in_func(id, f.b.func);
+            let call = f.b.ins().call(id, &[]);
+            f.b.inst_results(call)[0]
+        };
+        let supported = match asking.features {
+            Some(id) => ask(e, f, id),
             None => zero,
         };
+        let permission = |cpu: &Cpu| asking.permission.filter(|_| cpu.wide.is_some_and(Wide::matrix_tiles));
         let found = f.b.create_block();
         f.b.append_block_param(found, types::I64);
         let (named, best) = (f.b.create_block(), f.b.create_block());
@@ -448,6 +451,11 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<()
             f.b.switch_to_block(same);
             let lacks = lacking(f, supported, cpuid::required(cpu));
             f.bail_if(lacks, Status::CpuNotRunnable);
+            if let Some(id) = permission(cpu) {
+                let allowed = ask(e, f, id);
+                let denied = f.b.ins().icmp_imm_s(IntCC::Equal, allowed, 0);
+                f.bail_if(denied, Status::CpuNotRunnable);
+            }
             let i = f.int(i as i64);
             f.b.ins().jump(found, &[i.into()]);
             f.b.switch_to_block(next);
@@ -459,7 +467,15 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, features: Option<FuncId>) -> Result<()
             let next = f.b.create_block();
             let lacks = lacking(f, supported, cpuid::required(cpu));
             let i = f.int(i as i64);
-            f.b.ins().brif(lacks, next, &[], found, &[i.into()]);
+            if let Some(id) = permission(cpu) {
+                let may = f.b.create_block();
+                f.b.ins().brif(lacks, next, &[], may, &[]);
+                f.b.switch_to_block(may);
+                let allowed = ask(e, f, id);
+                f.b.ins().brif(allowed, found, &[i.into()], next, &[]);
+            } else {
+                f.b.ins().brif(lacks, next, &[], found, &[i.into()]);
+            }
             f.b.switch_to_block(next);
         }
         f.finish(Status::CpuTooOld);

@@ -6,7 +6,7 @@
 
 use super::candidates::{Candidate, candidates};
 use super::clif::code::Code;
-use super::clif::target::Cpu;
+use super::clif::target::{Cpu, Wide};
 use super::cpuid;
 use super::entry;
 use super::layout;
@@ -16,6 +16,7 @@ use cranelift_codegen::ir::{self, InstBuilder, Signature, Value, types};
 use cranelift_entity::EntityRef;
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
+use iced_x86::IcedError;
 use std::borrow::Cow;
 use tfc_runtime::abi::{self, entry_offset};
 use tfc_runtime::weights::Header;
@@ -254,17 +255,33 @@ fn kernels(e: &mut Emitter, symbols: &Symbols, candidate: usize) -> Result<(), E
         .map_err(|source| EmitError { what: "the kernel table".into(), source: Box::new(source) })
 }
 
-/// The function that asks the CPU, where a variant depends on the answer.
-pub(super) fn features(e: &mut Emitter) -> Result<Option<FuncId>, ModuleError> {
-    if e.cpus.iter().all(|c| cpuid::required(c) == 0) {
-        return Ok(None);
-    }
-    let sig = entry::signature(e, &[], Some(types::I64));
-    let id = e.local("features", &sig)?;
-    let code = cpuid::x86_features().expect("the instructions are valid");
-    e.module.define_function_bytes(id, 16, &code, &[])?;
-    e.sizes.glue += code.len() as u64;
-    Ok(Some(id))
+/// The functions that ask what can be used, where a variant depends on the answer.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Asking {
+    /// The features of the CPU.
+    pub features: Option<FuncId>,
+    /// The permission to use matrix tiles.
+    pub permission: Option<FuncId>,
+}
+
+/// Defines the functions that ask what can be used.
+pub(super) fn asking(e: &mut Emitter) -> Result<Asking, ModuleError> {
+    let mut define =
+        |what: &str, wanted: fn(&Cpu) -> bool, code: fn() -> Result<Vec<u8>, IcedError>| -> Result<Option<FuncId>, ModuleError> {
+            if !e.cpus.iter().any(wanted) {
+                return Ok(None);
+            }
+            let sig = entry::signature(e, &[], Some(types::I64));
+            let id = e.local(what, &sig)?;
+            let code = code().expect("the instructions are valid");
+            e.module.define_function_bytes(id, 16, &code, &[])?;
+            e.sizes.glue += code.len() as u64;
+            Ok(Some(id))
+        };
+    Ok(Asking {
+        features: define("features", |c| cpuid::required(c) != 0, cpuid::x86_features)?,
+        permission: define("permission", |c| c.wide.is_some_and(Wide::matrix_tiles), cpuid::x86_permission)?,
+    })
 }
 
 fn entry_data(e: &mut Emitter, s: &Symbols, options: &Options) -> Result<(), ModuleError> {
