@@ -40,7 +40,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
         if let Some(pitch) = p.pitch {
-            return rows_of_tile(f, p, from, (first, m), pitch);
+            return rows_of_tile(f, p, from, task, (first, m), pitch);
         }
         let k = match (p.form, p.k) {
             (Form::Floats, k) => f.extent(k),
@@ -106,8 +106,8 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     });
 }
 
-/// Packs the rows of a tile, from the `first` on, of a matrix of `m` rows that stay rows.
-fn rows_of_tile(f: &mut Function, p: &Pack, from: R, (first, m): (R, R), pitch: i64) {
+/// Packs the rows of a task, from the `first` on, of a matrix of `m` rows that stay rows.
+fn rows_of_tile(f: &mut Function, p: &Pack, from: R, task: R, (first, m): (R, R), pitch: i64) {
     let most = f.a.imm(TILE);
     let rows = f.a.minus(m, first);
     let rows = f.a.min(rows, most);
@@ -126,10 +126,6 @@ fn rows_of_tile(f: &mut Function, p: &Pack, from: R, (first, m): (R, R), pitch: 
     let sums = p.form.sums().expect("rows of bytes have sums");
     let k = p.k.as_const().expect("rows have known sizes");
     let units = f.a.imm((k + 3) / 4);
-    let (task, _) = {
-        let by = f.a.imm(TILE);
-        f.a.divide(first, by)
-    };
     let to_sums = sums_of_tile(f, TILE, units, &sums, task);
     rows::emit(f, p, (from, rows), to, scales, (to_sums, sums));
 }
