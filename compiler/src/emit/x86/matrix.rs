@@ -139,7 +139,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
 struct Scratch {
     /// Sums of two tiles of rows by a panel: i32, or f32 with several groups.
     sums: R,
-    /// Those of the panel before.
+    /// Those of the panel before, or i32 of the group before.
     other_sums: R,
     /// The i32 of a group, where there are several.
     ints: Option<R>,
@@ -326,7 +326,7 @@ impl Product<'_> {
         f.a.bind(exit);
     }
 
-    /// The f32 sums over several groups, in memory.
+    /// The f32 sums over several groups, in memory. The i32 of a group are converted while the next one is multiplied.
     fn groups(&self, f: &mut Function, s: &Scratch, tiles: i64, rows: R, o: &Operands) {
         let q = self.q;
         let a = &mut f.a;
@@ -336,15 +336,18 @@ impl Product<'_> {
         }
         let (left, right) = (a.copy(o.left), a.copy(o.right));
         let (columns, row_sums) = (a.copy(o.columns), a.copy(o.row_sums));
-        let o = &Operands { columns, row_sums, ..*o };
-        let group = |a: &mut Asm, units: i64| {
-            self.steps(a, s, tiles, units, left, right);
-            self.store(a, tiles, o.ints);
-            let scale = [0, 1].map(|v| a.vector_of(Mem::at(columns, v * LINE)));
-            let (at, sum, count) = (RowAt::new(a, o), a.copy(o.sums), a.copy(rows));
+        // The group that was multiplied last: its operands, and how many of its rows are to be converted.
+        let before = Operands { columns: a.copy(columns), row_sums: a.copy(row_sums), ints: a.copy(o.ints), ..*o };
+        let (other_ints, pending) = (a.copy(s.other_sums), a.imm(0));
+        let convert = |a: &mut Asm| {
+            let done = a.label();
+            a.compare_imm(pending, 0);
+            a.jump_if(Cond::Le, done);
+            let scale = [0, 1].map(|v| a.vector_of(Mem::at(before.columns, v * LINE)));
+            let (at, sum, count) = (RowAt::new(a, &before), a.copy(o.sums), a.copy(pending));
             a.repeat(count, |a| {
                 for (v, &scale) in scale.iter().enumerate() {
-                    let x = at.sum(a, q, o, v as i64);
+                    let x = at.sum(a, q, &before, v as i64);
                     let x = a.unary(Op::CvtDq2Ps, x);
                     let to = Mem::at(sum, v as i64 * LINE);
                     let total = a.fma(x, scale, to);
@@ -353,6 +356,16 @@ impl Product<'_> {
                 at.next(a, q);
                 a.add_imm(sum, PANEL_ROW);
             });
+            a.bind(done);
+        };
+        let group = |a: &mut Asm, units: i64| {
+            self.steps(a, s, tiles, units, left, right);
+            convert(a);
+            self.store(a, tiles, other_ints);
+            a.swap(before.ints, other_ints);
+            a.copy_into(before.columns, columns);
+            a.copy_into(before.row_sums, row_sums);
+            a.copy_into(pending, rows);
             a.add_imm(left, units * ELEMENT);
             a.add_imm(right, units * q.unit_bytes());
             a.add_imm(columns, q.column_bytes());
@@ -367,6 +380,7 @@ impl Product<'_> {
         if rest > 0 {
             group(a, rest);
         }
+        convert(a);
     }
 
     /// Stores the tiles of sums.
