@@ -60,8 +60,10 @@ pub fn covers(g: &Gemm) -> bool {
 
 /// Emits the tasks of a product whose left operand is in rows.
 ///
-/// Tasks are those of any product, but that groups of rows are whole tiles. Tasks that are neighbours are done
-/// together: of a chunk of columns, those of all groups of rows that are wanted; of all groups, those of several chunks.
+/// There are as many tasks as of any product, but groups of rows are whole tiles; and where there is an even number of
+/// groups, half as many take a panel each instead of a chunk: the more panels follow each other with the same rows,
+/// the better. Tasks that are neighbours are done together: of the same columns, those of all groups that are
+/// wanted; of all groups, those of several columns.
 pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let units = (g.k.as_const().expect("weights have known sizes") + 3) / 4;
     let pitch = g.left_pitch.expect("rows have a pitch") * ELEMENT;
@@ -78,13 +80,23 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
+    let panel_bytes = units * q.unit_bytes();
+    let chunk_panels = (CHUNK / PANEL) as i64;
+    let (width, most) = (f.a.imm(CHUNK as i64), f.a.imm((PASS / (panel_bytes * chunk_panels)).max(1)));
+    let odd = f.a.label();
+    let by = f.a.imm(chunk_panels);
+    let (shared, rest) = f.a.divide(groups, by);
+    f.a.compare_imm(rest, 0);
+    f.a.jump_if(Cond::Ne, odd);
+    f.a.copy_into(groups, shared);
+    f.a.imm_into(width, PANEL as i64);
+    f.a.imm_into(most, (PASS / panel_bytes).max(1));
+    f.a.bind(odd);
     let tiles = ceil_div(f, m, MATRIX_ROWS);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));
     let (tiles, _) = f.a.divide(up, groups);
     let height = f.a.times_imm(tiles, MATRIX_ROWS);
-    let chunk_bytes = units * q.unit_bytes() * (CHUNK / PANEL) as i64;
-    let most = f.a.imm((PASS / chunk_bytes).max(1));
 
     let task = f.a.copy(first);
     let head = f.a.label();
@@ -109,10 +121,14 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let rows = f.a.times(count, height);
     f.a.add_into(rows, row);
     let rows_end = f.a.min(rows, m);
-    let column = f.a.times_imm(chunk, CHUNK as i64);
-    let columns = f.a.times_imm(chunks, CHUNK as i64);
+    let column = f.a.times(chunk, width);
+    let columns = f.a.times(chunks, width);
     f.a.add_into(columns, column);
     let columns_end = f.a.min(columns, n);
+    // Of the last chunk there may be one panel only.
+    let next = f.a.label();
+    f.a.compare(column, columns_end);
+    f.a.jump_if(Cond::Ge, next);
     let heights: Vec<usize> = match g.m {
         Extent::Const(m) if m <= MATRIX_ROWS => vec![MATRIX_ROWS as usize],
         _ => vec![MATRIX_ROWS as usize, 2 * MATRIX_ROWS as usize],
@@ -129,6 +145,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     f.a.compare(row, rows_end);
     f.a.jump_if(Cond::Lt, strip);
 
+    f.a.bind(next);
     f.a.compare(task, end);
     f.a.jump_if(Cond::Lt, head);
     f.a.release_tiles();
