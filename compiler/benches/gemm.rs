@@ -272,7 +272,7 @@ fn main() {
         cases.push(("attention 12 x 128 x 64".into(), false, attention(12, 128)));
         cases.push(("attention 12 x 512 x 64".into(), false, attention(12, 512)));
         for (name, integers, mut case) in cases {
-            if cpu.wide.is_some_and(|w| w.matrix_tiles()) {
+            if cpu.matrix_tiles() {
                 case.kernel = layout::in_rows(&case.kernel).unwrap_or(case.kernel);
             }
             let line = format!("{} {name}", cpu.name);

@@ -6,7 +6,7 @@
 //! per CPU variant, so that this code exists once. The arena begins with the status word and the
 //! argument block ([`ARENA_HEADER`]); the slots follow.
 
-use super::clif::target::{Cpu, Wide};
+use super::clif::target::Cpu;
 use super::cpuid;
 use super::dims::DimEmitter;
 use super::module::{Asking, Emitter, Symbols};
@@ -437,7 +437,7 @@ fn init_cpu(e: &mut Emitter, s: &Symbols, asking: Asking) -> Result<(), ModuleEr
             Some(id) => ask(e, f, id),
             None => zero,
         };
-        let permission = |cpu: &Cpu| asking.permission.filter(|_| cpu.wide.is_some_and(Wide::matrix_tiles));
+        let permission = |cpu: &Cpu| asking.permission.filter(|_| cpu.matrix_tiles());
         let found = f.b.create_block();
         f.b.append_block_param(found, types::I64);
         let (named, best) = (f.b.create_block(), f.b.create_block());

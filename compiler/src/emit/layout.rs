@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 /// The kernels of a program as a CPU variant has them.
 pub fn kernels<'a>(program: &'a Program, cpu: &Cpu) -> Cow<'a, PrimaryMap<KernelId, Kernel>> {
-    let rows = if cpu.wide.is_some_and(|w| w.matrix_tiles()) { kernels_with_rows(program) } else { BTreeMap::new() };
+    let rows = if cpu.matrix_tiles() { kernels_with_rows(program) } else { BTreeMap::new() };
     if rows.is_empty() {
         return Cow::Borrowed(&program.kernels);
     }

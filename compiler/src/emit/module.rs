@@ -6,7 +6,7 @@
 
 use super::candidates::{Candidate, candidates};
 use super::clif::code::Code;
-use super::clif::target::{Cpu, Wide};
+use super::clif::target::Cpu;
 use super::cpuid;
 use super::entry;
 use super::layout;
@@ -280,7 +280,7 @@ pub(super) fn asking(e: &mut Emitter) -> Result<Asking, ModuleError> {
         };
     Ok(Asking {
         features: define("features", |c| cpuid::required(c) != 0, cpuid::x86_features)?,
-        permission: define("permission", |c| c.wide.is_some_and(Wide::matrix_tiles), cpuid::x86_permission)?,
+        permission: define("permission", Cpu::matrix_tiles, cpuid::x86_permission)?,
     })
 }
 

@@ -157,8 +157,7 @@ fn row_sums(b: &mut KernelBuilder, height: usize, tile: Value, units: Value, sum
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::emit::layout;
+    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{Form, LINE, Pack, Rows, SLACK, Sums, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -277,11 +276,8 @@ mod tests {
         /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
         fn check_rows(&self, cpu: &Cpu, from: &[i8]) {
             let Bytes { m, k, group, factor, .. } = *self;
-            let (mut kernel, ints) = self.kernel();
-            let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
-            p.batch.clear();
-            p.from.batch.clear();
-            let in_rows = layout::in_rows(&kernel).filter(|_| self.batch == 1 && cpu.wide.is_some_and(|w| w.matrix_tiles()));
+            let (kernel, ints) = self.kernel();
+            let in_rows = packing_in_rows(kernel, cpu).filter(|_| self.batch == 1);
             let Some(kernel) = in_rows else { return };
             let (pitch, tiles, groups) = (pitch(k as i64) as usize, m.div_ceil(TILE_ROWS), k.div_ceil(group));
             let mut buffers = [bytemuck::cast_slice(from).to_vec(), vec![0x77; m * pitch + 64], vec![0x77; tiles * TILE_ROWS * groups * 4]];

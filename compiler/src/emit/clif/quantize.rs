@@ -201,8 +201,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::emit::layout;
+    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -331,11 +330,8 @@ mod tests {
     impl Case {
         /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
         fn check_rows(&self, cpu: &Cpu, from: &[f32], expected: &QuantizedRows) {
-            let (mut kernel, ints) = self.kernel();
-            let Body::Pack(p) = &mut kernel.body else { unreachable!("it packs") };
-            p.batch.clear();
-            p.from.batch.clear();
-            let in_rows = layout::in_rows(&kernel).filter(|_| self.batch == 1 && cpu.wide.is_some_and(|w| w.matrix_tiles()));
+            let (kernel, ints) = self.kernel();
+            let in_rows = packing_in_rows(kernel, cpu).filter(|_| self.batch == 1);
             let Some(kernel) = in_rows else { return };
             let (m, k, pitch) = (self.m, self.k, pack::pitch(self.k as i64) as usize);
             let (tiles, untouched) = (m.div_ceil(TILE_ROWS), 0x77);

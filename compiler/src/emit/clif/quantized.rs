@@ -546,7 +546,7 @@ mod tests {
             let of_rows = self.kernel_of_rows();
             for cpu in host_cpus() {
                 self.check_kernel(&kernel, &ints, &cpu, &operands);
-                if let Some(of_rows) = of_rows.as_ref().filter(|_| cpu.wide.is_some_and(|w| w.matrix_tiles())) {
+                if let Some(of_rows) = of_rows.as_ref().filter(|_| cpu.matrix_tiles()) {
                     self.check_kernel(of_rows, &ints, &cpu, &self.buffers_of_rows(&operands));
                 }
             }

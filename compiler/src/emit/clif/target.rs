@@ -50,9 +50,6 @@ const AVX2: [&str; 11] = [
 /// Extensions of [`Wide::Avx512Vnni`] beyond [`Wide::Avx2`].
 const AVX512: [&str; 6] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"];
 
-/// Extensions of [`Wide::Amx`] beyond [`Wide::Avx2`].
-const AMX: [&str; 8] = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "amx-int8", "amx-tile"];
-
 /// What `--mcpu` accepts for x86-64 besides the names of variants: instruction set levels and families
 /// of CPUs, each with the best variant that all of its members run, or the best before it that the target has.
 /// Level 4 has no VNNI.
@@ -170,11 +167,18 @@ impl Cpu {
         names.extend(match self.wide {
             None | Some(Wide::Avx2) => &[][..],
             Some(Wide::AvxVnni) => &["avxvnni"],
-            Some(Wide::Avx512Vnni) => &AVX512,
-            Some(Wide::Amx) => &AMX,
+            Some(Wide::Avx512Vnni | Wide::Amx) => &AVX512,
         });
+        if self.matrix_tiles() {
+            names.extend(["amx-int8", "amx-tile"]);
+        }
         names.sort_unstable();
         names
+    }
+
+    /// Whether it has matrix tiles, and so operands of products in rows.
+    pub fn matrix_tiles(&self) -> bool {
+        self.wide.is_some_and(Wide::matrix_tiles)
     }
 
     fn is_x86(&self) -> bool {

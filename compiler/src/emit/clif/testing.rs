@@ -4,7 +4,8 @@ use super::code::Code;
 use super::kernel_functions;
 use super::target::Cpu;
 use crate::emit::candidates::compile;
-use crate::kernel::Kernel;
+use crate::emit::layout;
+use crate::kernel::{Body, Kernel};
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AbiParam, Signature};
 use target_lexicon::Triple;
@@ -42,6 +43,17 @@ pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> Code {
         let text: String = kernel_functions(kernel, cpu).iter().map(|f| f.display().to_string()).collect();
         panic!("{}: {e:?}\n{text}", cpu.name)
     })
+}
+
+/// The packing kernel of a single matrix that leaves rows, where a CPU variant has such.
+///
+/// # Panics
+/// When the kernel does not pack.
+pub fn packing_in_rows(mut kernel: Kernel, cpu: &Cpu) -> Option<Kernel> {
+    let Body::Pack(p) = &mut kernel.body else { panic!("it packs") };
+    p.batch.clear();
+    p.from.batch.clear();
+    layout::in_rows(&kernel).filter(|_| cpu.matrix_tiles())
 }
 
 /// A kernel compiled for the host.

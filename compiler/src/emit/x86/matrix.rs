@@ -427,13 +427,13 @@ impl Product<'_> {
         let step_bytes = STEP * q.unit_bytes();
         // Panels end with their last unit: only whole steps are loaded from them.
         let whole = units / STEP;
-        let count = a.imm(whole);
         if q.bits == 8 {
             let step = |a: &mut Asm, n: i64| {
                 self.fetch(a, right, n * step_bytes);
                 self.step(a, tiles, Mem::at(left, n * LINE), halves(Mem::at(right, n * step_bytes)));
             };
             if whole > 0 {
+                let count = a.imm(whole);
                 a.unrolled(count, 2, whole % 2 == 0, step, advance);
             }
             if whole < steps {
