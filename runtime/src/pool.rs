@@ -3,7 +3,9 @@
 //! The loops of a model are short (microseconds to milliseconds) and follow each other closely, so the
 //! way in and out of a loop must be cheap:
 //!
-//! - The thread that starts a loop works on it too. Ranges are handed out by one atomic counter.
+//! - The thread that starts a loop works on it too. Every thread has a share of the indices, the same part of each
+//!   loop, so that it finds in its own caches what it wrote in the loop before; it does its share range by range,
+//!   then helps with those of the others.
 //! - A loop is *open* from when its ranges are ready until none is left. A worker joins an open loop by
 //!   one compare-and-swap on [`Shared::state`]; the owner closes it and waits only for the workers
 //!   that joined. A worker that wakes up late costs nothing.
@@ -24,9 +26,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Ranges per thread into which a loop is split: several, so that a thread which is interrupted delays
-/// the loop by a part of its share only.
-const RANGES_PER_THREAD: u64 = 4;
 /// Pauses before an idle worker, or an owner whose workers are still busy, goes to sleep.
 const SPINS: u32 = 4000;
 /// The same when there are more threads than CPUs, where spinning takes time from the one waited for.
@@ -51,8 +50,8 @@ struct Shared {
     /// The loop. Written by its owner while `state` is closed and nobody is in it, read by workers that
     /// joined, and by the owner.
     job: UnsafeCell<Job>,
-    /// First index that no thread has taken.
-    next: AtomicU64,
+    /// What is left of the shares, one for each thread, that of the owner of the loop first.
+    shares: Box<[Share]>,
     /// A loop is running: held by its owner from before it opens the loop until all have left.
     busy: AtomicBool,
     /// Pauses before sleeping.
@@ -77,12 +76,28 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
+/// What is left of a share, alone in its lines of the caches.
+#[repr(align(128))]
+struct Share {
+    /// First index that no thread has taken; the end of the share if there is none.
+    next: AtomicU64,
+}
+
+impl Share {
+    /// Takes half of what is left up to `end`: ranges are long at first, and short where threads wait for the last
+    /// ones (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    fn take(&self, end: u64) -> Option<Range<u64>> {
+        let half = |begin: u64| begin + (end - begin).div_ceil(2);
+        let begin = self.next.fetch_update(Relaxed, Relaxed, |begin| (begin < end).then(|| half(begin))).ok()?;
+        Some(begin..half(begin))
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Job {
     f: RangeFn,
     arg: *mut c_void,
     n: u64,
-    step: u64,
 }
 
 impl Pool {
@@ -93,8 +108,8 @@ impl Pool {
         let threads = if threads == 0 { cpus } else { threads.min(JOINED as usize) };
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: UnsafeCell::new(Job { f: nothing, arg: std::ptr::null_mut(), n: 0, step: 1 }),
-            next: AtomicU64::new(0),
+            job: UnsafeCell::new(Job { f: nothing, arg: std::ptr::null_mut(), n: 0 }),
+            shares: (0..threads.max(1)).map(|_| Share { next: AtomicU64::new(0) }).collect(),
             busy: AtomicBool::new(false),
             spins: if threads <= cpus { SPINS } else { SPINS_OVERSUBSCRIBED },
             sleepers: AtomicUsize::new(0),
@@ -107,7 +122,7 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::new() };
         for i in 1..threads {
             let shared = pool.shared.clone();
-            pool.workers.push(std::thread::Builder::new().name(format!("tfc-{i}")).spawn(move || shared.work())?);
+            pool.workers.push(std::thread::Builder::new().name(format!("tfc-{i}")).spawn(move || shared.work(i))?);
         }
         Ok(pool)
     }
@@ -161,15 +176,17 @@ impl Pool {
             }
             return;
         }
-        let step = even_step(count, self.threads() as u64);
         // SAFETY: `busy` makes this thread the only owner, the loop is closed, and the previous owner
         // waited until all workers had left, so nobody reads `job`.
-        unsafe { *shared.job.get() = Job { f, arg, n: count, step } };
-        shared.next.store(0, Relaxed);
+        unsafe { *shared.job.get() = Job { f, arg, n: count } };
+        let threads = self.threads() as u64;
+        for (share, i) in shared.shares.iter().zip(0..) {
+            share.next.store(share_of(count, threads, i).start, Relaxed);
+        }
         let number = shared.state.load(Relaxed) & !(JOINED | OPEN);
         shared.state.store(number.wrapping_add(LOOP) | OPEN, SeqCst);
-        shared.wake(count.div_ceil(step) - 1);
-        shared.take_ranges();
+        shared.wake(count - 1);
+        shared.take_ranges(0);
         shared.close();
         shared.busy.store(false, Release);
     }
@@ -188,13 +205,13 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// The life of a worker.
-    fn work(&self) {
+    /// The life of the worker that begins with the share of this number.
+    fn work(&self, share: usize) {
         let mut last = 0;
         let mut idle = 0;
         while !self.stop.load(Relaxed) {
             if self.join(&mut last) {
-                self.take_ranges();
+                self.take_ranges(share);
                 self.leave();
                 idle = 0;
             } else if idle < self.spins {
@@ -227,21 +244,20 @@ impl Shared {
         false
     }
 
-    /// Works on the loop that this thread owns or has joined until no index is left.
-    fn take_ranges(&self) {
+    /// Works on the loop that this thread owns or has joined until no index is left: on its own share first, then on
+    /// those behind it.
+    fn take_ranges(&self, own: usize) {
         // SAFETY: the owner wrote the job before it opened the loop, joining acquires that, and it is
         // not written again before this thread has left.
         let job = unsafe { *self.job.get() };
-        loop {
-            // Each thread takes at most one range too many, of at most n/4: no overflow.
-            let begin = self.next.fetch_add(job.step, Relaxed);
-            if begin >= job.n {
-                return;
+        let threads = self.shares.len();
+        for i in (own..threads).chain(0..own) {
+            let share = share_of(job.n, threads as u64, i as u64);
+            while let Some(range) = self.shares[i].take(share.end) {
+                // SAFETY: the range is within 0..n, which fits i64, and nobody else gets it; the rest is what the
+                // caller of `run` promised.
+                unsafe { (job.f)(job.arg, range.start as i64, range.end as i64) };
             }
-            let end = (begin + job.step).min(job.n);
-            // SAFETY: the range is within 0..n, which fits i64, and nobody else gets it; the rest is what the
-            // caller of `run` promised.
-            unsafe { (job.f)(job.arg, begin as i64, end as i64) };
         }
     }
 
@@ -301,18 +317,11 @@ impl Shared {
     }
 }
 
-/// The length of the ranges of a loop of `count` indices: at most that of [`RANGES_PER_THREAD`] ranges for each
-/// thread, and of the lengths a little below it the one with which the busiest thread has least to do, if
-/// all indices take the same time.
-fn even_step(count: u64, threads: u64) -> u64 {
-    const TRIED: usize = 16;
-    let most = count.div_ceil(RANGES_PER_THREAD * threads);
-    let busiest = |step: &u64| {
-        let (ranges, rest) = (count / step, count % step);
-        if ranges.is_multiple_of(threads) { ranges / threads * step + rest } else { ranges.div_ceil(threads) * step }
-    };
-    // Of equals, the first is taken: longer ranges use caches better.
-    (most / 2 + 1..=most).rev().take(TRIED).min_by_key(busiest).unwrap_or(most)
+/// The indices of a loop of `n` that the `i`-th of `threads` threads begins with. Shares differ by at most one.
+fn share_of(n: u64, threads: u64, i: u64) -> Range<u64> {
+    let (each, rest) = (n / threads, n % threads);
+    let begin = |i: u64| i * each + i.min(rest);
+    begin(i)..begin(i + 1)
 }
 
 /// Nothing panics while it holds one of the pool's locks, so a poisoned one is as good as any.
@@ -369,14 +378,37 @@ mod tests {
     }
 
     #[test]
-    fn ranges_divide_the_work_evenly() {
-        // 18 and 72 divide by the usual number of ranges; of 66 the usual ranges of 9 would leave one thread 36.
-        assert_eq!([18, 72, 66, 1, 7].map(|n| even_step(n, 2)), [3, 9, 8, 1, 1]);
+    fn shares_divide_the_work_evenly() {
         for threads in 1..9 {
-            for n in (1..400).chain([1 << 40]) {
-                let step = even_step(n, threads);
-                assert!(step >= 1 && step <= n.div_ceil(RANGES_PER_THREAD * threads), "{n} by {threads}: {step}");
+            for n in (0..400).chain([1 << 40, i64::MAX as u64]) {
+                let shares: Vec<Range<u64>> = (0..threads).map(|i| share_of(n, threads, i)).collect();
+                assert_eq!((shares[0].start, shares.last().unwrap().end), (0, n));
+                assert!(shares.windows(2).all(|s| s[0].end == s[1].start), "{n} by {threads}: {shares:?}");
+                let lengths = shares.iter().map(|s| s.end - s.start);
+                assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 1, "{n} by {threads}: {shares:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_thread_has_the_same_share_of_every_loop() {
+        let pool = Pool::new(2).unwrap();
+        let owner = std::thread::current().id();
+        for n in [8, 64, 640] {
+            // Nobody helps while both threads are at their first range, which is half of a share.
+            let arrived = AtomicUsize::new(0);
+            let first = Mutex::new(vec![]);
+            pool.for_each(n, |r| {
+                if arrived.fetch_add(1, SeqCst) < 2 {
+                    lock(&first).push((std::thread::current().id() == owner, r));
+                }
+                while arrived.load(SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+            });
+            let mut first = first.into_inner().unwrap();
+            first.sort_by_key(|(_, r)| r.start);
+            assert_eq!(first, [(true, 0..n / 4), (false, n / 2..n / 2 + n / 4)]);
         }
     }
 

@@ -60,10 +60,9 @@ pub fn covers(g: &Gemm) -> bool {
 
 /// Emits the tasks of a product whose left operand is in rows.
 ///
-/// There are as many tasks as of any product, but groups of rows are whole tiles; and where there is an even number of
-/// groups, half as many take a panel each instead of a chunk: the more panels follow each other with the same rows,
-/// the better. Tasks that are neighbours are done together: of the same columns, those of all groups that are
-/// wanted; of all groups, those of several columns.
+/// There are as many tasks as of any product, but groups of rows are whole tiles, and the tasks of a group are
+/// neighbours: rows, which are what threads write and read in turns, stay with a thread. Neighbours are done
+/// together: those of several columns by one group, or those of all columns by several groups.
 pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let units = (g.k.as_const().expect("weights have known sizes") + 3) / 4;
     let pitch = g.left_pitch.expect("rows have a pitch") * ELEMENT;
@@ -80,18 +79,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
-    let panel_bytes = units * q.unit_bytes();
-    let chunk_panels = (CHUNK / PANEL) as i64;
-    let (width, most) = (f.a.imm(CHUNK as i64), f.a.imm((PASS / (panel_bytes * chunk_panels)).max(1)));
-    let odd = f.a.label();
-    let by = f.a.imm(chunk_panels);
-    let (shared, rest) = f.a.divide(groups, by);
-    f.a.compare_imm(rest, 0);
-    f.a.jump_if(Cond::Ne, odd);
-    f.a.copy_into(groups, shared);
-    f.a.imm_into(width, PANEL as i64);
-    f.a.imm_into(most, (PASS / panel_bytes).max(1));
-    f.a.bind(odd);
+    let chunks = ceil_div(f, n, CHUNK as i64);
     let tiles = ceil_div(f, m, MATRIX_ROWS);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));
@@ -101,34 +89,34 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let task = f.a.copy(first);
     let head = f.a.label();
     f.a.bind(head);
-    let (chunk, group) = f.a.divide(task, groups);
-    let behind = f.a.minus(groups, group);
+    let (group, chunk) = f.a.divide(task, chunks);
+    let behind = f.a.minus(chunks, chunk);
     let left = f.a.minus(end, task);
     let count = f.a.min(behind, left);
-    let (chunks, done) = (f.a.imm(1), f.a.copy(count));
+    let (high, done) = (f.a.imm(1), f.a.copy(count));
     let partly = f.a.label();
-    f.a.compare(count, groups);
+    f.a.compare(count, chunks);
     f.a.jump_if(Cond::Ne, partly);
-    let (whole, _) = f.a.divide(left, groups);
-    let whole = f.a.min(whole, most);
-    f.a.copy_into(chunks, whole);
-    let all = f.a.times(chunks, groups);
+    let (whole, _) = f.a.divide(left, chunks);
+    f.a.copy_into(high, whole);
+    let all = f.a.times(high, chunks);
     f.a.copy_into(done, all);
     f.a.bind(partly);
     f.a.add_into(task, done);
 
-    let row = f.a.times(group, height);
-    let rows = f.a.times(count, height);
-    f.a.add_into(rows, row);
+    let first_row = f.a.times(group, height);
+    let rows = f.a.times(high, height);
+    f.a.add_into(rows, first_row);
     let rows_end = f.a.min(rows, m);
-    let column = f.a.times(chunk, width);
-    let columns = f.a.times(chunks, width);
+    let column = f.a.times_imm(chunk, CHUNK as i64);
+    let columns = f.a.times_imm(count, CHUNK as i64);
     f.a.add_into(columns, column);
-    let columns_end = f.a.min(columns, n);
-    // Of the last chunk there may be one panel only.
-    let next = f.a.label();
-    f.a.compare(column, columns_end);
-    f.a.jump_if(Cond::Ge, next);
+    let last_column = f.a.min(columns, n);
+    let pass = f.a.label();
+    f.a.bind(pass);
+    let columns_end = f.a.lea(Mem::at(column, (PASS / (units * q.unit_bytes())).max(1) * PANEL as i64));
+    let columns_end = f.a.min(columns_end, last_column);
+    let row = f.a.copy(first_row);
     let heights: Vec<usize> = match g.m {
         Extent::Const(m) if m <= MATRIX_ROWS => vec![MATRIX_ROWS as usize],
         _ => vec![MATRIX_ROWS as usize, 2 * MATRIX_ROWS as usize],
@@ -144,8 +132,10 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     f.a.add_imm(row, 2 * MATRIX_ROWS);
     f.a.compare(row, rows_end);
     f.a.jump_if(Cond::Lt, strip);
+    f.a.copy_into(column, columns_end);
+    f.a.compare(column, last_column);
+    f.a.jump_if(Cond::Lt, pass);
 
-    f.a.bind(next);
     f.a.compare(task, end);
     f.a.jump_if(Cond::Lt, head);
     f.a.release_tiles();
