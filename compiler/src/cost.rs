@@ -10,6 +10,7 @@
 use crate::kernel::Body;
 use crate::kernel::attention;
 use crate::kernel::gemm::Format;
+use tfc_ir::dim::Dim;
 
 /// What the code of one CPU variant takes. A program is the same for all variants, so choices take the
 /// variant into account for which they matter most.
@@ -57,6 +58,12 @@ pub fn parallel_work(body: &Body) -> i64 {
     };
     let fastest = RATES.iter().map(unit).fold(f64::MAX, f64::min);
     (HANDOVERS * HANDOVER / fastest) as i64
+}
+
+/// The work of a nest in the units of packing, if the nest is part of it, by the variant that is done with it first.
+pub fn as_packing(work: &Dim) -> Dim {
+    let fastest = RATES.iter().map(|r| r.rows / r.nest).fold(f64::MIN, f64::max);
+    work.ceil_div(fastest as i64)
 }
 
 /// Products with up to this many rows, and a right operand that would have to be packed at run time, are

@@ -105,6 +105,7 @@ mod tests {
             k: Extent::Const(K),
             tile: TILE_ROWS,
             from: Rows { buffer: 0, batch: vec![], row: Extent::Const(K), k: Extent::Const(1) },
+            made_by: None,
             to: 1,
             form: Form::Quantize { scales: 3, sums: Some(Sums { buffer: 2, group: K, factor: -8 }) },
             pitch: None,

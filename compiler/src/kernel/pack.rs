@@ -9,6 +9,11 @@
 //! `ceil(k / 4)`; and their sums, which weights with a zero point need, are written too. Rows of f32 may be
 //! quantized to such rows while they are packed.
 //!
+//! # Made on the way
+//!
+//! What packs the rows of a single matrix may make them too, by a [`Nest`] with a task for each: the rows of a tile are
+//! made, then packed while they are in the nearest cache.
+//!
 //! # Rows
 //!
 //! Products by matrix tiles read rows of bytes as they are. For them a matrix stays in rows, [`pitch`] bytes apart: its
@@ -17,6 +22,7 @@
 
 use super::Extent;
 use super::gemm::TILE_ROWS;
+use super::nest::Nest;
 use tfc_ir::dim::Dim;
 
 /// A packing kernel. A task is one row tile of one matrix; tiles of a matrix are neighbours.
@@ -32,6 +38,8 @@ pub struct Pack {
     pub tile: usize,
     /// What is packed.
     pub from: Rows,
+    /// What writes it, unless it is there before: task `r` all of row `r`.
+    pub made_by: Option<Nest>,
     /// Buffer parameter of the packed matrices, contiguous.
     pub to: u32,
     /// What an element is.

@@ -93,6 +93,9 @@ pub fn of(program: &Program, step: &Step) -> Work {
             (batch * m * n * k, Some(arithmetic))
         }
         Body::Pack(pack) => {
+            if let Some(nest) = &pack.made_by {
+                touched.exprs(&nest.exprs, nest.stages.iter().flat_map(|s| &s.effects), &sizes(&nest.extents()));
+            }
             touched.all(pack.from.buffer);
             touched.all(pack.to);
             if let Form::Quantize { scales, .. } = pack.form {

@@ -115,6 +115,7 @@ impl Scheduler {
                 row: args.extent(&v.strides[2]),
                 k: args.extent(&v.strides[3]),
             },
+            made_by: None,
             to: args.buffer(&view, Use::Write),
             form: Form::Quantize {
                 scales: args.buffer(&scales, Use::Write),

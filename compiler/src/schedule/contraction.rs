@@ -291,6 +291,7 @@ impl Scheduler {
                 row: args.extent(&v.strides[rank - 1]),
                 k: args.extent(&v.strides[rank - 2]),
             },
+            made_by: None,
             to: args.buffer(&to, Use::Write),
             form: Form::Floats,
             pitch: None,

@@ -215,6 +215,7 @@ impl Scheduler {
                 row: args.extent(row),
                 k: args.extent(step),
             },
+            made_by: None,
             to: args.buffer(&packed, Use::Write),
             form: {
                 let buffer = written(&mut args, &sums);

@@ -16,6 +16,7 @@ mod contraction;
 pub mod exprs;
 mod group;
 mod left;
+mod made_rows;
 mod memory;
 mod movement;
 mod quantized;
@@ -78,6 +79,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         targets.push(s.buffer(Storage::Output(i as u32), ty));
     }
     s.graph(graph, sources, &targets, &Loc::default())?;
+    made_rows::join(&mut s.program);
     memory::drop_unread(&mut s.program, &s.temporaries);
     memory::plan(&mut s.program, &s.temporaries);
     Ok(s.program)

@@ -62,7 +62,10 @@ pub fn kernel_functions(kernel: &Kernel, cpu: &Cpu) -> Vec<Function> {
     let mut context = FunctionBuilderContext::new();
     let mut b = KernelBuilder::new(&mut function, &mut context, kernel, cpu);
     match &kernel.body {
-        Body::Nest(nest) => nest::emit(&mut b, nest),
+        Body::Nest(nest) => {
+            let (begin, end) = (b.begin, b.end);
+            nest::emit(&mut b, nest, begin, end);
+        }
         Body::Pack(pack) => pack::emit(&mut b, pack),
         Body::Gemm(gemm) => gemm::emit(&mut b, gemm),
         Body::Attention(attention) => attention::emit(&mut b, attention),

@@ -19,10 +19,9 @@ use cranelift_frontend::Variable;
 use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
 
-/// Emits the body of the function of a nest.
-pub fn emit(b: &mut KernelBuilder, nest: &Nest) {
+/// Emits the tasks of a nest from one to another.
+pub fn emit(b: &mut KernelBuilder, nest: &Nest, begin: Value, end: Value) {
     let emitter = Emitter::of(nest);
-    let (begin, end) = (b.begin, b.end);
     let odometer = Odometer::set(b, &nest.tasks, begin);
     let Some(tasks) = b.open_loop(begin, end, 1) else { return };
     let zero = b.int(0);

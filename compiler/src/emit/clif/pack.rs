@@ -2,7 +2,7 @@
 
 use super::gemm::{address, ceil_div, div_rem, rest, split};
 use super::tile::{self, Rows};
-use super::{KernelBuilder, LANES, MEM, quantize};
+use super::{KernelBuilder, LANES, MEM, nest, quantize};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
 use crate::kernel::pack::{Form, Pack, Sums};
@@ -26,6 +26,10 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let (matrix, tile) = div_rem(b, task.index, tiles);
     let first = b.times(tile, Extent::Const(height));
     let rows = rest(b, m, first, height);
+    if let Some(nest) = &p.made_by {
+        let end = b.f.ins().iadd(first, rows);
+        nest::emit(b, nest, first, end);
+    }
     let batch = split(b, matrix, &p.batch);
     let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
     let elements = if p.form == Form::Floats { k } else { ceil_div(b, k, 4) };
@@ -175,7 +179,17 @@ mod tests {
         };
         let (row, column) = if transposed { (1, m) } else { (k, 1) };
         let from = Rows { buffer: 0, batch: vec![extent(m * k)], row: extent(row), k: extent(column) };
-        let body = Pack { batch: vec![extent(batch)], m: extent(m), k: extent(k), tile, from, to: 1, form: Form::Floats, pitch: None };
+        let body = Pack {
+            batch: vec![extent(batch)],
+            m: extent(m),
+            k: extent(k),
+            tile,
+            from,
+            made_by: None,
+            to: 1,
+            form: Form::Floats,
+            pitch: None,
+        };
         let buffers = [Use::Read, Use::Write].map(|usage| BufferParam { elem: Elem::F32, usage }).to_vec();
         (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
     }

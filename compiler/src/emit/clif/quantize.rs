@@ -262,6 +262,7 @@ mod tests {
                 k: extent(self.k, t),
                 tile: self.tile,
                 from,
+                made_by: None,
                 to: 1,
                 form,
                 pitch: None,

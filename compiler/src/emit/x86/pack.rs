@@ -5,6 +5,7 @@ use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
 use super::gemm::ceil_div;
 use super::isa::Op;
+use super::nest;
 use super::quantize;
 use super::rows;
 use crate::kernel::gemm::TILE_ROWS;
@@ -18,7 +19,7 @@ const TILE: i64 = TILE_ROWS as i64;
 const TILE_ROW: i64 = TILE * ELEMENT;
 
 /// Whether this emitter can emit a packing kernel.
-pub fn covers(_: &Kernel, p: &Pack) -> bool {
+pub fn covers(kernel: &Kernel, p: &Pack) -> bool {
     // Bytes are packed by units, whose loads may not go beyond a row: rows are known to be whole units.
     let whole = match p.form {
         Form::Floats => true,
@@ -26,7 +27,8 @@ pub fn covers(_: &Kernel, p: &Pack) -> bool {
         Form::Quantize { .. } => true,
     };
     let together = p.from.row == Extent::Const(1) && !matches!(p.form, Form::Bytes(_));
-    whole && (p.from.k == Extent::Const(1) || together)
+    let made = p.made_by.as_ref().is_none_or(|nest| nest::covers(kernel, nest));
+    whole && made && (p.from.k == Extent::Const(1) || together)
 }
 
 /// Emits a packing kernel.
@@ -37,6 +39,11 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let tiles = ceil_div(f, m, height);
         let (matrix, tile) = f.a.divide(task, tiles);
         let first = f.a.times_imm(tile, height);
+        if let Some(nest) = &p.made_by {
+            let end = f.a.lea(Mem::at(first, height));
+            let end = f.a.min(end, m);
+            nest::emit(f, nest, first, end);
+        }
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
         if let Some(pitch) = p.pitch {

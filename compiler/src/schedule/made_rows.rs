@@ -1,0 +1,142 @@
+//! Rows that are packed where they are made. A nest that writes the rows of a left operand, a norm as a rule, and the kernel
+//! that packs them become one kernel: a loop less to share out between threads, and rows that are still in the nearest
+//! cache of the one that made them.
+
+use crate::cost;
+use crate::kernel::nest::{Access, Effect, Expr, Nest};
+use crate::kernel::pack::{Form, Pack, Rows, Sums};
+use crate::kernel::{Body, Buffer, BufferArg, Extent, Kernel, Program, Step, Use};
+use std::collections::HashMap;
+use tfc_ir::dim::Dim;
+use tfc_ir::types::Elem;
+
+/// Joins every kernel that packs rows with the nest that makes them, in the place of the nest, where that is possible.
+pub fn join(program: &mut Program) {
+    let mut ids = HashMap::new();
+    for at in 0..program.steps.len() {
+        let Some((maker, kernel, step)) = joined(program, at) else { continue };
+        let id = *ids.entry(kernel).or_insert_with_key(|kernel| program.kernels.push(kernel.clone()));
+        program.steps[maker] = Step { kernel: id, ..step };
+        // Without tasks it goes when the others have been looked at.
+        program.steps[at].tasks = Dim::from(0);
+    }
+    program.steps.retain(|s| !s.tasks.is(0));
+}
+
+/// The nest that makes the rows that a step packs, and what both are as one.
+fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
+    let step = &program.steps[at];
+    let Body::Pack(pack) = &program.kernels[step.kernel].body else { return None };
+    let from = &step.buffers[pack.from.buffer as usize];
+    let maker = (0..at).rev().find(|&i| uses(program, i).any(|(b, usage)| b == from.buffer && usage == Use::Write))?;
+    let made = &program.steps[maker];
+    let Body::Nest(nest) = &program.kernels[made.kernel].body else { return None };
+    let written: Vec<Buffer> = uses(program, at).filter(|(_, usage)| *usage == Use::Write).map(|(b, _)| b).collect();
+    let in_the_way = (maker..at).any(|i| uses(program, i).any(|(b, _)| written.contains(&b)));
+    if in_the_way || pack.made_by.is_some() || !is_plain(nest) || !makes(nest, made, pack, step) {
+        return None;
+    }
+
+    // Parameters of the nest, then those of the packing that are not among them.
+    let mut kernel = program.kernels[made.kernel].clone();
+    let mut joined = made.clone();
+    let ints: Vec<Extent> = step.ints.iter().map(|d| int(&mut joined.ints, d)).collect();
+    let extent = |e: Extent| match e {
+        Extent::Const(_) => e,
+        Extent::Param(p) => ints[p as usize],
+    };
+    let buffers: Vec<u32> = (0..)
+        .zip(&step.buffers)
+        .map(|(n, arg)| {
+            if n == pack.from.buffer {
+                return stored(nest, made, arg).expect("it makes the rows").buffer;
+            }
+            kernel.buffers.push(program.kernels[step.kernel].buffers[n as usize]);
+            joined.buffers.push(arg.clone());
+            joined.buffers.len() as u32 - 1
+        })
+        .collect();
+    let buffer = |n: u32| buffers[n as usize];
+    let sums = |s: Sums| Sums { buffer: buffer(s.buffer), ..s };
+    kernel.ints = joined.ints.len() as u32;
+    kernel.body = Body::Pack(Pack {
+        batch: vec![],
+        m: extent(pack.m),
+        k: extent(pack.k),
+        tile: pack.tile,
+        from: Rows { buffer: buffer(pack.from.buffer), batch: vec![], row: extent(pack.from.row), k: extent(pack.from.k) },
+        made_by: Some(nest.clone()),
+        to: buffer(pack.to),
+        form: match pack.form {
+            Form::Floats => Form::Floats,
+            Form::Bytes(s) => Form::Bytes(sums(s)),
+            Form::Quantize { scales, sums: s } => Form::Quantize { scales: buffer(scales), sums: s.map(sums) },
+        },
+        pitch: None,
+    });
+    joined.tasks = step.tasks.clone();
+    joined.work = cost::as_packing(&made.work) + step.work.clone();
+    joined.loc = made.loc.join(&step.loc);
+    joined.label = format!("{}+{}", made.label, step.label);
+    Some((maker, kernel, joined))
+}
+
+/// The buffers of a step and what it does with them.
+fn uses(program: &Program, step: usize) -> impl Iterator<Item = (Buffer, Use)> {
+    let step = &program.steps[step];
+    program.kernels[step.kernel].buffers.iter().zip(&step.buffers).map(|(p, b)| (b.buffer, p.usage))
+}
+
+/// The integer parameter for a size.
+fn int(ints: &mut Vec<Dim>, d: &Dim) -> Extent {
+    let at = ints.iter().position(|i| i == d).unwrap_or_else(|| {
+        ints.push(d.clone());
+        ints.len() - 1
+    });
+    Extent::Param(at as u32)
+}
+
+/// Whether every emitter that packs can emit a nest as well: rows of f32, all of whose places are known.
+fn is_plain(nest: &Nest) -> bool {
+    nest.columns.is_none()
+        && nest.inner.len() == 1
+        && nest.exprs.values().all(|(e, elem)| {
+            *elem == Elem::F32
+                && match e {
+                    Expr::Load(a) => a.dynamic.is_empty(),
+                    Expr::CheckedIndex(..) => false,
+                    _ => true,
+                }
+        })
+}
+
+/// Where a nest stores what begins at an argument of a later step.
+fn stored<'a>(nest: &'a Nest, made: &Step, arg: &BufferArg) -> Option<&'a Access> {
+    let same = |b: &BufferArg| b.buffer == arg.buffer && b.offset == arg.offset;
+    nest.stages.iter().filter(|s| !s.once).flat_map(|s| &s.effects).find_map(|e| match e {
+        Effect::Store(to, _) if same(&made.buffers[to.buffer as usize]) => Some(to),
+        _ => None,
+    })
+}
+
+/// Whether task `r` of a nest writes all of row `r` of the one matrix that is packed.
+fn makes(nest: &Nest, made: &Step, pack: &Pack, step: &Step) -> bool {
+    let Some(to) = stored(nest, made, &step.buffers[pack.from.buffer as usize]) else { return false };
+    let of = |step: &Step, e: Extent| match e {
+        Extent::Const(n) => Dim::from(n),
+        Extent::Param(p) => step.ints[p as usize].clone(),
+    };
+    let [loops @ .., along_k] = &to.strides[..] else { return false };
+    let row_by_row = nest.tasks.iter().zip(loops).enumerate().all(|(l, (&extent, &stride))| {
+        let inside: Dim = nest.tasks[l + 1..].iter().map(|&e| of(made, e)).product();
+        extent == Extent::Const(1) || of(made, stride) == inside * of(step, pack.from.row)
+    });
+    pack.batch.is_empty()
+        && pack.from.k == Extent::Const(1)
+        && *along_k == Extent::Const(1)
+        && to.offset == Extent::Const(0)
+        && to.dynamic.is_empty()
+        && made.tasks == of(step, pack.m)
+        && of(made, nest.inner[0]) == of(step, pack.k)
+        && row_by_row
+}
