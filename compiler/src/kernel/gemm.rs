@@ -9,10 +9,10 @@
 //! # Tasks
 //!
 //! A task is a group of row tiles by [`CHUNK`] columns of one matrix; at the ends, what is left of them. As few
-//! groups as have at most [`GROUP_TILES`] tiles share the tiles evenly, see [`groups`]. The tasks of a matrix are
-//! neighbours, and so are either those of a chunk, which use the same columns of the right operand, or those of a group,
-//! which use the same rows: emitters choose. A single row still splits by columns. A task computes its elements in an
-//! order of its own, so results do not depend on how tasks are distributed.
+//! groups as have at most [`GROUP_TILES`] tiles share the tiles evenly, see [`groups`]. Task `t` is chunk `t % C` of group
+//! `t / C % R` of matrix `t / (C * R)`, with `C` chunks and `R` groups: neighbours use the same rows, which so stay in a
+//! near cache, and with the thread that wrote them; a single row still splits by columns. A task computes its elements in
+//! an order of its own, so results do not depend on how tasks are distributed.
 
 use super::Extent;
 use super::nest::{Effect, Expr, ExprId};

@@ -360,6 +360,20 @@ pub(super) fn is_product(op: &Op) -> bool {
     matches!(op, Op::Matmul(_) | Op::QuantizedMatmul(_))
 }
 
+/// The left operand of the f32 product that a node is, or has in its body.
+pub(super) fn left_of_product(node: &NodeData) -> Option<Value> {
+    match &node.op {
+        Op::Matmul(_) => Some(node.inputs[0]),
+        Op::Fused(op) => {
+            let body = &op.body.0;
+            let left = body.nodes().find(|(_, n)| matches!(n.op, Op::Matmul(_)))?.1.inputs[0];
+            let at = body.inputs().iter().position(|&v| v == left)?;
+            Some(node.inputs[at])
+        }
+        _ => None,
+    }
+}
+
 /// The stride of a product's operand along a batch axis of the result.
 fn stride(operand: &View, domain: &Shape, axis: usize) -> Dim {
     match (axis + operand.shape.rank()).checked_sub(domain.rank()) {

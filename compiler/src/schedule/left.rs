@@ -184,6 +184,23 @@ impl Scheduler {
         Some((Packed { view: p.left.clone(), strides: axes.iter().map(|&a| strides[a].clone()).collect() }, pitch))
     }
 
+    /// A place for f32 rows that only a product reads, with gaps between them, if it could not read them where they are
+    /// otherwise.
+    pub(super) fn place_with_gaps(&mut self, ty: &Type) -> Option<View> {
+        const LINE: i64 = 16;
+        let [.., m, k] = &ty.shape.0[..] else { return None };
+        let k = k.as_const()?;
+        let spread = |k: i64| gemm::spread(k.saturating_mul(4), m.as_const().unwrap_or(i64::MAX));
+        let pitch = (k / LINE + 2) * LINE;
+        if ty.elem != Elem::F32 || spread(k) || !spread(pitch) {
+            return None;
+        }
+        let mut shape = ty.shape.clone();
+        *shape.0.last_mut()? = Dim::from(pitch);
+        let all = self.temporary(&Type::new(Elem::F32, shape));
+        Some(View { shape: ty.shape.clone(), ..all })
+    }
+
     /// Packs a left operand.
     fn pack_left(&mut self, left: &View, zero: Option<&View>, key: Key, label: &str, loc: &Loc) -> Shared {
         let [batch @ .., m, k] = &key.sizes[..] else { unreachable!("rows and k are loops") };

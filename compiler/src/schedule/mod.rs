@@ -270,6 +270,9 @@ impl Scheduler {
         let uses = env.graph.use_counts();
         for (_, node) in env.graph.nodes().rev() {
             let alone = |v: Value, env: &Env| uses[v] == 1 && env.targets[v].is_none() && env.is_computed(v);
+            if let Some(x) = contraction::left_of_product(node).filter(|&x| alone(x, env)) {
+                env.targets[x] = self.place_with_gaps(env.graph.ty(x));
+            }
             let (x, y) = match node.inputs.first() {
                 Some(&x) => (x, node.outputs[0]),
                 None => continue,

@@ -76,8 +76,8 @@ impl Task {
         let (m, n) = (b.extent(g.m), b.extent(g.n));
         let (groups, height) = groups(b, g.m);
         let chunks = ceil_div(b, n, CHUNK as i64);
-        let (number, group) = div_rem(b, task, groups);
-        let (matrix, chunk) = div_rem(b, number, chunks);
+        let (number, chunk) = div_rem(b, task, chunks);
+        let (matrix, group) = div_rem(b, number, groups);
         let first_row = b.f.ins().imul(group, height);
         let first_column = b.times(chunk, Extent::Const(CHUNK as i64));
         Task {

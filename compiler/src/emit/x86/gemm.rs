@@ -88,7 +88,8 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let (groups, height) = groups(f, g.m);
     let chunks = ceil_div(f, n, CHUNK as i64);
-    let [matrix, group, chunk] = place(f, g, task, groups, chunks);
+    let (number, chunk) = f.a.divide(task, chunks);
+    let (matrix, group) = f.a.divide(number, groups);
     let first_row = f.a.times(group, height);
     let rows = f.a.minus(m, first_row);
     let rows = f.a.min(rows, height);
@@ -236,24 +237,6 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     f.a.add_imm(column, PANEL as i64);
     f.a.compare(column, columns_end);
     f.a.jump_if(Cond::Lt, panel);
-}
-
-/// The matrix, the group of rows and the chunk of columns that a task is. Neighbours, which a thread does one after the
-/// other, are the groups of a chunk, so that columns of f32 are read from far caches once; or the chunks of a group, where
-/// weights have few bits: rows are then what threads have to move, and a group stays with the one that wrote it.
-fn place(f: &mut Function, g: &Gemm, task: R, groups: R, chunks: R) -> [R; 3] {
-    match &g.format {
-        Format::Quantized(_) => {
-            let (number, chunk) = f.a.divide(task, chunks);
-            let (matrix, group) = f.a.divide(number, groups);
-            [matrix, group, chunk]
-        }
-        Format::F32 | Format::Dequantized(_) => {
-            let (number, group) = f.a.divide(task, groups);
-            let (matrix, chunk) = f.a.divide(number, chunks);
-            [matrix, group, chunk]
-        }
-    }
 }
 
 /// The most units of a single row that are brought together on the stack.

@@ -60,9 +60,8 @@ pub fn covers(g: &Gemm) -> bool {
 
 /// Emits the tasks of a product whose left operand is in rows.
 ///
-/// There are as many tasks as of any product, but groups of rows are whole tiles, and the tasks of a group are
-/// neighbours: rows, which are what threads write and read in turns, stay with a thread. Neighbours are done
-/// together: those of several columns by one group, or those of all columns by several groups.
+/// Tasks are those of any product, but groups of rows are whole tiles. Neighbours are done together: those of several
+/// columns by one group, or those of all columns by several groups.
 pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let units = (g.k.as_const().expect("weights have known sizes") + 3) / 4;
     let pitch = g.left_pitch.expect("rows have a pitch") * ELEMENT;
