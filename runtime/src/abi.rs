@@ -114,7 +114,8 @@ impl Context {
 pub type RangeFn = unsafe extern "C" fn(arg: *mut c_void, begin: i64, end: i64);
 
 /// `NAME_parallel_for`: splits `0..n` into ranges, calls `f(arg, begin, end)` so that every index is in
-/// exactly one range, on whichever threads, and returns when all calls have returned. `n` may be 0.
+/// exactly one range, on whichever threads, and returns when all calls have returned. `n` may be 0. A thread that gets the
+/// same part of every loop finds what it wrote before in its own caches.
 pub type ParallelForFn = unsafe extern "C" fn(user: *mut c_void, n: i64, f: RangeFn, arg: *mut c_void);
 
 /// `NAME_init`: checks the weights (a whole file, header included) and picks the best CPU variant.

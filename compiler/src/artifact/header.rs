@@ -122,7 +122,8 @@ fn functions(o: &mut String, n: &str, no_outputs: bool, matrix_tiles: bool) -> s
     write!(
         o,
         "/* Runs fn(arg, begin, end) on ranges that cover 0 .. n once each, on any threads, and returns when all
- * have returned. `user` is what was given to {n}_run_parallel. */
+ * have returned. `user` is what was given to {n}_run_parallel. Loops are faster where a thread gets the same
+ * part of 0 .. n in each: it finds what it wrote before in its own caches. */
 typedef void (*{n}_parallel_for)(void *user, int64_t n, void (*fn)(void *arg, int64_t begin, int64_t end), void *arg);
 
 /* Checks the weights (a whole weights file in memory, aligned to {n}_ALIGN: map it) and picks the best CPU

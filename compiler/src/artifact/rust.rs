@@ -102,7 +102,8 @@ fn struct_of(o: &mut String, name: &str, doc: &str, tensors: &[Tensor], mutable:
 fn externs(o: &mut String, n: &str) -> std::fmt::Result {
     write!(
         o,
-        "/// Runs `f(arg, begin, end)` on ranges that cover `0..n` once each and returns when all have returned.
+        "/// Runs `f(arg, begin, end)` on ranges that cover `0..n` once each and returns when all have returned. A thread that
+/// gets the same part of every loop finds what it wrote before in its own caches.
 pub type ParallelFor =
     unsafe extern \"C\" fn(user: *mut c_void, n: i64, f: unsafe extern \"C\" fn(*mut c_void, i64, i64), arg: *mut c_void);
 
