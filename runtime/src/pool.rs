@@ -109,7 +109,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { f: nothing, arg: std::ptr::null_mut(), n: 0 }),
-            shares: (0..threads.max(1)).map(|_| Share { next: AtomicU64::new(0) }).collect(),
+            shares: (0..threads).map(|_| Share { next: AtomicU64::new(0) }).collect(),
             busy: AtomicBool::new(false),
             spins: if threads <= cpus { SPINS } else { SPINS_OVERSUBSCRIBED },
             sleepers: AtomicUsize::new(0),

@@ -46,6 +46,14 @@ impl Extent {
             Extent::Param(_) => None,
         }
     }
+
+    /// What it is in a launch with these integers.
+    pub fn of(self, ints: &[Dim]) -> Dim {
+        match self {
+            Extent::Const(n) => Dim::from(n),
+            Extent::Param(p) => ints[p as usize].clone(),
+        }
+    }
 }
 
 impl fmt::Display for Extent {

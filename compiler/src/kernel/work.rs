@@ -52,10 +52,7 @@ pub struct Work {
 /// The work of a step of a program.
 pub fn of(program: &Program, step: &Step) -> Work {
     let kernel = &program.kernels[step.kernel];
-    let size = |e: Extent| match e {
-        Extent::Const(n) => Dim::from(n),
-        Extent::Param(p) => step.ints[p as usize].clone(),
-    };
+    let size = |e: Extent| e.of(&step.ints);
     let sizes = |es: &[Extent]| es.iter().map(|&e| size(e)).collect::<Vec<Dim>>();
     let mut touched = Touched::default();
     let (multiply_adds, arithmetic) = match &kernel.body {

@@ -2,6 +2,7 @@
 //! that packs them become one kernel: a loop less to share out between threads, and rows that are still in the nearest
 //! cache of the one that made them.
 
+use super::args::Args;
 use crate::cost;
 use crate::kernel::nest::{Access, Effect, Expr, Nest};
 use crate::kernel::pack::{Form, Pack, Rows, Sums};
@@ -31,35 +32,30 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
     let maker = (0..at).rev().find(|&i| uses(program, i).any(|(b, usage)| b == from.buffer && usage == Use::Write))?;
     let made = &program.steps[maker];
     let Body::Nest(nest) = &program.kernels[made.kernel].body else { return None };
+    let to = stored(nest, made, from)?;
     let written: Vec<Buffer> = uses(program, at).filter(|(_, usage)| *usage == Use::Write).map(|(b, _)| b).collect();
     let in_the_way = (maker..at).any(|i| uses(program, i).any(|(b, _)| written.contains(&b)));
-    if in_the_way || pack.made_by.is_some() || !is_plain(nest) || !makes(nest, made, pack, step) {
+    if in_the_way || !is_plain(nest) || !makes(nest, made, to, pack, step) {
         return None;
     }
 
     // Parameters of the nest, then those of the packing that are not among them.
-    let mut kernel = program.kernels[made.kernel].clone();
-    let mut joined = made.clone();
-    let ints: Vec<Extent> = step.ints.iter().map(|d| int(&mut joined.ints, d)).collect();
-    let extent = |e: Extent| match e {
-        Extent::Const(_) => e,
-        Extent::Param(p) => ints[p as usize],
-    };
+    let mut args = Args { params: program.kernels[made.kernel].buffers.clone(), buffers: made.buffers.clone(), ints: made.ints.clone() };
     let buffers: Vec<u32> = (0..)
         .zip(&step.buffers)
         .map(|(n, arg)| {
             if n == pack.from.buffer {
-                return stored(nest, made, arg).expect("it makes the rows").buffer;
+                return to.buffer;
             }
-            kernel.buffers.push(program.kernels[step.kernel].buffers[n as usize]);
-            joined.buffers.push(arg.clone());
-            joined.buffers.len() as u32 - 1
+            args.params.push(program.kernels[step.kernel].buffers[n as usize]);
+            args.buffers.push(arg.clone());
+            args.buffers.len() as u32 - 1
         })
         .collect();
     let buffer = |n: u32| buffers[n as usize];
     let sums = |s: Sums| Sums { buffer: buffer(s.buffer), ..s };
-    kernel.ints = joined.ints.len() as u32;
-    kernel.body = Body::Pack(Pack {
+    let mut extent = |e: Extent| args.extent(&e.of(&step.ints));
+    let body = Body::Pack(Pack {
         batch: vec![],
         m: extent(pack.m),
         k: extent(pack.k),
@@ -74,10 +70,16 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
         },
         pitch: None,
     });
-    joined.tasks = step.tasks.clone();
-    joined.work = cost::as_packing(&made.work) + step.work.clone();
-    joined.loc = made.loc.join(&step.loc);
-    joined.label = format!("{}+{}", made.label, step.label);
+    let kernel = Kernel { buffers: args.params, ints: args.ints.len() as u32, body };
+    let joined = Step {
+        kernel: step.kernel,
+        buffers: args.buffers,
+        ints: args.ints,
+        tasks: step.tasks.clone(),
+        work: cost::as_packing(&made.work) + step.work.clone(),
+        loc: made.loc.join(&step.loc),
+        label: format!("{}+{}", made.label, step.label),
+    };
     Some((maker, kernel, joined))
 }
 
@@ -85,15 +87,6 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
 fn uses(program: &Program, step: usize) -> impl Iterator<Item = (Buffer, Use)> {
     let step = &program.steps[step];
     program.kernels[step.kernel].buffers.iter().zip(&step.buffers).map(|(p, b)| (b.buffer, p.usage))
-}
-
-/// The integer parameter for a size.
-fn int(ints: &mut Vec<Dim>, d: &Dim) -> Extent {
-    let at = ints.iter().position(|i| i == d).unwrap_or_else(|| {
-        ints.push(d.clone());
-        ints.len() - 1
-    });
-    Extent::Param(at as u32)
 }
 
 /// Whether every emitter that packs can emit a nest as well: rows of f32, all of whose places are known.
@@ -119,24 +112,19 @@ fn stored<'a>(nest: &'a Nest, made: &Step, arg: &BufferArg) -> Option<&'a Access
     })
 }
 
-/// Whether task `r` of a nest writes all of row `r` of the one matrix that is packed.
-fn makes(nest: &Nest, made: &Step, pack: &Pack, step: &Step) -> bool {
-    let Some(to) = stored(nest, made, &step.buffers[pack.from.buffer as usize]) else { return false };
-    let of = |step: &Step, e: Extent| match e {
-        Extent::Const(n) => Dim::from(n),
-        Extent::Param(p) => step.ints[p as usize].clone(),
-    };
+/// Whether task `r` of a nest, which stores there, writes all of row `r` of the one matrix that is packed.
+fn makes(nest: &Nest, made: &Step, to: &Access, pack: &Pack, step: &Step) -> bool {
     let [loops @ .., along_k] = &to.strides[..] else { return false };
     let row_by_row = nest.tasks.iter().zip(loops).enumerate().all(|(l, (&extent, &stride))| {
-        let inside: Dim = nest.tasks[l + 1..].iter().map(|&e| of(made, e)).product();
-        extent == Extent::Const(1) || of(made, stride) == inside * of(step, pack.from.row)
+        let inside: Dim = nest.tasks[l + 1..].iter().map(|e| e.of(&made.ints)).product();
+        extent == Extent::Const(1) || stride.of(&made.ints) == inside * pack.from.row.of(&step.ints)
     });
     pack.batch.is_empty()
         && pack.from.k == Extent::Const(1)
         && *along_k == Extent::Const(1)
         && to.offset == Extent::Const(0)
         && to.dynamic.is_empty()
-        && made.tasks == of(step, pack.m)
-        && of(made, nest.inner[0]) == of(step, pack.k)
+        && made.tasks == pack.m.of(&step.ints)
+        && nest.inner[0].of(&made.ints) == pack.k.of(&step.ints)
         && row_by_row
 }

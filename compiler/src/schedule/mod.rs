@@ -23,7 +23,7 @@ mod quantized;
 mod view;
 
 use crate::kernel::nest::Expr;
-use crate::kernel::{Body, Buffer, BufferData, Extent, Kernel, KernelId, Port, Program, Step, Storage, Use, Weight};
+use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Port, Program, Step, Storage, Use, Weight};
 use args::Args;
 use bytes::Bytes;
 use cranelift_entity::SecondaryMap;
@@ -205,11 +205,7 @@ impl Scheduler {
         // must not run. Those that reduce store what a sum over nothing is.
         let tasks = match &body {
             Body::Nest(n) if n.reductions.is_empty() && n.exprs.values().any(|(e, _)| matches!(e, Expr::CheckedIndex(..))) => {
-                let size = |e: &Extent| match *e {
-                    Extent::Const(n) => Dim::from(n),
-                    Extent::Param(p) => args.ints[p as usize].clone(),
-                };
-                let inside: Dim = n.columns.iter().chain(&n.inner).map(size).product();
+                let inside: Dim = n.columns.iter().chain(&n.inner).map(|e| e.of(&args.ints)).product();
                 tasks * inside.minimum(&Dim::from(1)).simplify(&self.program.symbols)
             }
             _ => tasks,

@@ -92,15 +92,14 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let behind = f.a.minus(chunks, chunk);
     let left = f.a.minus(end, task);
     let count = f.a.min(behind, left);
-    let (high, done) = (f.a.imm(1), f.a.copy(count));
+    let high = f.a.imm(1);
     let partly = f.a.label();
     f.a.compare(count, chunks);
     f.a.jump_if(Cond::Ne, partly);
     let (whole, _) = f.a.divide(left, chunks);
     f.a.copy_into(high, whole);
-    let all = f.a.times(high, chunks);
-    f.a.copy_into(done, all);
     f.a.bind(partly);
+    let done = f.a.times(high, count);
     f.a.add_into(task, done);
 
     let first_row = f.a.times(group, height);

@@ -39,15 +39,16 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let tiles = ceil_div(f, m, height);
         let (matrix, tile) = f.a.divide(task, tiles);
         let first = f.a.times_imm(tile, height);
+        let rows_end = f.a.lea(Mem::at(first, height));
+        let rows_end = f.a.min(rows_end, m);
+        let rows = f.a.minus(rows_end, first);
         if let Some(nest) = &p.made_by {
-            let end = f.a.lea(Mem::at(first, height));
-            let end = f.a.min(end, m);
-            nest::emit(f, nest, first, end);
+            nest::emit(f, nest, first, rows_end);
         }
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
         if let Some(pitch) = p.pitch {
-            return rows_of_tile(f, p, from, task, (first, m), pitch);
+            return rows_of_tile(f, p, from, task, (first, rows), pitch);
         }
         let k = match (p.form, p.k) {
             (Form::Floats, k) => f.extent(k),
@@ -62,10 +63,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let base = f.buffer(p.to);
         f.a.add_into(to, base);
         let last = f.a.lea(Mem::at(m, -1));
-        let rows_end = f.a.lea(Mem::at(first, height));
-        let rows_end = f.a.min(rows_end, m);
         let begin_of_tile = f.a.copy(to);
-        let rows = f.a.minus(rows_end, first);
         let sums = p.form.sums().map(|sums| (sums_of_tile(f, height, k, &sums, task), sums));
         let mut summed = false;
         if let Form::Quantize { scales, .. } = p.form {
@@ -113,11 +111,8 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     });
 }
 
-/// Packs the rows of a task, from the `first` on, of a matrix of `m` rows that stay rows.
-fn rows_of_tile(f: &mut Function, p: &Pack, from: R, task: R, (first, m): (R, R), pitch: i64) {
-    let most = f.a.imm(TILE);
-    let rows = f.a.minus(m, first);
-    let rows = f.a.min(rows, most);
+/// Packs the rows of a task, so many from the `first` on, of a matrix whose rows stay rows.
+fn rows_of_tile(f: &mut Function, p: &Pack, from: R, task: R, (first, rows): (R, R), pitch: i64) {
     let before = f.times(first, p.from.row);
     let from = f.a.lea(Mem::indexed(from, before, if matches!(p.form, Form::Bytes(_)) { 1 } else { 4 }, 0));
     let to = f.buffer(p.to);
