@@ -1,7 +1,8 @@
 //! Matrix products and attention against the CPU's limits of f32 multiply-adds and of products of bytes, one
 //! thread, in every variant that the CPU runs.
 //!
-//! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts. With words as
+//! `cargo bench -p tfc --bench gemm`; the best of many runs of each shape counts, and so does the best of the runs of its
+//! limit that take turns with them: clocks and neighbours change within seconds. With words as
 //! arguments, only the lines that contain all of them are measured: `avx2 attention`.
 #![allow(unsafe_code, reason = "compiled kernels are called through pointers")]
 #![allow(clippy::print_stdout, reason = "the results of a benchmark")]
@@ -17,7 +18,7 @@ use tfc::emit::candidates::compile;
 use tfc::emit::clif::code::Code;
 use tfc::emit::clif::target::Cpu;
 use tfc::emit::layout;
-use tfc::hwbench::rates::Unit;
+use tfc::hwbench::rates::{Rounds, Unit};
 use tfc::kernel::attention::{self, Attention, QUERY_TILE};
 use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack, packed_weights_len};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
@@ -29,6 +30,9 @@ use tfc_ir::types::Elem;
 
 /// How long a case runs.
 const DURATION: Duration = Duration::from_millis(1000);
+
+/// Rounds of the loop of a limit at a time: 10 to 100 microseconds.
+const LIMIT_ROUNDS: i64 = 1000;
 
 type KernelFn = unsafe extern "C" fn(*const u64, i64, i64);
 
@@ -87,7 +91,8 @@ impl Case {
         compile(&self.kernel, cpu).expect("kernels compile").bytes.len()
     }
 
-    fn seconds(&self, cpu: &Cpu) -> f64 {
+    /// The time of a run, and the operations a second of the loop of its limit.
+    fn measure(&self, cpu: &Cpu, limit: Option<&Rounds>) -> (f64, f64) {
         let code = compile(&self.kernel, cpu).expect("kernels compile");
         let run = load(&code, &kernel_signature(cpu));
         let mut status = 0i32;
@@ -98,8 +103,14 @@ impl Case {
         // runs of a piece come all others, so caches are as in a run of the whole.
         let pieces: Vec<(i64, i64)> = (0..self.tasks / self.piece).map(|i| (self.piece * i, self.piece * (i + 1))).collect();
         let mut times = vec![f64::MAX; pieces.len()];
+        let mut best = 0.0f64;
         let begin = Instant::now();
         while begin.elapsed() < DURATION {
+            if let Some(limit) = limit {
+                let t = Instant::now();
+                limit.run(LIMIT_ROUNDS);
+                best = best.max(limit.operations as f64 * LIMIT_ROUNDS as f64 / t.elapsed().as_secs_f64());
+            }
             for (time, &(begin, end)) in times.iter_mut().zip(&pieces) {
                 let t = Instant::now();
                 // SAFETY: the arguments are what the kernel's parameters say.
@@ -107,7 +118,7 @@ impl Case {
                 *time = time.min(t.elapsed().as_secs_f64());
             }
         }
-        times.iter().sum()
+        (times.iter().sum(), best)
     }
 }
 
@@ -240,11 +251,8 @@ fn params(n: usize, out: usize) -> Vec<BufferParam> {
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     for cpu in Cpu::variants(&Triple::host()).into_iter().filter(Cpu::runs_here) {
-        let limit = |arithmetic| Unit::limit(cpu.name, arithmetic).map(|unit| unit.measure(1).expect("memory for a loop"));
+        let limit = |arithmetic| Unit::limit(cpu.name, arithmetic).map(|unit| unit.rounds().expect("memory for a loop"));
         let limits = [Arithmetic::F32, Arithmetic::I8].map(limit);
-        for (name, limit) in ["f32", "i8"].into_iter().zip(limits) {
-            println!("{}: limit of {name}: {:.1} GOP/s", cpu.name, limit.unwrap_or(0.0) / 1e9);
-        }
         let mut cases: Vec<(String, bool, Case)> = vec![];
         let formats = [
             ("f32", Weights::F32),
@@ -279,10 +287,9 @@ fn main() {
             if !wanted.iter().all(|w| line.contains(w.as_str())) {
                 continue;
             }
-            let t = case.seconds(&cpu);
+            let (t, limit) = case.measure(&cpu, limits[usize::from(integers)].as_ref());
             let rate = case.flop / t;
-            let share =
-                limits[usize::from(integers)].map_or_else(String::new, |limit| format!(", {:.1}% of the limit", 100.0 * rate / limit));
+            let share = if limit > 0.0 { format!(", {:.1}% of {:.1}", 100.0 * rate / limit, limit / 1e9) } else { String::new() };
             println!("{line}: {:.3} ms, {:.1} GOP/s{share}, {} bytes of code", t * 1e3, rate / 1e9, case.code_bytes(&cpu));
         }
     }

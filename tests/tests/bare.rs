@@ -260,6 +260,13 @@ fn quantized_products() -> Vec<Model> {
     for (storage, left) in [(Elem::I8, Left::Rows { symmetric }), (Elem::I4, Left::Rows { symmetric: false })] {
         models.push(Quantized { storage, left, extreme: true, k: 65536, n: 3, ..base }.model(&[1, 2]));
     }
+    // Tiles that share what the first one takes out of a panel, all of it at once and block by block.
+    for (group, k, n) in [(0, 61, 33), (32, 61, 33), (36, 150, 65), (0, 4500, 3), (32, 2300, 35), (128, 4100, 3)] {
+        for symmetric in [true, false] {
+            let left = Left::Rows { symmetric };
+            models.push(Quantized { storage: Elem::I4, symmetric, group, left, extreme: !symmetric, k, n }.model(&[5, 12, 25, 31, 41]));
+        }
+    }
     models
 }
 

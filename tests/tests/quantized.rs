@@ -144,7 +144,7 @@ proptest! {
         storage in prop_oneof![Just(Elem::I4), Just(Elem::U4), Just(Elem::I8), Just(Elem::U8)],
         symmetric: bool,
         group in prop_oneof![Just(0), 1usize..40],
-        [k, n, rows] in [1usize..150, 1..70, 1..20],
+        [k, n, rows] in [1usize..150, 1..70, 1..45],
         seed: u64,
     ) {
         let mut choices = Choices::seeded(seed);

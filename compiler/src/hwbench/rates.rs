@@ -96,16 +96,17 @@ impl Unit {
     ///
     /// # Errors
     /// When there is no memory for the loop.
-    #[allow(unsafe_code, reason = "runs the loop that was just assembled")]
     pub fn measure(self, threads: usize) -> Result<f64, JitError> {
-        let (routine, operations) = self.routine()?;
-        // SAFETY: a CPU with the instructions is the caller's matter (`runs_here`); the loop touches no memory.
-        let seconds = clock::seconds_per_round(threads, &|_, rounds| unsafe { routine.call(&[0], 0, rounds) });
-        Ok(operations as f64 * threads as f64 / seconds)
+        let rounds = self.rounds()?;
+        let seconds = clock::seconds_per_round(threads, &|_, n| rounds.run(n));
+        Ok(rounds.operations as f64 * threads as f64 / seconds)
     }
 
-    /// The loop and the operations of a round.
-    fn routine(self) -> Result<(Routine, usize), JitError> {
+    /// The loop that is measured.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn rounds(self) -> Result<Rounds, JitError> {
         let (x, y, z) = (Bank(XMM0), Bank(YMM0), Bank(ZMM0));
         let dpbusd256 =
             if Feature::Avx512Vnni.is_here() { Opcode::EVEX_Vpdpbusd_ymm_k1z_ymm_ymmm256b32 } else { Opcode::VEX_Vpdpbusd_ymm_ymm_ymmm256 };
@@ -137,7 +138,23 @@ impl Unit {
             _ => Registers::Wide,
         };
         let routine = Routine::new(|a| rounds(a, &body, registers))?;
-        Ok((routine, operations))
+        Ok(Rounds { routine, operations })
+    }
+}
+
+/// The loop of a unit, to be run beside what it is the limit of.
+pub struct Rounds {
+    routine: Routine,
+    /// Operations of a round, two per multiply-add.
+    pub operations: usize,
+}
+
+impl Rounds {
+    /// Runs `n` rounds.
+    #[allow(unsafe_code, reason = "runs the loop that was assembled")]
+    pub fn run(&self, n: i64) {
+        // SAFETY: a CPU with the instructions is the caller's matter (`runs_here`); the loop touches no memory.
+        unsafe { self.routine.call(&[0], 0, n) };
     }
 }
 
@@ -248,13 +265,9 @@ mod tests {
     #[test]
     fn every_unit_that_runs_here_assembles_and_runs() {
         for unit in Unit::ALL.into_iter().filter(|u| u.runs_here()) {
-            let (routine, operations) = unit.routine().unwrap();
-            assert!(operations > 0);
-            #[allow(unsafe_code, reason = "runs the loop that was just assembled")]
-            for n in [0, 1, 3] {
-                // SAFETY: the CPU has the instructions, and the loop touches no memory.
-                unsafe { routine.call(&[0], 0, n) };
-            }
+            let rounds = unit.rounds().unwrap();
+            assert!(rounds.operations > 0);
+            [0, 1, 3].into_iter().for_each(|n| rounds.run(n));
         }
     }
 }

@@ -9,10 +9,10 @@ use super::expr::{Function, supported};
 use super::isa::Isa;
 use super::matrix;
 use super::pack::matrix_address;
-use super::quantized;
+use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -151,7 +151,7 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
                 let ints = ints.unwrap_or(sums);
                 let group_sums = if g.left_pitch.is_some() { ELEMENT } else { TILE_ROW };
-                let o = quantized::Operands { left: row.left, right, columns, row_sums, group_sums, row_zeros, sums, ints };
+                let o = Operands { left: row.left, right, columns, row_sums, group_sums, row_zeros, sums, ints };
                 let scales = (q.groups == 1).then_some(columns);
                 row.task(f, g, &index, columns_end, (right, columns), sums, scales, |f, count| {
                     row::product(f, q, row.units, count, &o);
@@ -181,38 +181,9 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         (Format::Quantized(q), Some((row_sums, row_zeros, columns))) => {
             let epilogue = Epilogue::new(f, g, &index, columns_end, (q.groups == 1).then_some(columns));
             let units = depth.as_const().expect("weights have known sizes");
-            let (tile_left, tile_sums, row_sums) = (f.a.copy(left), f.a.copy(sums), f.a.copy(row_sums));
-            let row_zeros = row_zeros.map(|at| f.a.copy(at));
-            let ints = ints.unwrap_or(tile_sums);
-            let o =
-                quantized::Operands { left: tile_left, right, columns, row_sums, group_sums: TILE_ROW, row_zeros, sums: tile_sums, ints };
-            let in_registers = f.a.isa.evex();
-            tiles(
-                f,
-                g.m,
-                rows,
-                |f, h, left| match in_registers {
-                    true => {
-                        epilogue.fetch(f, h);
-                        quantized::in_registers(f, q, units, h, &o, |f, first, sums| epilogue.tile(f, (first, h), sums, left));
-                    }
-                    false => quantized::product(f, q, units, h, &o),
-                },
-                |f| {
-                    f.a.add_imm(tile_left, units * TILE_ROW);
-                    match in_registers {
-                        true => epilogue.advance(f, TILE_ROWS as i64),
-                        false => f.a.add_imm(tile_sums, TILE_ROWS as i64 * PANEL_ROW),
-                    }
-                    f.a.add_imm(row_sums, q.groups * TILE_ROW);
-                    if let Some(at) = row_zeros {
-                        f.a.add_imm(at, TILE_ROW);
-                    }
-                },
-            );
-            if !in_registers {
-                epilogue.rows(f, sums, rows);
-            }
+            let ints = ints.unwrap_or(sums);
+            let o = Operands { left, right, columns, row_sums, group_sums: TILE_ROW, row_zeros, sums, ints };
+            integers(f, g, q, units, &o, rows, &epilogue);
         }
         _ => {
             let epilogue = Epilogue::new(f, g, &index, columns_end, None);
@@ -383,6 +354,81 @@ fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Code
 /// cache for every tile, in time for it; with more, it would not stay there for the tiles of a task.
 fn block(isa: Isa) -> i64 {
     if isa.evex() { 1536 } else { 768 }
+}
+
+/// The sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
+/// and their epilogue.
+fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands, rows: R, epilogue: &Epilogue) {
+    let block = &Block::new(f, q, g.m, units);
+    let (wide, one_block) = (f.a.isa.evex(), block.units == units);
+    let (block_left, right, columns, block_row_sums) = (f.a.copy(o.left), f.a.copy(o.right), f.a.copy(o.columns), f.a.copy(o.row_sums));
+    let rest = f.a.imm(units);
+    if !one_block {
+        quantized::begin_in_memory(f, q, o, rows);
+    }
+    let blocks = f.a.label();
+    f.a.bind(blocks);
+    let most = f.a.imm(block.units);
+    let count = f.a.min(rest, most);
+    block.begin(f);
+    let (left, sums, row_sums) = (f.a.copy(block_left), f.a.copy(o.sums), f.a.copy(block_row_sums));
+    let row_zeros = o.row_zeros.map(|at| f.a.copy(at));
+    let ints = if o.ints == o.sums { sums } else { o.ints };
+    let of_tile = Operands { left, right, columns, row_sums, row_zeros, sums, ints, ..*o };
+    tiles(
+        f,
+        g.m,
+        rows,
+        |f, h, left| {
+            if !wide {
+                return quantized::product(f, q, units, h, &of_tile);
+            }
+            if one_block {
+                epilogue.fetch(f, h);
+            }
+            let sums = if q.groups == 1 {
+                quantized::one_group(f, q, (block, count), h, &of_tile, !one_block)
+            } else {
+                quantized::several_groups(f, q, (block, count), h, &of_tile, !one_block);
+                if !one_block {
+                    return;
+                }
+                quantized::load(f, &of_tile, h)
+            };
+            if one_block {
+                epilogue.tile(f, (0, h), &sums, left);
+            } else {
+                quantized::store(f, &of_tile, &sums);
+            }
+        },
+        |f| {
+            f.a.add_imm(left, units * TILE_ROW);
+            if wide && one_block {
+                epilogue.advance(f, TILE_ROWS as i64);
+            } else {
+                f.a.add_imm(sums, TILE_ROWS as i64 * PANEL_ROW);
+            }
+            f.a.add_imm(row_sums, q.groups * TILE_ROW);
+            if let Some(at) = row_zeros {
+                f.a.add_imm(at, TILE_ROW);
+            }
+        },
+    );
+    if !one_block {
+        f.a.add_imm(block_left, block.units * TILE_ROW);
+        f.a.add_imm(right, block.units * q.unit_bytes());
+        if q.groups > 1 {
+            let groups = block.units * 4 / q.group;
+            f.a.add_imm(columns, groups * q.column_bytes());
+            f.a.add_imm(block_row_sums, groups * TILE_ROW);
+        }
+        f.a.add_imm(rest, -block.units);
+        f.a.compare_imm(rest, 0);
+        f.a.jump_if(Cond::Gt, blocks);
+    }
+    if !(wide && one_block) {
+        epilogue.rows(f, o.sums, rows);
+    }
 }
 
 /// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile. A

@@ -2,14 +2,16 @@
 //! ([`Quantized`](crate::kernel::gemm::Quantized)).
 //!
 //! With VNNI one instruction adds four products of bytes to an i32, and the sums of a group never leave
-//! their registers. Without it, `vpmaddubsw` adds two products of a nibble and a byte in i16 (at most
-//! 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of 8
-//! bits are two nibbles there: the sums of the upper ones count sixteen times.
+//! their registers. With 32 registers, weights of 4 bits are taken out of their bytes by the first tile of a panel
+//! only, which leaves them on the stack for the tiles behind it ([`Kept`]). Without VNNI, `vpmaddubsw` adds two
+//! products of a nibble and a byte in i16 (at most 15 * 2 * 128), of which eight fit an i16; then they are widened and
+//! added to i32 in memory. Weights of 8 bits are two nibbles there: the sums of the upper ones count sixteen times.
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::Op;
-use super::tile::AHEAD;
+use super::tile::{AHEAD, heights};
+use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
 const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
@@ -47,50 +49,180 @@ struct Shape {
     columns: Vec<i64>,
 }
 
-/// With 32 registers: hands on the sums of a tile of `height` rows by a panel, over `units` units of k, some rows at a
-/// time: the number of the first and two vectors each. Of a single group they are the i32 before its scales.
-pub fn in_registers(
-    f: &mut Function,
-    q: &Quantized,
-    units: i64,
-    height: usize,
-    o: &Operands,
-    mut done: impl FnMut(&mut Function, usize, &[[V; 2]]),
-) {
-    let columns = vec![0, f.a.isa.lanes()];
-    if q.groups == 1 {
-        let a = &mut f.a;
-        let s = Shape { first_row: 0, rows: height, columns };
-        let (left, right, count) = (a.copy(o.left), a.copy(o.right), a.imm(units));
-        let sums = wide_group(a, q, &s, o, left, right, count, units);
-        return done(f, 0, &sums);
+/// Bytes of weights that are kept on the stack.
+const KEPT: i64 = 64 * 1024;
+
+/// Weights of 4 bits that the first tile of a panel takes out of their bytes and leaves for the others: to take them out takes
+/// the place of products in some CPUs. Of a single group they are the low nibbles of all units, since products with whole bytes
+/// give the high ones; of several, units of 8 bits, since every group would have to take its sums apart.
+#[derive(Clone, Copy)]
+struct Kept {
+    at: R,
+    /// Whether they are: 0 while the first tile is multiplied. If that is known, they are.
+    there: Option<R>,
+    /// Whether they are units of 8 bits.
+    both: bool,
+}
+
+/// How many units of k all tiles of a task are multiplied with before those behind them.
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// Of all blocks but the last, which has what is left.
+    pub units: i64,
+    /// A power of 2 that divides the units of every block, or of every group.
+    multiple: i64,
+    /// Where tiles leave weights for those behind them.
+    kept: Option<Kept>,
+}
+
+impl Block {
+    /// The blocks of `units` units. If weights are to be kept there are as few, and as even ones, as there is room for on the
+    /// stack, and they are whole groups; otherwise there is one.
+    pub fn new(f: &mut Function, q: &Quantized, m: Extent, units: i64) -> Block {
+        let per_group = (q.group + 3) / 4;
+        let both = q.groups > 1;
+        let kept_bytes = if both { PANEL_ROW } else { PANEL_ROW / 2 };
+        let whole = if both { per_group } else { UNROLL };
+        let most = KEPT / kept_bytes / whole * whole;
+        let keeps = q.bits == 4 && f.a.isa.evex() && most > 0 && heights(m).contains(&TILE_ROWS);
+        let even = |most: i64| ceil_div(ceil_div(units, ceil_div(units, most)), whole) * whole;
+        let block = if keeps { even(most).min(units) } else { units };
+        let kept = keeps.then(|| Kept { at: f.a.scratch(block * kept_bytes), there: Some(f.a.imm(0)), both });
+        let added_up = if both { per_group } else { block };
+        Block { units: block, multiple: power_of_2(added_up | units), kept }
     }
-    // The totals of half of the rows fit beside the sums of a group.
-    let rows = if height > TILE_ROWS / 2 { height / 2 } else { height };
-    for first_row in (0..height).step_by(rows) {
-        let a = &mut f.a;
-        let s = Shape { first_row, rows, columns: columns.clone() };
-        let totals: Vec<[V; 2]> = (0..rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
-        let (left, right) = (a.lea(Mem::at(o.left, first_row as i64 * 4)), a.copy(o.right));
-        by_group(a, q, units, o, |a, count, o, per_group| {
-            let sums = wide_group(a, q, &s, o, left, right, count, per_group);
-            let scale = [0, a.isa.bytes()].map(|at| a.vector_of(Mem::at(o.columns, at)));
-            for (totals, sums) in totals.iter().zip(sums) {
-                for (v, x) in sums.into_iter().enumerate() {
-                    let x = a.unary(Op::CvtDq2Ps, x);
-                    a.update(Op::Fma231, totals[v], x, scale[v]);
-                }
-            }
-        });
-        done(f, first_row, &totals);
+
+    /// Before the first tile of a panel, or of a block of one.
+    pub fn begin(&self, f: &mut Function) {
+        if let Some(there) = self.kept.and_then(|kept| kept.there) {
+            f.a.imm_into(there, 0);
+        }
     }
 }
 
-/// Emits the body for the groups of `units` units: with the number of units of a group, its operands, and the units of a
-/// whole group.
-pub fn by_group(a: &mut Asm, q: &Quantized, units: i64, o: &Operands, body: impl FnOnce(&mut Asm, R, &Operands, i64)) {
+fn ceil_div(x: i64, by: i64) -> i64 {
+    (x + by - 1) / by
+}
+
+/// The greatest power of 2 that divides a number; of `x | y`, the greatest that divides both.
+fn power_of_2(x: i64) -> i64 {
+    1 << x.trailing_zeros()
+}
+
+/// With 32 registers: the i32 sums of a tile of `height` rows by a panel of a single group, over `count` units of a block, before
+/// their scales. With `go_on` they are added to those in memory.
+pub fn one_group(f: &mut Function, q: &Quantized, (block, count): (&Block, R), height: usize, o: &Operands, go_on: bool) -> Vec<[V; 2]> {
+    let a = &mut f.a;
+    let s = Shape { first_row: 0, rows: height, columns: vec![0, a.isa.lanes()] };
+    let operands = (a.copy(o.left), a.copy(o.right), a.copy(count));
+    let kept = block.kept.filter(|_| height == TILE_ROWS);
+    let begin = |a: &mut Asm, r: usize, v: usize| match go_on {
+        true => a.vector_of(place(o.sums, &s, r, s.columns[v])),
+        false => begin(a, q, o, r, s.columns[v]),
+    };
+    let mut sums = vec![];
+    let weights = kept.map(|kept| Kept { at: a.copy(kept.at), ..kept });
+    wide_group(a, q, &s, operands, (block.units, block.multiple), weights, begin, |_, _, row| sums.push(row));
+    if let Some(there) = kept.and_then(|kept| kept.there) {
+        a.imm_into(there, 1);
+    }
+    sums
+}
+
+/// With 32 registers: the f32 sums of a tile of `height` rows by a panel of several groups, over `count` units of a block, to
+/// memory. With `go_on` they are added to those there.
+pub fn several_groups(f: &mut Function, q: &Quantized, (block, count): (&Block, R), height: usize, o: &Operands, go_on: bool) {
+    let a = &mut f.a;
+    let s = Shape { first_row: 0, rows: height, columns: vec![0, a.isa.lanes()] };
+    if !go_on {
+        let zero = a.vector_of(0);
+        let places = (0..height).flat_map(|r| s.columns.iter().map(move |&c| (r, c)));
+        places.for_each(|(r, c)| a.store_vector(place(o.sums, &s, r, c), zero));
+    }
+    let product = |a: &mut Asm, kept: Option<Kept>| {
+        let operands = (a.copy(o.left), a.copy(o.right));
+        let kept = kept.map(|kept| Kept { at: a.copy(kept.at), ..kept });
+        let units = a.copy(count);
+        by_group(a, q, units, o, |a, count, o, per_group| {
+            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, r, s.columns[v]);
+            let add = |a: &mut Asm, r: usize, sums: [V; 2]| add_group(a, &s, o, r, sums);
+            wide_group(a, q, &s, (operands.0, operands.1, count), (per_group, block.multiple), kept, begin, add);
+        });
+    };
+    let Some((kept, there)) = block.kept.and_then(|kept| Some((kept, kept.there?))) else {
+        return product(a, None);
+    };
+    if height == TILE_ROWS {
+        product(a, Some(kept));
+        return a.imm_into(there, 1);
+    }
+    // Tiles that are not whole are the last ones; for low ones it is not worth the code.
+    if height >= TILE_ROWS / 2 {
+        let (alone, done) = (a.label(), a.label());
+        a.compare_imm(there, 0);
+        a.jump_if(Cond::Eq, alone);
+        product(a, Some(Kept { there: None, ..kept }));
+        a.jump(done);
+        a.bind(alone);
+        product(a, None);
+        return a.bind(done);
+    }
+    product(a, None);
+}
+
+/// Converts the sums of a row of one of several groups, multiplies them by its scales and adds the groups before.
+fn add_group(a: &mut Asm, s: &Shape, o: &Operands, row: usize, sums: [V; 2]) {
+    for (&c, x) in s.columns.iter().zip(sums) {
+        let at = place(o.sums, s, row, c);
+        let x = a.unary(Op::CvtDq2Ps, x);
+        let total = a.vector_of(at);
+        a.update(Op::Fma231, total, x, Mem::at(o.columns, c * 4));
+        a.store_vector(at, total);
+    }
+}
+
+/// The sums of a tile of `height` rows in memory.
+pub fn load(f: &mut Function, o: &Operands, height: usize) -> Vec<[V; 2]> {
+    let width = f.a.isa.bytes();
+    (0..height as i64).map(|r| [0, 1].map(|v| f.a.vector_of(Mem::at(o.sums, r * PANEL_ROW + v * width)))).collect()
+}
+
+/// With 32 registers and several blocks: what the sums of a task by a panel begin with, to memory.
+pub fn begin_in_memory(f: &mut Function, q: &Quantized, o: &Operands, rows: R) {
+    let a = &mut f.a;
+    let (at, row_sums) = (a.copy(o.sums), a.copy(o.row_sums));
+    let row_zeros = o.row_zeros.map(|at| a.copy(at));
+    let count = a.copy(rows);
+    a.repeat(count, |a| {
+        for column in [0, a.isa.lanes()] {
+            let x = match q.groups {
+                1 => begin(a, q, &Operands { row_sums, row_zeros, ..*o }, 0, column),
+                _ => a.vector_of(0),
+            };
+            a.store_vector(Mem::at(at, column * 4), x);
+        }
+        a.add_imm(at, PANEL_ROW);
+        a.add_imm(row_sums, 4);
+        if let Some(at) = row_zeros {
+            a.add_imm(at, 4);
+        }
+    });
+}
+
+/// Stores the sums of a tile to memory.
+pub fn store(f: &mut Function, o: &Operands, sums: &[[V; 2]]) {
+    for (r, sums) in (0..).zip(sums) {
+        for (v, &sum) in (0..).zip(sums) {
+            f.a.store_vector(Mem::at(o.sums, r * PANEL_ROW + v * f.a.isa.bytes()), sum);
+        }
+    }
+}
+
+/// Emits the body for the groups of `rest` units, which becomes 0: with the number of units of a group, its operands, and the
+/// units of a whole group.
+pub fn by_group(a: &mut Asm, q: &Quantized, rest: R, o: &Operands, body: impl FnOnce(&mut Asm, R, &Operands, i64)) {
     let per_group = (q.group + 3) / 4;
-    let (columns, row_sums, rest) = (a.copy(o.columns), a.copy(o.row_sums), a.imm(units));
+    let (columns, row_sums) = (a.copy(o.columns), a.copy(o.row_sums));
     let head = a.label();
     a.bind(head);
     let most = a.imm(per_group);
@@ -128,16 +260,16 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     let a = &mut f.a;
     let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
     let right = a.lea(Mem::at(o.right, s.columns[0] * 4));
+    let count = a.imm(units);
     if q.groups == 1 {
-        let count = a.imm(units);
         let o = Operands { ints: o.sums, ..*o };
         if a.isa.has_vnni() {
-            let sums = wide_group(a, q, s, &o, left, right, count, units);
-            for (r, sums) in sums.into_iter().enumerate() {
+            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, &o, s.first_row + r, s.columns[v]);
+            wide_group(a, q, s, (left, right, count), (units, power_of_2(units)), None, begin, |a, r, sums| {
                 for (&c, x) in s.columns.iter().zip(sums) {
                     a.store_vector(self::place(o.ints, s, r, c), x);
                 }
-            }
+            });
         } else {
             narrow_group(a, q, s, &o, left, right, count);
         }
@@ -149,18 +281,11 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
             a.store_vector(place(o.sums, s, r, c), zero);
         }
     }
-    by_group(a, q, units, o, |a, count, o, per_group| {
+    by_group(a, q, count, o, |a, count, o, per_group| {
         if a.isa.has_vnni() {
-            let sums = wide_group(a, q, s, o, left, right, count, per_group);
-            let scale: Vec<V> = s.columns.iter().map(|c| a.vector_of(Mem::at(o.columns, c * 4))).collect();
-            for (r, sums) in sums.into_iter().enumerate() {
-                for (v, x) in sums.into_iter().enumerate() {
-                    let at = place(o.sums, s, r, s.columns[v]);
-                    let x = a.unary(Op::CvtDq2Ps, x);
-                    let t = a.fma(x, scale[v], at);
-                    a.store_vector(at, t);
-                }
-            }
+            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
+            let add = |a: &mut Asm, r: usize, sums: [V; 2]| add_group(a, s, o, r, sums);
+            wide_group(a, q, s, (left, right, count), (per_group, power_of_2(per_group | units)), None, begin, add);
         } else {
             narrow_group(a, q, s, o, left, right, count);
             finish(a, s, o);
@@ -208,57 +333,139 @@ pub fn most_both(units: i64) -> bool {
     units * 4 <= MOST_BOTH
 }
 
-/// The i32 sums of a group, two vectors for a row; `left` and `right` move behind it. `usual` is the count
-/// of most groups, and the greatest.
+/// Units that are multiplied in a round of a loop; by low tiles, and in groups, twice as many.
+const UNROLL: i64 = 2;
+
+/// Rows whose products come between the last ones of a row and its finish, which waits for them.
+const LATER: usize = 2;
+
+/// Makes the i32 sums of a group from what they `begin` with, by row and vector, and hands those of each row to `finish`. The
+/// operands and `kept` move behind the group. There are `usual` units at most, and `multiple` divides their number.
 ///
 /// Unpacking competes with the products for the units that multiply. So of 4 bits the high nibbles are not
 /// taken out: products with whole bytes are the sums of the low nibbles and sixteen times those of the high ones.
-#[expect(clippy::too_many_arguments, reason = "the operands of a register tile")]
-fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R, usual: i64) -> Vec<[V; 2]> {
+#[expect(clippy::too_many_arguments, reason = "the operands of a register tile, and both ends of its sums")]
+fn wide_group(
+    a: &mut Asm,
+    q: &Quantized,
+    s: &Shape,
+    (left, right, count): (R, R, R),
+    (usual, multiple): (i64, i64),
+    kept: Option<Kept>,
+    begin: impl Fn(&mut Asm, usize, usize) -> V,
+    mut finish: impl FnMut(&mut Asm, usize, [V; 2]),
+) {
     // A sum waits for the one before: low tiles keep several for different units.
     let sets = match s.rows {
         1 => 4,
         2 | 3 => 2,
         _ => 1,
     };
-    let whole_bytes = q.bits == 4 && most_both(usual);
+    let keeps_both = kept.is_some_and(|k| k.both);
+    let whole_bytes = q.bits == 4 && most_both(usual) && !keeps_both;
+    // What the sums of a group of a row begin with differs by columns only through zero points.
+    let same = q.groups > 1 && !q.zeros && q.row_zeros == RowZeros::None;
     let acc: Vec<Vec<[V; 2]>> = (0..sets)
         .map(|set| {
             (0..s.rows)
                 .map(|r| match set {
-                    0 if whole_bytes => {
-                        // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
-                        let x = begin(a, q, o, s.first_row + r, s.columns[0]);
+                    // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
+                    0 if whole_bytes || same => {
+                        let x = begin(a, r, 0);
                         [x, a.vector_of(x)]
                     }
-                    0 => [begin(a, q, o, s.first_row + r, s.columns[0]), begin(a, q, o, s.first_row + r, s.columns[1])],
+                    0 => [begin(a, r, 0), begin(a, r, 1)],
                     _ => [a.vector_of(0), a.vector_of(0)],
                 })
                 .collect()
         })
         .collect();
-    let step = |a: &mut Asm, set: usize, n: i64| {
-        let at = Mem::at(right, n * q.unit_bytes());
-        let first = a.vector_of(at);
-        let w = match q.bits {
-            8 => [first, a.vector_of(at.plus(a.isa.bytes()))],
+    let codes = |n: i64| Mem::at(right, n * q.unit_bytes());
+    let taken_out = |a: &mut Asm, n: i64| {
+        let first = a.vector_of(codes(n));
+        for line in (0..q.unit_bytes()).step_by(64) {
+            a.prefetch(codes(n).plus(line + AHEAD), false);
+        }
+        match q.bits {
+            8 => [first, a.vector_of(codes(n).plus(a.isa.bytes()))],
             _ if whole_bytes => [a.binary(Op::And, first, 0x0f0f_0f0f), first],
             _ => nibbles(a, first),
-        };
-        for line in (0..q.unit_bytes()).step_by(64) {
-            a.prefetch(Mem::at(right, n * q.unit_bytes() + line + AHEAD), false);
-        }
-        for (r, sums) in acc[set].iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
-            for (&sum, w) in sums.iter().zip(w) {
-                a.update(Op::DotBytes, sum, w, x);
-            }
         }
     };
-    let unroll = sets.max(if s.rows >= 4 { 2 } else { 4 }) as i64;
-    // One group: what is left over is known.
-    let whole = q.groups == 1 && usual % unroll == 0;
-    a.unrolled(count, unroll, whole, |a, n| step(a, n as usize % sets, n), |a, n| advance(a, q, left, right, n));
+    let add_row = |a: &mut Asm, r: usize, n: i64, w: [V; 2]| {
+        let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+        for (&sum, w) in acc[n as usize % sets][r].iter().zip(w) {
+            a.update(Op::DotBytes, sum, w, x);
+        }
+    };
+    let more = s.rows < 4 || (keeps_both && multiple % (2 * UNROLL) == 0);
+    let unroll = if more { 2 * UNROLL } else { UNROLL };
+    let whole = multiple % unroll == 0;
+    let finishes_early = whole && keeps_both;
+    let mut multiply = |a: &mut Asm, weights: &dyn Fn(&mut Asm, i64) -> [V; 2], advance: &dyn Fn(&mut Asm, i64)| {
+        let step = |a: &mut Asm, n: i64| {
+            let w = weights(a, n);
+            (0..s.rows).for_each(|r| add_row(a, r, n, w));
+        };
+        if !finishes_early {
+            return a.unrolled(count, unroll, whole, step, advance);
+        }
+        a.add_imm(count, -unroll);
+        a.unrolled(count, unroll, true, step, advance);
+        (0..unroll - 1).for_each(|n| step(a, n));
+        let w = weights(a, unroll - 1);
+        for r in 0..s.rows + LATER {
+            if r < s.rows {
+                add_row(a, r, unroll - 1, w);
+            }
+            if let Some(r) = r.checked_sub(LATER) {
+                finish(a, r, acc[0][r]);
+            }
+        }
+        advance(a, unroll);
+    };
+    match kept {
+        None => multiply(a, &taken_out, &|a, n| advance(a, q, left, right, n)),
+        Some(kept) => {
+            let width = a.isa.bytes();
+            let unit = if keeps_both { 2 * width } else { width };
+            let place = |n: i64| Mem::at(kept.at, n * unit);
+            let advance = |a: &mut Asm, n: i64| {
+                advance(a, q, left, right, n);
+                a.add_imm(kept.at, n * unit);
+            };
+            let (first, done) = (a.label(), a.label());
+            if let Some(there) = kept.there {
+                a.compare_imm(there, 0);
+                a.jump_if(Cond::Eq, first);
+            }
+            let there = |a: &mut Asm, n: i64| {
+                let high = if keeps_both { place(n).plus(width) } else { codes(n) };
+                let w = [place(n), high].map(|at| a.vector_of(at));
+                a.prefetch(place(n).plus(AHEAD), false);
+                a.prefetch(high.plus(AHEAD), false);
+                w
+            };
+            multiply(a, &there, &advance);
+            if kept.there.is_some() {
+                a.jump(done);
+                a.bind(first);
+                let keep = |a: &mut Asm, n: i64| {
+                    let w = taken_out(a, n);
+                    a.store_vector(place(n), w[0]);
+                    if keeps_both {
+                        a.store_vector(place(n).plus(width), w[1]);
+                    }
+                    w
+                };
+                multiply(a, &keep, &advance);
+            }
+            a.bind(done);
+        }
+    }
+    if finishes_early {
+        return;
+    }
     let (first, rest) = (acc[0].clone(), acc[1..].concat());
     for (i, other) in rest.into_iter().enumerate() {
         for (x, y) in first[i % s.rows].iter().zip(other) {
@@ -269,11 +476,11 @@ fn wide_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, righ
         for (r, [low, high]) in first.iter().enumerate() {
             a.binary_into(Op::SubD, *high, *high, *low);
             let sum = a.unary_imm(Op::SarD, *high, 4);
-            let begin = begin(a, q, o, s.first_row + r, s.columns[1]);
+            let begin = begin(a, r, 1);
             a.binary_into(Op::AddD, *high, sum, begin);
         }
     }
-    first
+    first.into_iter().enumerate().for_each(|(r, sums)| finish(a, r, sums));
 }
 
 /// Moves both operands behind `n` units.

@@ -125,7 +125,8 @@ pub fn product(f: &mut Function, q: &Quantized, units: i64, count: i64, o: &Oper
         }
         (_, true) => {
             let totals: Vec<V> = places.iter().map(|_| a.vector_of(0)).collect();
-            by_group(a, q, units, o, |a, units_left, o, per_group| {
+            let rest = a.imm(units);
+            by_group(a, q, rest, o, |a, units_left, o, per_group| {
                 let sums = p.wide(a, o, units_left, per_group);
                 for ((&(panel, column), &total), sum) in places.iter().zip(&totals).zip(sums) {
                     let x = a.unary(Op::CvtDq2Ps, sum);
@@ -137,7 +138,8 @@ pub fn product(f: &mut Function, q: &Quantized, units: i64, count: i64, o: &Oper
         (_, false) => {
             let zero = a.vector_of(0);
             store(a, &vec![zero; places.len()]);
-            by_group(a, q, units, o, |a, units_left, o, _| {
+            let rest = a.imm(units);
+            by_group(a, q, rest, o, |a, units_left, o, _| {
                 p.narrow(a, o, units_left);
                 for &(panel, column) in &places {
                     let x = a.unary(Op::CvtDq2Ps, p.sum(o.ints, panel, column));
