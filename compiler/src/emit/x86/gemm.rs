@@ -12,7 +12,7 @@ use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
 fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let (groups, height) = groups(f, g.m);
+    let (groups, height) = groups(f, g.m, TILE_ROWS as i64);
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, chunk) = f.a.divide(task, chunks);
     let (matrix, group) = f.a.divide(number, groups);
@@ -550,19 +550,15 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     }
 }
 
-/// The groups of row tiles, and the rows of each but the last.
-fn groups(f: &mut Function, m: Extent) -> (R, R) {
-    if let Extent::Const(m) = m {
-        let (groups, tiles) = gemm::groups(m);
-        return (f.a.imm(groups), f.a.imm(tiles * TILE_ROWS as i64));
-    }
+/// The groups of `m` rows, and the rows of each but the last, which are whole tiles of `tile` rows.
+pub fn groups(f: &mut Function, m: Extent, tile: i64) -> (R, R) {
     let m = f.extent(m);
-    let tiles = ceil_div(f, m, TILE_ROWS as i64);
-    let groups = ceil_div(f, tiles, GROUP_TILES as i64);
+    let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
+    let tiles = ceil_div(f, m, tile);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));
     let (tiles, _) = f.a.divide(up, groups);
-    (groups, f.a.times_imm(tiles, TILE_ROWS as i64))
+    (groups, f.a.times_imm(tiles, tile))
 }
 
 /// `x / by`, rounded up.

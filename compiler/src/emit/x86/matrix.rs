@@ -11,12 +11,12 @@
 use super::asm::{Asm, Cond, Mem, R, Tile, V};
 use super::epilogue::Epilogue;
 use super::expr::Function;
-use super::gemm::ceil_div;
+use super::gemm::{ceil_div, groups};
 use super::isa::Op;
 use super::quantized::{Operands, begin, most_both};
 use super::tile::{AHEAD, LINE, by_height};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, Gemm, PANEL, Quantized, RowZeros};
 use crate::kernel::pack::MATRIX_ROWS;
 
 const ELEMENT: i64 = 4;
@@ -77,13 +77,8 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
         slots: f.a.scratch(2 * SLOT),
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
     let chunks = ceil_div(f, n, CHUNK as i64);
-    let tiles = ceil_div(f, m, MATRIX_ROWS);
-    let up = f.a.plus(tiles, groups);
-    let up = f.a.lea(Mem::at(up, -1));
-    let (tiles, _) = f.a.divide(up, groups);
-    let height = f.a.times_imm(tiles, MATRIX_ROWS);
+    let (_, height) = groups(f, g.m, MATRIX_ROWS);
 
     let task = f.a.copy(first);
     let head = f.a.label();
