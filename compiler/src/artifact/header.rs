@@ -137,9 +137,10 @@ const char *{n}_cpu_variant(const {n}_context *ctx);
 size_t {n}_arena_bytes(const {n}_dims *dims);
 /* Bytes of each output at these dimensions, in the order of {n}_outputs. */
 int {n}_output_bytes(const {n}_dims *dims, size_t {array});
-/* Runs the model on the calling thread. Give each call in flight an arena of its own. */
+/* Runs the model on the calling thread, which needs {stack} KiB of stack. Give each call in flight an arena of its own. */
 int {n}_run(const {n}_context *ctx, const {n}_dims *dims, const {n}_inputs *in, {n}_outputs *out, void *arena);
-/* Runs the model with pf(user, ...) for its parallel loops; NULL runs them on the calling thread. */
+/* Runs the model with pf(user, ...) for its parallel loops, whose threads need as much stack; NULL runs them on the
+ * calling thread. */
 int {n}_run_parallel(const {n}_context *ctx, const {n}_dims *dims, const {n}_inputs *in, {n}_outputs *out, void *arena,
                      {n}_parallel_for pf, void *user);
 /* What a status says, as an English sentence. */
@@ -150,6 +151,7 @@ const char *{n}_build_info(void);
 extern const uint64_t {n}_entry[{}];
 
 ",
-        abi::entry_offset::END / 8
+        abi::entry_offset::END / 8,
+        stack = abi::STACK_BYTES >> 10,
     )
 }

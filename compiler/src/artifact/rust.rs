@@ -225,13 +225,13 @@ impl{generics} Model{generics} {{
         text(unsafe {{ {n}_cpu_variant(&self.context) }})
     }}
 
-    /// Runs the model on this thread.
+    /// Runs the model on this thread, which needs {stack} KiB of stack.
     pub fn run(&self, dims: &Dims, inputs: &{inputs_ty}, outputs: &mut {outputs_ty}, arena: &mut Arena) -> Result<(), Error> {{
         // SAFETY: without a callback there is nothing to promise.
         unsafe {{ self.run_parallel(dims, inputs, outputs, arena, None, std::ptr::null_mut()) }}
     }}
 
-    /// Runs the model with `parallel_for(user, …)` for its parallel loops.
+    /// Runs the model with `parallel_for(user, …)` for its parallel loops, whose threads need as much stack.
     ///
     /// # Safety
     ///
@@ -268,6 +268,7 @@ impl{generics} Model{generics} {{
         lengths(&i.outputs, "outputs"),
         i.inputs.len(),
         i.outputs.len(),
+        stack = abi::STACK_BYTES >> 10,
     )
 }
 
