@@ -64,6 +64,13 @@ struct Kept {
     both: bool,
 }
 
+impl Kept {
+    /// Where what is kept of unit `n` begins, from the first unit on, in bytes.
+    fn offset(both: bool, n: i64) -> i64 {
+        n * if both { PANEL_ROW } else { PANEL_ROW / 2 }
+    }
+}
+
 /// How many units of k all tiles of a task are multiplied with before those behind them.
 #[derive(Clone, Copy)]
 pub struct Block {
@@ -81,13 +88,12 @@ impl Block {
     pub fn new(f: &mut Function, q: &Quantized, m: Extent, units: i64) -> Block {
         let per_group = (q.group + 3) / 4;
         let both = q.groups > 1;
-        let kept_bytes = if both { PANEL_ROW } else { PANEL_ROW / 2 };
         let whole = if both { per_group } else { UNROLL };
-        let most = KEPT / kept_bytes / whole * whole;
+        let most = KEPT / Kept::offset(both, whole) * whole;
         let keeps = q.bits == 4 && f.a.isa.evex() && most > 0 && heights(m).contains(&TILE_ROWS);
         let even = |most: i64| ceil_div(ceil_div(units, ceil_div(units, most)), whole) * whole;
         let block = if keeps { even(most).min(units) } else { units };
-        let kept = keeps.then(|| Kept { at: f.a.scratch(block * kept_bytes), there: Some(f.a.imm(0)), both });
+        let kept = keeps.then(|| Kept { at: f.a.scratch(Kept::offset(both, block)), there: Some(f.a.imm(0)), both });
         let added_up = if both { per_group } else { block };
         Block { units: block, multiple: power_of_2(added_up | units), kept }
     }
@@ -114,15 +120,21 @@ fn power_of_2(x: i64) -> i64 {
 pub fn one_group(f: &mut Function, q: &Quantized, (block, count): (&Block, R), height: usize, o: &Operands, go_on: bool) -> Vec<[V; 2]> {
     let a = &mut f.a;
     let s = Shape { first_row: 0, rows: height, columns: vec![0, a.isa.lanes()] };
-    let operands = (a.copy(o.left), a.copy(o.right), a.copy(count));
     let kept = block.kept.filter(|_| height == TILE_ROWS);
+    let span = Span {
+        left: a.copy(o.left),
+        right: a.copy(o.right),
+        count: a.copy(count),
+        usual: block.units,
+        multiple: block.multiple,
+        kept: kept.map(|kept| Kept { at: a.copy(kept.at), ..kept }),
+    };
     let begin = |a: &mut Asm, r: usize, v: usize| match go_on {
         true => a.vector_of(place(o.sums, &s, r, s.columns[v])),
         false => begin(a, q, o, r, s.columns[v]),
     };
     let mut sums = vec![];
-    let weights = kept.map(|kept| Kept { at: a.copy(kept.at), ..kept });
-    wide_group(a, q, &s, operands, (block.units, block.multiple), weights, begin, |_, _, row| sums.push(row));
+    wide_group(a, q, &s, &span, begin, |_, _, row| sums.push(row));
     if let Some(there) = kept.and_then(|kept| kept.there) {
         a.imm_into(there, 1);
     }
@@ -140,13 +152,12 @@ pub fn several_groups(f: &mut Function, q: &Quantized, (block, count): (&Block, 
         places.for_each(|(r, c)| a.store_vector(place(o.sums, &s, r, c), zero));
     }
     let product = |a: &mut Asm, kept: Option<Kept>| {
-        let operands = (a.copy(o.left), a.copy(o.right));
+        let (left, right, units) = (a.copy(o.left), a.copy(o.right), a.copy(count));
         let kept = kept.map(|kept| Kept { at: a.copy(kept.at), ..kept });
-        let units = a.copy(count);
         by_group(a, q, units, o, |a, count, o, per_group| {
+            let span = Span { left, right, count, usual: per_group, multiple: block.multiple, kept };
             let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, r, s.columns[v]);
-            let add = |a: &mut Asm, r: usize, sums: [V; 2]| add_group(a, &s, o, r, sums);
-            wide_group(a, q, &s, (operands.0, operands.1, count), (per_group, block.multiple), kept, begin, add);
+            wide_group(a, q, &s, &span, begin, |a, r, sums| add_group(a, &s, o, r, sums));
         });
     };
     let Some((kept, there)) = block.kept.and_then(|kept| Some((kept, kept.there?))) else {
@@ -265,7 +276,8 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
         let o = Operands { ints: o.sums, ..*o };
         if a.isa.has_vnni() {
             let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, &o, s.first_row + r, s.columns[v]);
-            wide_group(a, q, s, (left, right, count), (units, power_of_2(units)), None, begin, |a, r, sums| {
+            let span = Span { left, right, count, usual: units, multiple: power_of_2(units), kept: None };
+            wide_group(a, q, s, &span, begin, |a, r, sums| {
                 for (&c, x) in s.columns.iter().zip(sums) {
                     a.store_vector(self::place(o.ints, s, r, c), x);
                 }
@@ -284,8 +296,8 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
     by_group(a, q, count, o, |a, count, o, per_group| {
         if a.isa.has_vnni() {
             let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
-            let add = |a: &mut Asm, r: usize, sums: [V; 2]| add_group(a, s, o, r, sums);
-            wide_group(a, q, s, (left, right, count), (per_group, power_of_2(per_group | units)), None, begin, add);
+            let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | units), kept: None };
+            wide_group(a, q, s, &span, begin, |a, r, sums| add_group(a, s, o, r, sums));
         } else {
             narrow_group(a, q, s, o, left, right, count);
             finish(a, s, o);
@@ -339,19 +351,89 @@ const UNROLL: i64 = 2;
 /// Rows whose products come between the last ones of a row and its finish, which waits for them.
 const LATER: usize = 2;
 
+/// The units of a group, or of a block of a single one, that a tile is multiplied with.
+struct Span {
+    left: R,
+    right: R,
+    count: R,
+    /// The most units that there are.
+    usual: i64,
+    /// A power of 2 that divides their number.
+    multiple: i64,
+    kept: Option<Kept>,
+}
+
+impl Span {
+    fn keeps_both(&self) -> bool {
+        self.kept.is_some_and(|kept| kept.both)
+    }
+
+    /// Whether the second sums are those of whole bytes, of which the first ones, of low nibbles, are taken off at the end.
+    fn has_whole_bytes(&self, q: &Quantized) -> bool {
+        q.bits == 4 && most_both(self.usual) && !self.keeps_both()
+    }
+
+    /// The weights of unit `n` in the panel.
+    fn at(&self, q: &Quantized, n: i64) -> Mem {
+        Mem::at(self.right, n * q.unit_bytes())
+    }
+
+    /// What is kept of unit `n`.
+    fn kept_at(a: &Asm, kept: Kept, n: i64) -> [Mem; 2] {
+        let at = Mem::at(kept.at, Kept::offset(kept.both, n));
+        [at, at.plus(a.isa.bytes())]
+    }
+
+    /// The weights of unit `n`, from the panel.
+    fn take_out(&self, a: &mut Asm, q: &Quantized, n: i64) -> [V; 2] {
+        let at = self.at(q, n);
+        let first = a.vector_of(at);
+        for line in (0..q.unit_bytes()).step_by(64) {
+            a.prefetch(at.plus(line + AHEAD), false);
+        }
+        match q.bits {
+            8 => [first, a.vector_of(at.plus(a.isa.bytes()))],
+            _ if self.has_whole_bytes(q) => [a.binary(Op::And, first, 0x0f0f_0f0f), first],
+            _ => nibbles(a, first),
+        }
+    }
+
+    /// The same; they are kept.
+    fn keep(&self, a: &mut Asm, q: &Quantized, kept: Kept, n: i64) -> [V; 2] {
+        let w = self.take_out(a, q, n);
+        let to = Span::kept_at(a, kept, n);
+        (0..if kept.both { 2 } else { 1 }).for_each(|v| a.store_vector(to[v], w[v]));
+        w
+    }
+
+    /// The same from where they were kept.
+    fn take_kept(&self, a: &mut Asm, q: &Quantized, kept: Kept, n: i64) -> [V; 2] {
+        let [low, high] = Span::kept_at(a, kept, n);
+        let from = [low, if kept.both { high } else { self.at(q, n) }];
+        let w = from.map(|at| a.vector_of(at));
+        from.into_iter().for_each(|at| a.prefetch(at.plus(AHEAD), false));
+        w
+    }
+
+    /// Moves behind `n` units.
+    fn advance(&self, a: &mut Asm, q: &Quantized, n: i64) {
+        advance(a, q, self.left, self.right, n);
+        if let Some(kept) = self.kept {
+            a.add_imm(kept.at, Kept::offset(kept.both, n));
+        }
+    }
+}
+
 /// Makes the i32 sums of a group from what they `begin` with, by row and vector, and hands those of each row to `finish`. The
-/// operands and `kept` move behind the group. There are `usual` units at most, and `multiple` divides their number.
+/// operands and what is kept move behind the group.
 ///
 /// Unpacking competes with the products for the units that multiply. So of 4 bits the high nibbles are not
 /// taken out: products with whole bytes are the sums of the low nibbles and sixteen times those of the high ones.
-#[expect(clippy::too_many_arguments, reason = "the operands of a register tile, and both ends of its sums")]
 fn wide_group(
     a: &mut Asm,
     q: &Quantized,
     s: &Shape,
-    (left, right, count): (R, R, R),
-    (usual, multiple): (i64, i64),
-    kept: Option<Kept>,
+    span: &Span,
     begin: impl Fn(&mut Asm, usize, usize) -> V,
     mut finish: impl FnMut(&mut Asm, usize, [V; 2]),
 ) {
@@ -361,57 +443,38 @@ fn wide_group(
         2 | 3 => 2,
         _ => 1,
     };
-    let keeps_both = kept.is_some_and(|k| k.both);
-    let whole_bytes = q.bits == 4 && most_both(usual) && !keeps_both;
     // What the sums of a group of a row begin with differs by columns only through zero points.
     let same = q.groups > 1 && !q.zeros && q.row_zeros == RowZeros::None;
-    let acc: Vec<Vec<[V; 2]>> = (0..sets)
-        .map(|set| {
-            (0..s.rows)
-                .map(|r| match set {
-                    // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
-                    0 if whole_bytes || same => {
-                        let x = begin(a, r, 0);
-                        [x, a.vector_of(x)]
-                    }
-                    0 => [begin(a, r, 0), begin(a, r, 1)],
-                    _ => [a.vector_of(0), a.vector_of(0)],
-                })
-                .collect()
-        })
-        .collect();
-    let codes = |n: i64| Mem::at(right, n * q.unit_bytes());
-    let taken_out = |a: &mut Asm, n: i64| {
-        let first = a.vector_of(codes(n));
-        for line in (0..q.unit_bytes()).step_by(64) {
-            a.prefetch(codes(n).plus(line + AHEAD), false);
-        }
-        match q.bits {
-            8 => [first, a.vector_of(codes(n).plus(a.isa.bytes()))],
-            _ if whole_bytes => [a.binary(Op::And, first, 0x0f0f_0f0f), first],
-            _ => nibbles(a, first),
-        }
+    let whole_bytes = span.has_whole_bytes(q);
+    let first = |a: &mut Asm, r: usize| match begin(a, r, 0) {
+        // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
+        x if whole_bytes || same => [x, a.vector_of(x)],
+        x => [x, begin(a, r, 1)],
     };
+    let acc: Vec<Vec<[V; 2]>> = (0..sets)
+        .map(|set| (0..s.rows).map(|r| if set == 0 { first(a, r) } else { [0; 2].map(|zero| a.vector_of(zero)) }).collect())
+        .collect();
     let add_row = |a: &mut Asm, r: usize, n: i64, w: [V; 2]| {
-        let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+        let x = a.broadcast(Mem::at(span.left, n * TILE_ROW + r as i64 * 4));
         for (&sum, w) in acc[n as usize % sets][r].iter().zip(w) {
             a.update(Op::DotBytes, sum, w, x);
         }
     };
-    let more = s.rows < 4 || (keeps_both && multiple % (2 * UNROLL) == 0);
+    let more = s.rows < 4 || (span.keeps_both() && span.multiple % (2 * UNROLL) == 0);
     let unroll = if more { 2 * UNROLL } else { UNROLL };
-    let whole = multiple % unroll == 0;
-    let finishes_early = whole && keeps_both;
-    let mut multiply = |a: &mut Asm, weights: &dyn Fn(&mut Asm, i64) -> [V; 2], advance: &dyn Fn(&mut Asm, i64)| {
+    let whole = span.multiple % unroll == 0;
+    let finishes_early = whole && span.keeps_both();
+    let mut multiply = |a: &mut Asm, weights: &dyn Fn(&mut Asm, i64) -> [V; 2]| {
         let step = |a: &mut Asm, n: i64| {
             let w = weights(a, n);
             (0..s.rows).for_each(|r| add_row(a, r, n, w));
         };
+        let advance = |a: &mut Asm, n: i64| span.advance(a, q, n);
         if !finishes_early {
-            return a.unrolled(count, unroll, whole, step, advance);
+            return a.unrolled(span.count, unroll, whole, step, advance);
         }
-        a.add_imm(count, -unroll);
-        a.unrolled(count, unroll, true, step, advance);
+        a.add_imm(span.count, -unroll);
+        a.unrolled(span.count, unroll, true, step, advance);
         (0..unroll - 1).for_each(|n| step(a, n));
         let w = weights(a, unroll - 1);
         for r in 0..s.rows + LATER {
@@ -424,63 +487,37 @@ fn wide_group(
         }
         advance(a, unroll);
     };
-    match kept {
-        None => multiply(a, &taken_out, &|a, n| advance(a, q, left, right, n)),
-        Some(kept) => {
-            let width = a.isa.bytes();
-            let unit = if keeps_both { 2 * width } else { width };
-            let place = |n: i64| Mem::at(kept.at, n * unit);
-            let advance = |a: &mut Asm, n: i64| {
-                advance(a, q, left, right, n);
-                a.add_imm(kept.at, n * unit);
-            };
+    match span.kept {
+        None => multiply(a, &|a, n| span.take_out(a, q, n)),
+        Some(kept @ Kept { there: None, .. }) => multiply(a, &|a, n| span.take_kept(a, q, kept, n)),
+        Some(kept @ Kept { there: Some(there), .. }) => {
             let (first, done) = (a.label(), a.label());
-            if let Some(there) = kept.there {
-                a.compare_imm(there, 0);
-                a.jump_if(Cond::Eq, first);
-            }
-            let there = |a: &mut Asm, n: i64| {
-                let high = if keeps_both { place(n).plus(width) } else { codes(n) };
-                let w = [place(n), high].map(|at| a.vector_of(at));
-                a.prefetch(place(n).plus(AHEAD), false);
-                a.prefetch(high.plus(AHEAD), false);
-                w
-            };
-            multiply(a, &there, &advance);
-            if kept.there.is_some() {
-                a.jump(done);
-                a.bind(first);
-                let keep = |a: &mut Asm, n: i64| {
-                    let w = taken_out(a, n);
-                    a.store_vector(place(n), w[0]);
-                    if keeps_both {
-                        a.store_vector(place(n).plus(width), w[1]);
-                    }
-                    w
-                };
-                multiply(a, &keep, &advance);
-            }
+            a.compare_imm(there, 0);
+            a.jump_if(Cond::Eq, first);
+            multiply(a, &|a, n| span.take_kept(a, q, kept, n));
+            a.jump(done);
+            a.bind(first);
+            multiply(a, &|a, n| span.keep(a, q, kept, n));
             a.bind(done);
         }
     }
     if finishes_early {
         return;
     }
-    let (first, rest) = (acc[0].clone(), acc[1..].concat());
-    for (i, other) in rest.into_iter().enumerate() {
-        for (x, y) in first[i % s.rows].iter().zip(other) {
-            a.binary_into(Op::AddD, *x, *x, y);
+    for (sums, others) in (0..s.rows).map(|r| (acc[0][r], acc[1..].iter().map(move |set| set[r]))) {
+        for (x, y) in others.flat_map(|others| sums.into_iter().zip(others)) {
+            a.binary_into(Op::AddD, x, x, y);
         }
     }
     if whole_bytes {
-        for (r, [low, high]) in first.iter().enumerate() {
-            a.binary_into(Op::SubD, *high, *high, *low);
-            let sum = a.unary_imm(Op::SarD, *high, 4);
+        for (r, &[low, high]) in acc[0].iter().enumerate() {
+            a.binary_into(Op::SubD, high, high, low);
+            let sum = a.unary_imm(Op::SarD, high, 4);
             let begin = begin(a, r, 1);
-            a.binary_into(Op::AddD, *high, sum, begin);
+            a.binary_into(Op::AddD, high, sum, begin);
         }
     }
-    first.into_iter().enumerate().for_each(|(r, sums)| finish(a, r, sums));
+    acc[0].iter().enumerate().for_each(|(r, &sums)| finish(a, r, sums));
 }
 
 /// Moves both operands behind `n` units.
