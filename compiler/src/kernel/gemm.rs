@@ -35,11 +35,12 @@ pub const GROUP_TILES: usize = 8;
 /// Columns of a task, a multiple of the panel width.
 pub const CHUNK: usize = 64;
 
-/// The groups that the tiles of `m` rows are in, and the tiles of each but the last, which has what is left.
-pub fn groups(m: i64) -> (i64, i64) {
-    let tiles = (m as u64).div_ceil(TILE_ROWS as u64);
-    let groups = tiles.div_ceil(GROUP_TILES as u64);
-    (groups as i64, tiles.div_ceil(groups.max(1)) as i64)
+/// The groups that `m` rows are in, and the rows of each but the last, which has what is left: whole tiles of `tile` rows.
+pub fn groups(m: i64, tile: usize) -> (i64, i64) {
+    let (m, tile) = (m as u64, tile as u64);
+    let groups = m.div_ceil((GROUP_TILES * TILE_ROWS) as u64);
+    let tiles = m.div_ceil(tile).div_ceil(groups.max(1));
+    (groups as i64, (tiles * tile) as i64)
 }
 
 /// Whether the rows of a tile can be read where they are: what is read of `rows` rows at the same time, a line of each, stays
@@ -292,8 +293,8 @@ mod tests {
     #[test]
     fn groups_share_tiles_evenly() {
         for m in 0..2000 {
-            let (groups, tiles) = groups(m);
-            let rows = tiles * TILE_ROWS as i64;
+            let (groups, rows) = groups(m, TILE_ROWS);
+            let tiles = rows / TILE_ROWS as i64;
             assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
             // The tasks of a product count these groups, and none of them is empty.
             assert_eq!(groups, (m as u64).div_ceil((GROUP_TILES * TILE_ROWS) as u64) as i64, "{m}");

@@ -21,11 +21,11 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 /// Emits a matrix product.
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
-    let tiles = match g.m {
-        Extent::Const(m) => gemm::groups(m).1,
-        Extent::Param(_) => GROUP_TILES as i64,
+    let rows = match g.m {
+        Extent::Const(m) => gemm::groups(m, TILE_ROWS).1,
+        Extent::Param(_) => (GROUP_TILES * TILE_ROWS) as i64,
     };
-    let sums = tile::scratch(b, tiles * (TILE_ROWS * CHUNK) as i64);
+    let sums = tile::scratch(b, rows * CHUNK as i64);
 
     let task = b.f.declare_var(I64);
     b.f.def_var(task, begin);
@@ -226,8 +226,8 @@ fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
 /// The groups of row tiles, and the rows of each but the last.
 fn groups(b: &mut KernelBuilder, m: Extent) -> (Value, Value) {
     if let Extent::Const(m) = m {
-        let (groups, tiles) = gemm::groups(m);
-        return (b.int(groups), b.int(tiles * TILE_ROWS as i64));
+        let (groups, rows) = gemm::groups(m, TILE_ROWS);
+        return (b.int(groups), b.int(rows));
     }
     let m = b.extent(m);
     let tiles = ceil_div(b, m, TILE_ROWS as i64);

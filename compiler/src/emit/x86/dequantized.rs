@@ -33,8 +33,8 @@ pub fn few_rows(isa: Isa, m: Extent) -> Option<(i64, bool)> {
     match m {
         Extent::Param(_) => Some((most, false)),
         Extent::Const(m) => {
-            let (groups, tiles) = gemm::groups(m);
-            let last = m - (groups - 1) * tiles * TILE_ROWS as i64;
+            let (groups, rows) = gemm::groups(m, TILE_ROWS);
+            let last = m - (groups - 1) * rows;
             (1..=most).contains(&last).then_some((most, m <= most))
         }
     }

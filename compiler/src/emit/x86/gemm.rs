@@ -12,7 +12,7 @@ use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
 fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let (groups, height) = groups(f, g.m, TILE_ROWS as i64);
+    let (groups, height) = groups(f, g.m, TILE_ROWS);
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, chunk) = f.a.divide(task, chunks);
     let (matrix, group) = f.a.divide(number, groups);
@@ -373,8 +373,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
     block.begin(f);
     let (left, sums, row_sums) = (f.a.copy(block_left), f.a.copy(o.sums), f.a.copy(block_row_sums));
     let row_zeros = o.row_zeros.map(|at| f.a.copy(at));
-    let ints = if o.ints == o.sums { sums } else { o.ints };
-    let of_tile = Operands { left, right, columns, row_sums, row_zeros, sums, ints, ..*o };
+    let of_tile = Operands { left, right, columns, row_sums, row_zeros, sums, ..*o };
     tiles(
         f,
         g.m,
@@ -551,7 +550,12 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
 }
 
 /// The groups of `m` rows, and the rows of each but the last, which are whole tiles of `tile` rows.
-pub fn groups(f: &mut Function, m: Extent, tile: i64) -> (R, R) {
+pub fn groups(f: &mut Function, m: Extent, tile: usize) -> (R, R) {
+    if let Extent::Const(m) = m {
+        let (groups, rows) = gemm::groups(m, tile);
+        return (f.a.imm(groups), f.a.imm(rows));
+    }
+    let tile = tile as i64;
     let m = f.extent(m);
     let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
     let tiles = ceil_div(f, m, tile);

@@ -90,10 +90,12 @@ impl Block {
         let both = q.groups > 1;
         let whole = if both { per_group } else { UNROLL };
         let most = KEPT / Kept::offset(both, whole) * whole;
-        let keeps = q.bits == 4 && f.a.isa.evex() && most > 0 && heights(m).contains(&TILE_ROWS);
-        let even = |most: i64| ceil_div(ceil_div(units, ceil_div(units, most)), whole) * whole;
-        let block = if keeps { even(most).min(units) } else { units };
-        let kept = keeps.then(|| Kept { at: f.a.scratch(Kept::offset(both, block)), there: Some(f.a.imm(0)), both });
+        let (mut block, mut kept) = (units, None);
+        if q.bits == 4 && f.a.isa.evex() && most > 0 && heights(m).contains(&TILE_ROWS) {
+            let blocks = ceil_div(units, most);
+            block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
+            kept = Some(Kept { at: f.a.scratch(Kept::offset(both, block)), there: Some(f.a.imm(0)), both });
+        }
         let added_up = if both { per_group } else { block };
         Block { units: block, multiple: power_of_2(added_up | units), kept }
     }
@@ -147,9 +149,7 @@ pub fn several_groups(f: &mut Function, q: &Quantized, (block, count): (&Block, 
     let a = &mut f.a;
     let s = Shape { first_row: 0, rows: height, columns: vec![0, a.isa.lanes()] };
     if !go_on {
-        let zero = a.vector_of(0);
-        let places = (0..height).flat_map(|r| s.columns.iter().map(move |&c| (r, c)));
-        places.for_each(|(r, c)| a.store_vector(place(o.sums, &s, r, c), zero));
+        clear(a, &s, o);
     }
     let product = |a: &mut Asm, kept: Option<Kept>| {
         let (left, right, units) = (a.copy(o.left), a.copy(o.right), a.copy(count));
@@ -179,6 +179,16 @@ pub fn several_groups(f: &mut Function, q: &Quantized, (block, count): (&Block, 
         return a.bind(done);
     }
     product(a, None);
+}
+
+/// Sets the f32 sums of a register tile in memory to what they are without any groups.
+fn clear(a: &mut Asm, s: &Shape, o: &Operands) {
+    let zero = a.vector_of(0);
+    for r in 0..s.rows {
+        for &c in &s.columns {
+            a.store_vector(place(o.sums, s, r, c), zero);
+        }
+    }
 }
 
 /// Converts the sums of a row of one of several groups, multiplies them by its scales and adds the groups before.
@@ -287,12 +297,7 @@ fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) 
         }
         return;
     }
-    let zero = a.vector_of(0);
-    for r in 0..s.rows {
-        for &c in &s.columns {
-            a.store_vector(place(o.sums, s, r, c), zero);
-        }
-    }
+    clear(a, s, o);
     by_group(a, q, count, o, |a, count, o, per_group| {
         if a.isa.has_vnni() {
             let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
