@@ -107,7 +107,7 @@ fn rows() -> Vec<i64> {
 /// An empty graph with a symbol for the number of rows.
 fn graph_of_rows() -> (Graph, Symbol) {
     let m = Symbol::new("m");
-    (Graph::with_symbols([(m.clone(), Range { min: 1, max: 64 })].into_iter().collect()), m)
+    (Graph::with_symbols([(m.clone(), Range { min: 1, max: 160 })].into_iter().collect()), m)
 }
 
 /// `m` rows times a constant of `k` x `n`, at every given `m`.
@@ -270,6 +270,21 @@ fn quantized_products() -> Vec<Model> {
     models
 }
 
+/// Products that matrix tiles multiply without a break: whole panels, strips of one and of two tiles, weights of several passes.
+/// They are too long for an emulated CPU.
+fn strips_of_tiles() -> Vec<Model> {
+    let mut models = vec![];
+    for storage in [Elem::I8, Elem::I4] {
+        for (k, n, rows) in [(64, 32, &[5, 16, 17, 32, 33, 48, 49][..]), (192, 96, &[31, 65, 97, 130]), (4096, 320, &[33, 81, 100])] {
+            for symmetric in [true, false] {
+                let left = Left::Rows { symmetric };
+                models.push(Quantized { storage, symmetric, group: 0, left, extreme: !symmetric, k, n }.model(rows));
+            }
+        }
+    }
+    models
+}
+
 /// Dynamic quantization of rows of odd lengths, hard values among them: the same bits everywhere.
 fn quantized_rows() -> Vec<Model> {
     let mut models = vec![];
@@ -356,7 +371,8 @@ fn rows_are_quantized_to_the_same_bits() {
 /// The same natively, on every variant that this machine has: the emulator has no AVX-VNNI.
 #[test]
 fn variants_of_this_machine() {
-    let models: Vec<Model> = [odd_products(), quantized_products(), quantized_rows(), attentions()].into_iter().flatten().collect();
+    let models = [odd_products(), quantized_products(), strips_of_tiles(), quantized_rows(), attentions()];
+    let models: Vec<Model> = models.into_iter().flatten().collect();
     for cpu in variants() {
         if !cpu.runs_here() {
             eprintln!("SKIPPED: {} is not run natively, this machine lacks it", cpu.name);

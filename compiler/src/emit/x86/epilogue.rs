@@ -35,6 +35,8 @@ pub struct Epilogue<'a> {
     steps: Vec<Step>,
     /// What is the same for all rows.
     fixed: Vec<ExprId>,
+    /// Loads that are the same for all columns of a row.
+    of_row: Vec<ExprId>,
     column: R,
     columns_end: R,
     /// The scales of the panel, where the sums are i32.
@@ -73,8 +75,9 @@ impl<'a> Epilogue<'a> {
                 Expr::Reduced(_) | Expr::Index(_) | Expr::CheckedIndex(..) => false,
             };
         }
+        let of_row = loads.loads.iter().filter(|(id, base)| base.is_some_and(|b| !b.moves) && !same[*id]).map(|(id, _)| id).collect();
         let fixed = g.exprs.keys().filter(|&id| same[id] && matches!(g.exprs[id].0, Expr::Load(_) | Expr::Prim(..))).collect();
-        Epilogue { g, loads, stores, steps, fixed, column: index[row_loop + 1], columns_end, scales }
+        Epilogue { g, loads, stores, steps, fixed, of_row, column: index[row_loop + 1], columns_end, scales }
     }
 
     /// Emits the body for a whole panel, and where there are others for the lanes that exist.
@@ -120,7 +123,8 @@ impl<'a> Epilogue<'a> {
             None => f.a.vector_of(sum),
             Some(scale) => {
                 let x = f.a.unary(Op::CvtDq2Ps, sum);
-                f.a.fma(x, scale, 0.0)
+                let zero = f.a.vector_of(0);
+                f.a.fma(x, scale, zero)
             }
         };
         e.reduced[Reduction::new(0)] = Some(dot);
@@ -191,30 +195,29 @@ impl<'a> Epilogue<'a> {
     /// `rows` rows, at least one, with their sums in memory; those behind them are next.
     pub fn rows(&self, f: &mut Function, sums: R, rows: R) {
         let width = f.a.isa.bytes();
-        let next = |f: &mut Function, sum: &R| f.a.add_imm(*sum, PANEL_ROW);
-        self.rows_of(f, rows, |f| f.a.copy(sums), |_, &sum, v| Mem::at(sum, v as i64 * width).into(), next);
+        let vectors = PANEL as i64 * ELEMENT / width;
+        let of_row = |_: &mut Function, &sum: &R| (0..vectors).map(|v| Mem::at(sum, v * width).into()).collect();
+        self.rows_of(f, rows, |f| f.a.copy(sums), of_row, |f, sum| f.a.add_imm(*sum, PANEL_ROW));
     }
 
-    /// `rows` rows, at least one, with sums that `sum` finds for a vector of a row; those behind them are next. `begin` makes
-    /// what it finds them by, for the first row, and `next` moves that on by a row.
+    /// `rows` rows, at least one, with sums that `sums` finds for the vectors of a row; those behind them are next. `begin`
+    /// makes what it finds them by, for the first row, and `next` moves that on by a row.
     pub fn rows_of<S>(
         &self,
         f: &mut Function,
         rows: R,
         begin: impl Fn(&mut Function) -> S,
-        sum: impl Fn(&mut Function, &S, usize) -> Src,
+        sums: impl Fn(&mut Function, &S) -> Vec<Src>,
         next: impl Fn(&mut Function, &S),
     ) {
         self.by_lanes(f, |f, lanes| {
             let vectors = self.vectors(f, lanes);
             let (left, state) = (f.a.copy(rows), begin(f));
-            let head = f.a.label();
-            f.a.bind(head);
-            self.row(f, &vectors, |f, v| sum(f, &state, v));
-            next(f, &state);
-            f.a.add_imm(left, -1);
-            f.a.compare_imm(left, 0);
-            f.a.jump_if(Cond::Gt, head);
+            f.repeat(left, |f| {
+                let sums = sums(f, &state);
+                self.row(f, &vectors, &sums);
+                next(f, &state);
+            });
         });
     }
 
@@ -229,29 +232,25 @@ impl<'a> Epilogue<'a> {
         self.vectors(f, &vec![Lanes::All; vectors as usize])
     }
 
-    /// The next row, with sums that `sum` finds for a vector.
-    pub fn row(&self, f: &mut Function, vectors: &[Vector<'a>], sum: impl Fn(&mut Function, usize) -> Src) {
-        for (v, (e, scale)) in vectors.iter().enumerate() {
-            let sum = sum(f, v);
-            self.store(f, e.clone(), &self.stores, sum, *scale);
+    /// The next row, with the sums of its vectors.
+    pub fn row(&self, f: &mut Function, vectors: &[Vector<'a>], sums: &[Src]) {
+        let mut shared = self.loads.clone();
+        for &id in &self.of_row {
+            shared.evaluate(f, id);
+        }
+        for ((e, scale), &sum) in vectors.iter().zip(sums) {
+            let mut e = e.clone();
+            self.of_row.iter().for_each(|&id| e.know(&shared, id));
+            self.store(f, e, &self.stores, sum, *scale);
         }
         self.advance(f, 1);
     }
 
-    /// The same with accesses that move on their own.
-    pub fn copy(&self, f: &mut Function) -> Epilogue<'a> {
+    /// Moves the accesses to where those of another epilogue of the same product are.
+    pub fn move_to(&self, f: &mut Function, other: &Epilogue<'a>) {
         let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
-        for base in self.accesses(&mut loads, &mut stores) {
-            base.at = f.a.copy(base.at);
-        }
-        Epilogue { loads, stores, steps: self.steps.clone(), fixed: self.fixed.clone(), ..*self }
-    }
-
-    /// Moves the accesses of a [copy](Epilogue::copy) back to where those of its original are.
-    pub fn return_to(&self, f: &mut Function, original: &Epilogue<'a>) {
-        let (mut loads, mut stores) = (self.loads.clone(), self.stores.clone());
-        let (mut from_loads, mut from_stores) = (original.loads.clone(), original.stores.clone());
-        let from = original.accesses(&mut from_loads, &mut from_stores);
+        let (mut from_loads, mut from_stores) = (other.loads.clone(), other.stores.clone());
+        let from = other.accesses(&mut from_loads, &mut from_stores);
         for ((base, from), step) in self.accesses(&mut loads, &mut stores).zip(from).zip(&self.steps) {
             if !matches!(step, Step::Const(0)) {
                 f.a.copy_into(base.at, from.at);

@@ -56,6 +56,16 @@ impl Function {
         self.a.bind(exit);
     }
 
+    /// Runs the body `count` times, at least once; `count` is 0 behind.
+    pub fn repeat(&mut self, count: R, body: impl FnOnce(&mut Function)) {
+        let head = self.a.label();
+        self.a.bind(head);
+        body(self);
+        self.a.add_imm(count, -1);
+        self.a.compare_imm(count, 0);
+        self.a.jump_if(Cond::Gt, head);
+    }
+
     /// The lanes of a vector that are among the first `count`; the vector begins at `skipped`.
     pub fn lanes_among(&mut self, count: R, skipped: i64) -> M {
         let left = self.a.lea(Mem::at(count, -skipped));
@@ -255,6 +265,11 @@ impl<'a> Evaluator<'a> {
     /// Emits an expression here, for later points where its value is still right.
     pub fn evaluate(&mut self, f: &mut Function, e: ExprId) {
         self.value(f, e);
+    }
+
+    /// Takes over the value that another evaluator has emitted, which is the same here.
+    pub fn know(&mut self, other: &Evaluator, e: ExprId) {
+        self.known[e] = other.known[e];
     }
 
     fn src(&mut self, f: &mut Function, e: ExprId) -> Src {

@@ -8,13 +8,13 @@
 //! alone are taken out some steps ahead of their products, to slots on the stack: vector instructions run beside
 //! those of tiles.
 
-use super::asm::{Asm, Cond, Mem, R, Tile, V};
-use super::epilogue::Epilogue;
+use super::asm::{Asm, Cond, Mem, R, Src, Tile, V};
+use super::epilogue::{Epilogue, Vector};
 use super::expr::Function;
 use super::gemm::{ceil_div, groups};
 use super::isa::Op;
 use super::quantized::{Operands, begin, most_both};
-use super::tile::{AHEAD, LINE, by_height};
+use super::tile::{LINE, by_height};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Format, Gemm, PANEL, Quantized, RowZeros};
 use crate::kernel::pack::MATRIX_ROWS;
@@ -37,8 +37,17 @@ const ROWS: [Tile; 2] = [Tile(4), Tile(5)];
 /// Tiles of columns.
 const COLUMNS: [Tile; 2] = [Tile(6), Tile(7)];
 
+/// Rows of a strip: those of all tiles of rows.
+const STRIP: i64 = ROWS.len() as i64 * MATRIX_ROWS;
+
+/// The low nibbles of four bytes.
+const LOW: i32 = 0x0f0f_0f0f;
+
 /// Steps that low nibbles are ahead of their products.
 const AHEAD_STEPS: i64 = 2;
+
+/// How far ahead weights are fetched, in bytes, where they may be in memory or a far cache.
+const FETCH_AHEAD: i64 = 4096;
 
 /// Bytes of weights that all rows are multiplied with before those behind: they stay in the second-level cache.
 const PASS: i64 = 512 * 1024;
@@ -71,9 +80,8 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     f.a.configure_tiles();
     let product = Product { g, q, units, pitch, left_pitch: f.a.imm(pitch), unit_pitch: f.a.imm(q.unit_bytes()) };
     let p = Scratch {
-        sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
-        other_sums: f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW),
-        ints: if q.groups > 1 { Some(f.a.scratch(2 * MATRIX_ROWS * PANEL_ROW)) } else { None },
+        sums: f.a.scratch(STRIP * PANEL_ROW),
+        ints: (q.groups > 1).then(|| [0, 1].map(|_| f.a.scratch(STRIP * PANEL_ROW))),
         slots: f.a.scratch(2 * SLOT),
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
@@ -105,29 +113,12 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     let columns = f.a.times_imm(count, CHUNK as i64);
     f.a.add_into(columns, column);
     let last_column = f.a.min(columns, n);
-    let pass = f.a.label();
-    f.a.bind(pass);
-    let columns_end = f.a.lea(Mem::at(column, (PASS / (units * q.unit_bytes())).max(1) * PANEL as i64));
-    let columns_end = f.a.min(columns_end, last_column);
-    let row = f.a.copy(first_row);
-    let heights: Vec<usize> = match g.m {
-        Extent::Const(m) if m <= MATRIX_ROWS => vec![MATRIX_ROWS as usize],
-        _ => vec![MATRIX_ROWS as usize, 2 * MATRIX_ROWS as usize],
-    };
-    let strip = f.a.label();
-    f.a.bind(strip);
-    let left = f.a.minus(rows_end, row);
-    by_height(f, &heights, left, |f, h| {
-        let most = f.a.imm(h as i64);
-        let rows = f.a.min(left, most);
-        product.strip(f, &p, h as i64 / MATRIX_ROWS, (row, rows), (column, columns_end));
-    });
-    f.a.add_imm(row, 2 * MATRIX_ROWS);
-    f.a.compare(row, rows_end);
-    f.a.jump_if(Cond::Lt, strip);
-    f.a.copy_into(column, columns_end);
-    f.a.compare(column, last_column);
-    f.a.jump_if(Cond::Lt, pass);
+    let (rows, columns) = ((first_row, rows_end), (column, last_column));
+    if product.has_whole_panels() && !matches!(g.m, Extent::Const(..=MATRIX_ROWS)) {
+        product.without_a_break(f, &p, rows, columns);
+    } else {
+        product.strip_by_strip(f, &p, rows, columns);
+    }
 
     f.a.compare(task, end);
     f.a.jump_if(Cond::Lt, head);
@@ -137,12 +128,10 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
 
 /// Memory on the stack.
 struct Scratch {
-    /// Sums of two tiles of rows by a panel: i32, or f32 with several groups.
+    /// Sums of a strip by a panel: i32, or f32 with several groups.
     sums: R,
-    /// Those of the panel before, or i32 of the group before.
-    other_sums: R,
-    /// The i32 of a group, where there are several.
-    ints: Option<R>,
+    /// The i32 of a group and of the one before, where there are several.
+    ints: Option<[R; 2]>,
     /// What is made of steps of a panel.
     slots: R,
 }
@@ -159,15 +148,45 @@ struct Product<'a> {
     unit_pitch: R,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// Emits products and epilogues of rows and columns, each from one to another, a strip of one or two tiles at a time.
+    fn strip_by_strip(&self, f: &mut Function, s: &Scratch, (first_row, rows_end): (R, R), (column, last_column): (R, R)) {
+        let column = f.a.copy(column);
+        let heights: &[usize] = match self.g.m {
+            Extent::Const(..=MATRIX_ROWS) => &[MATRIX_ROWS as usize],
+            _ => &[MATRIX_ROWS as usize, STRIP as usize],
+        };
+        let (pass, strip) = (f.a.label(), f.a.label());
+        f.a.bind(pass);
+        let columns_end = self.pass_end(f, column, last_column);
+        let row = f.a.copy(first_row);
+        f.a.bind(strip);
+        let left = f.a.minus(rows_end, row);
+        by_height(f, heights, left, |f, h| {
+            let most = f.a.imm(h as i64);
+            let rows = f.a.min(left, most);
+            self.strip(f, s, h as i64 / MATRIX_ROWS, (row, rows), (column, columns_end));
+        });
+        f.a.add_imm(row, STRIP);
+        f.a.compare(row, rows_end);
+        f.a.jump_if(Cond::Lt, strip);
+        f.a.copy_into(column, columns_end);
+        f.a.compare(column, last_column);
+        f.a.jump_if(Cond::Lt, pass);
+    }
+
+    /// Where the pass ends that begins with a column.
+    fn pass_end(&self, f: &mut Function, column: R, last_column: R) -> R {
+        let panels = (PASS / (self.units * self.q.unit_bytes())).max(1);
+        let end = f.a.lea(Mem::at(column, panels * PANEL as i64));
+        f.a.min(end, last_column)
+    }
+
     /// Emits the product and the epilogue of `rows` rows, in `tiles` tiles, by all panels from one column to another.
     fn strip(&self, f: &mut Function, s: &Scratch, tiles: i64, (row, rows): (R, R), (column, columns_end): (R, R)) {
         let q = self.q;
         let o = self.operands(f, s, row, column);
         let column = f.a.copy(column);
-        if tiles == 2 && self.has_whole_panels() {
-            return self.panels_ahead(f, s, &o, (row, rows), (column, columns_end));
-        }
         let head = f.a.label();
         f.a.bind(head);
         let scales = (q.groups == 1).then_some(o.columns);
@@ -177,8 +196,8 @@ impl Product<'_> {
                 self.steps(&mut f.a, s, tiles, self.units, o.left, o.right);
                 self.store(&mut f.a, tiles, o.ints);
                 let begin_rows = |f: &mut Function| RowAt::new(&mut f.a, &o);
-                let sum = |f: &mut Function, at: &RowAt, v: usize| at.sum(&mut f.a, q, &o, v as i64).into();
-                epilogue.rows_of(f, rows, begin_rows, sum, |f, at| at.next(&mut f.a, q));
+                let sums = |f: &mut Function, at: &RowAt| at.sums(&mut f.a, q, &o).map(Src::from).to_vec();
+                epilogue.rows_of(f, rows, begin_rows, sums, |f, at| at.next(&mut f.a, q));
             }
             _ => {
                 self.groups(f, s, tiles, rows, &o);
@@ -216,7 +235,7 @@ impl Product<'_> {
         let columns = f.buffer(q.columns);
         let before = f.a.times_imm(panel, q.groups * q.column_bytes());
         f.a.add_into(columns, before);
-        let ints = s.ints.unwrap_or(s.sums);
+        let ints = s.ints.map_or(s.sums, |ints| ints[0]);
         Operands { left, right, columns, row_sums, group_sums: ELEMENT, row_zeros, sums: s.sums, ints }
     }
 
@@ -225,21 +244,34 @@ impl Product<'_> {
         self.q.groups == 1 && self.units % STEP == 0 && matches!(self.g.n, Extent::Const(n) if n % PANEL as i64 == 0)
     }
 
-    /// Two tiles of rows by all panels from one column to another. The rows of a panel get their epilogue while the next
-    /// panel is multiplied, a few at every step: the units for tiles and those for vectors work at the same time.
-    fn panels_ahead(&self, f: &mut Function, s: &Scratch, o: &Operands, (row, rows): (R, R), (column, columns_end): (R, R)) {
+    /// The same where [panels are whole](Product::has_whole_panels): strips of two tiles without a break, then what is left,
+    /// a strip of one.
+    fn without_a_break(&self, f: &mut Function, s: &Scratch, (first_row, rows_end): (R, R), columns: (R, R)) {
+        let (low, done) = (f.a.label(), f.a.label());
+        let all = f.a.minus(rows_end, first_row);
+        let more_than_a_tile = f.a.lea(Mem::at(all, STRIP - MATRIX_ROWS - 1));
+        let by = f.a.imm(STRIP);
+        let (strips, _) = f.a.divide(more_than_a_tile, by);
+        let row = f.a.times_imm(strips, STRIP);
+        f.a.add_into(row, first_row);
+        let row = f.a.min(row, rows_end);
+        f.a.compare(row, first_row);
+        f.a.jump_if(Cond::Le, low);
+        self.tall_strips(f, s, (first_row, row), columns);
+        f.a.compare(row, rows_end);
+        f.a.jump_if(Cond::Ge, done);
+        f.a.bind(low);
+        let rows = f.a.minus(rows_end, row);
+        self.strip(f, s, 1, (row, rows), columns);
+        f.a.bind(done);
+    }
+
+    /// Strips of two tiles, pass by pass. The rows of a panel get their epilogue while the next panel is multiplied, a few at
+    /// every step: the units for tiles and those for vectors work at the same time.
+    fn tall_strips(&self, f: &mut Function, s: &Scratch, (first_row, rows_end): (R, R), (first_column, last_column): (R, R)) {
         let q = self.q;
         let steps = self.units / STEP;
         let step_bytes = STEP * q.unit_bytes();
-        let at_once = (2 * MATRIX_ROWS + steps - 1) / steps;
-        // The panel whose rows are next: its operands, its column, and how many rows are left.
-        let of_rows = Operands { columns: f.a.copy(o.columns), ..*o };
-        let column_of_rows = f.a.copy(column);
-        let first = Epilogue::new(f, self.g, &[row, column_of_rows], columns_end, Some(of_rows.columns));
-        let epilogue = first.copy(f);
-        let at = RowAt::new(&mut f.a, &of_rows);
-        let rows_left = f.a.imm(0);
-        let (sums, other_sums) = (f.a.copy(s.sums), f.a.copy(s.other_sums));
         let slots: Vec<R> = (0..AHEAD_STEPS + 1).map(|n| f.a.lea(Mem::at(s.slots, n * SLOT / 2))).collect();
         // Behind the last step of all panels nothing is read.
         let last = {
@@ -248,82 +280,75 @@ impl Product<'_> {
             let bytes = f.a.imm(n / PANEL as i64 * self.units * q.unit_bytes() - step_bytes);
             f.a.plus(begin, bytes)
         };
+        let low_nibbles = |f: &mut Function, right: R, ahead: i64, slot: R| {
+            let from = f.a.lea(Mem::at(right, ahead * step_bytes));
+            let from = f.a.min(from, last);
+            self.low_nibbles(&mut f.a, Mem::at(from, 0), Mem::at(slot, 0), STEP);
+        };
+        let finishing = Finishing::none(f, self, s, (first_row, first_column), last_column);
+        let row = f.a.copy(first_row);
+        let first_of_pass = f.a.copy(first_column);
+        let columns_end = self.pass_end(f, first_column, last_column);
+
+        let strip = f.a.label();
+        f.a.bind(strip);
+        let column = f.a.copy(first_of_pass);
+        let o = self.operands(f, s, row, column);
+        let first = Epilogue::new(f, self.g, &[row, finishing.column], last_column, Some(finishing.operands.columns));
+        let rows = f.a.minus(rows_end, row);
+        let most = f.a.imm(STRIP);
+        let rows = f.a.min(rows, most);
         let right = f.a.copy(o.right);
         if q.bits == 4 {
-            for (n, &slot) in (0..AHEAD_STEPS).zip(&slots) {
-                let next = f.a.lea(Mem::at(right, n * step_bytes));
-                let next = f.a.min(next, last);
-                self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(slot, 0), STEP);
-            }
+            (0..AHEAD_STEPS).zip(&slots).for_each(|(n, &slot)| low_nibbles(f, right, n, slot));
         }
 
-        let (head, multiplied, exit) = (f.a.label(), f.a.label(), f.a.label());
-        f.a.bind(head);
-        let vectors = epilogue.whole(f);
-        let next_row = |f: &mut Function| {
-            epilogue.row(f, &vectors, |f, v| at.sum(&mut f.a, q, &of_rows, v as i64).into());
-            at.next(&mut f.a, q);
-        };
-        f.a.compare(column, columns_end);
-        f.a.jump_if(Cond::Ge, multiplied);
+        let panel = f.a.label();
+        f.a.bind(panel);
+        let vectors = finishing.epilogue.whole(f);
         SUMS.iter().flatten().for_each(|&t| f.a.zero_tile(t));
         let (left, count) = (f.a.copy(o.left), f.a.imm(steps));
-        let step = f.a.label();
-        f.a.bind(step);
-        if q.bits == 4 {
-            let next = f.a.lea(Mem::at(right, AHEAD_STEPS * step_bytes));
-            let next = f.a.min(next, last);
-            self.low_nibbles(&mut f.a, Mem::at(next, 0), Mem::at(slots[slots.len() - 1], 0), STEP);
-            self.step(&mut f.a, 2, Mem::at(left, 0), [Mem::at(slots[0], 0), Mem::at(right, 0)]);
-            for pair in slots.windows(2) {
-                f.a.swap(pair[0], pair[1]);
-            }
-        } else {
+        f.repeat(count, |f| {
+            // The strips behind the first of a pass find its weights in the second-level cache.
+            let near = f.a.label();
+            f.a.compare(row, first_row);
+            f.a.jump_if(Cond::Ne, near);
             self.fetch(&mut f.a, right, 0);
-            self.step(&mut f.a, 2, Mem::at(left, 0), halves(Mem::at(right, 0)));
-        }
-        f.a.add_imm(left, LINE);
-        f.a.add_imm(right, step_bytes);
-        let (no_rows, most) = (f.a.label(), f.a.imm(at_once));
-        let now = f.a.min(rows_left, most);
-        f.a.sub_into(rows_left, now);
-        f.a.compare_imm(now, 0);
-        f.a.jump_if(Cond::Le, no_rows);
-        let one = f.a.label();
-        f.a.bind(one);
-        next_row(f);
-        f.a.add_imm(now, -1);
-        f.a.compare_imm(now, 0);
-        f.a.jump_if(Cond::Gt, one);
-        f.a.bind(no_rows);
-        f.a.add_imm(count, -1);
-        f.a.compare_imm(count, 0);
-        f.a.jump_if(Cond::Gt, step);
-        self.store(&mut f.a, 2, other_sums);
-        f.a.bind(multiplied);
-
-        // What no step had room for: the rows of the last panel.
-        let (rest, done) = (f.a.label(), f.a.label());
-        f.a.compare_imm(rows_left, 0);
-        f.a.jump_if(Cond::Le, done);
-        f.a.bind(rest);
-        next_row(f);
-        f.a.add_imm(rows_left, -1);
-        f.a.compare_imm(rows_left, 0);
-        f.a.jump_if(Cond::Gt, rest);
-        f.a.bind(done);
-        f.a.compare(column, columns_end);
-        f.a.jump_if(Cond::Ge, exit);
-        f.a.swap(sums, other_sums);
-        epilogue.return_to(f, &first);
-        at.return_to(&mut f.a, &Operands { ints: sums, ..*o });
-        f.a.copy_into(rows_left, rows);
-        f.a.copy_into(column_of_rows, column);
-        f.a.copy_into(of_rows.columns, o.columns);
+            f.a.bind(near);
+            if q.bits == 4 {
+                low_nibbles(f, right, AHEAD_STEPS, slots[slots.len() - 1]);
+                self.step(&mut f.a, 2, Mem::at(left, 0), [Mem::at(slots[0], 0), Mem::at(right, 0)]);
+                for pair in slots.windows(2) {
+                    f.a.swap(pair[0], pair[1]);
+                }
+            } else {
+                self.step(&mut f.a, 2, Mem::at(left, 0), halves(Mem::at(right, 0)));
+            }
+            f.a.add_imm(left, LINE);
+            f.a.add_imm(right, step_bytes);
+            // So many that none are left behind the last step.
+            let some = f.a.imm((STRIP + steps - 1) / steps);
+            finishing.some_rows(f, q, &vectors, some);
+        });
+        self.store(&mut f.a, 2, s.sums);
+        finishing.begin(f, &first, &o, column, rows);
         f.a.add_imm(o.columns, q.column_bytes());
         f.a.add_imm(column, PANEL as i64);
-        f.a.jump(head);
-        f.a.bind(exit);
+        f.a.compare(column, columns_end);
+        f.a.jump_if(Cond::Lt, panel);
+
+        f.a.add_imm(row, STRIP);
+        f.a.compare(row, rows_end);
+        f.a.jump_if(Cond::Lt, strip);
+        f.a.copy_into(row, first_row);
+        f.a.copy_into(first_of_pass, columns_end);
+        let next_end = self.pass_end(f, first_of_pass, last_column);
+        f.a.copy_into(columns_end, next_end);
+        f.a.compare(first_of_pass, last_column);
+        f.a.jump_if(Cond::Lt, strip);
+
+        let vectors = finishing.epilogue.whole(f);
+        finishing.some_rows(f, q, &vectors, finishing.left);
     }
 
     /// The f32 sums over several groups, in memory. The i32 of a group are converted while the next one is multiplied.
@@ -338,7 +363,7 @@ impl Product<'_> {
         let (columns, row_sums) = (a.copy(o.columns), a.copy(o.row_sums));
         // The group that was multiplied last: its operands, and how many of its rows are to be converted.
         let before = Operands { columns: a.copy(columns), row_sums: a.copy(row_sums), ints: a.copy(o.ints), ..*o };
-        let (other_ints, pending) = (a.copy(s.other_sums), a.imm(0));
+        let (other_ints, pending) = (a.copy(s.ints.expect("there are groups")[1]), a.imm(0));
         let convert = |a: &mut Asm| {
             let done = a.label();
             a.compare_imm(pending, 0);
@@ -346,10 +371,9 @@ impl Product<'_> {
             let scale = [0, 1].map(|v| a.vector_of(Mem::at(before.columns, v * LINE)));
             let (at, sum, count) = (RowAt::new(a, &before), a.copy(o.sums), a.copy(pending));
             a.repeat(count, |a| {
-                for (v, &scale) in scale.iter().enumerate() {
-                    let x = at.sum(a, q, &before, v as i64);
+                for ((v, &scale), x) in (0..).zip(&scale).zip(at.sums(a, q, &before)) {
                     let x = a.unary(Op::CvtDq2Ps, x);
-                    let to = Mem::at(sum, v as i64 * LINE);
+                    let to = Mem::at(sum, v * LINE);
                     let total = a.fma(x, scale, to);
                     a.store_vector(to, total);
                 }
@@ -429,6 +453,7 @@ impl Product<'_> {
         // All steps whose next one is whole.
         let ahead = (steps - 2).max(0);
         let step = |a: &mut Asm, n: i64| {
+            self.fetch(a, right, n * step_bytes);
             self.low_nibbles(a, Mem::at(right, (n + 1) * step_bytes), slot(n + 1), STEP);
             self.step(a, tiles, Mem::at(left, n * LINE), [slot(n), Mem::at(right, n * step_bytes)]);
         };
@@ -450,10 +475,10 @@ impl Product<'_> {
         self.step(a, tiles, Mem::at(left, behind * LINE), [at, bytes]);
     }
 
-    /// Fetches the step of a panel of 8 bits that comes after the next.
+    /// Fetches a step of a panel that comes some steps after the one at `right`.
     fn fetch(&self, a: &mut Asm, right: R, disp: i64) {
-        for line in (0..SLOT).step_by(LINE as usize) {
-            a.prefetch(Mem::at(right, disp + line + 2 * SLOT), false);
+        for line in (0..STEP * self.q.unit_bytes()).step_by(LINE as usize) {
+            a.prefetch(Mem::at(right, disp + line + FETCH_AHEAD), false);
         }
     }
 
@@ -472,10 +497,10 @@ impl Product<'_> {
 
     /// Takes the low nibbles out of `units` units of a panel.
     fn low_nibbles(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
+        let mask = a.vector_of(LOW);
         for at in (0..units).map(|u| u * LINE) {
             let both = a.vector_of(from.plus(at));
-            let low = a.binary(Op::And, both, 0x0f0f_0f0f);
-            a.prefetch(from.plus(at + AHEAD), false);
+            let low = a.binary(Op::And, both, mask);
             a.store_vector(to.plus(at), low);
         }
     }
@@ -492,6 +517,54 @@ impl Product<'_> {
 /// Both tiles of columns of a step of 8 bits.
 fn halves(at: Mem) -> [Mem; 2] {
     [at, at.plus(LINE)]
+}
+
+/// The rows of a panel that get their epilogue while the next one is multiplied.
+struct Finishing<'a> {
+    epilogue: Epilogue<'a>,
+    /// Those of the panel.
+    operands: Operands,
+    /// Its first column.
+    column: R,
+    /// The next row.
+    at: RowAt,
+    /// How many rows are left.
+    left: R,
+}
+
+impl<'a> Finishing<'a> {
+    /// No rows, of a panel that is still to be multiplied.
+    fn none(f: &mut Function, p: &Product<'a>, s: &Scratch, (row, column): (R, R), last_column: R) -> Finishing<'a> {
+        let operands = p.operands(f, s, row, column);
+        let column = f.a.copy(column);
+        let epilogue = Epilogue::new(f, p.g, &[row, column], last_column, Some(operands.columns));
+        let at = RowAt::new(&mut f.a, &operands);
+        Finishing { epilogue, operands, column, at, left: f.a.imm(0) }
+    }
+
+    /// Begins with `rows` rows of a panel that was multiplied.
+    fn begin(&self, f: &mut Function, first: &Epilogue, o: &Operands, column: R, rows: R) {
+        self.epilogue.move_to(f, first);
+        self.at.return_to(&mut f.a, o);
+        f.a.copy_into(self.operands.columns, o.columns);
+        f.a.copy_into(self.column, column);
+        f.a.copy_into(self.left, rows);
+    }
+
+    /// The next rows, up to `most`, with what is the same for all of them.
+    fn some_rows(&self, f: &mut Function, q: &Quantized, vectors: &[Vector], most: R) {
+        let none = f.a.label();
+        let now = f.a.min(self.left, most);
+        f.a.sub_into(self.left, now);
+        f.a.compare_imm(now, 0);
+        f.a.jump_if(Cond::Le, none);
+        f.repeat(now, |f| {
+            let sums = self.at.sums(&mut f.a, q, &self.operands).map(Src::from);
+            self.epilogue.row(f, vectors, &sums);
+            self.at.next(&mut f.a, q);
+        });
+        f.a.bind(none);
+    }
 }
 
 /// A row of i32 in memory, and what its sums begin with.
@@ -516,19 +589,22 @@ impl RowAt {
         }
     }
 
-    /// The `v`-th vector of its sums.
-    fn sum(&self, a: &mut Asm, q: &Quantized, o: &Operands, v: i64) -> V {
+    /// The two vectors of its sums.
+    fn sums(&self, a: &mut Asm, q: &Quantized, o: &Operands) -> [V; 2] {
         let of_row = Operands { row_sums: self.row_sums, row_zeros: self.row_zeros, ..*o };
-        let begin = begin(a, q, &of_row, 0, v * a.isa.lanes());
-        let sum = Mem::at(self.ints, v * LINE);
-        if q.bits == 8 || v == 0 {
-            return a.binary(Op::AddD, begin, sum);
+        let depends_on_columns = q.zeros || q.row_zeros != RowZeros::None;
+        let first = begin(a, q, &of_row, 0, 0);
+        let second = if depends_on_columns { begin(a, q, &of_row, 0, a.isa.lanes()) } else { first };
+        let [sums, others] = [0, LINE].map(|at| Mem::at(self.ints, at));
+        if q.bits == 8 {
+            return [a.binary(Op::AddD, first, sums), a.binary(Op::AddD, second, others)];
         }
-        // Of whole bytes, less the low nibbles.
-        let both = a.vector_of(sum);
-        let high = a.binary(Op::SubD, both, Mem::at(self.ints, 0));
+        // The others are of whole bytes: less the low nibbles.
+        let low = a.vector_of(sums);
+        let both = a.vector_of(others);
+        let high = a.binary(Op::SubD, both, low);
         let high = a.unary_imm(Op::SarD, high, 4);
-        a.binary(Op::AddD, high, begin)
+        [a.binary(Op::AddD, low, first), a.binary(Op::AddD, high, second)]
     }
 
     /// The next row.
