@@ -20,7 +20,7 @@ use tfc::emit::clif::target::Cpu;
 use tfc::emit::layout;
 use tfc::hwbench::rates::{Rounds, Unit};
 use tfc::kernel::attention::{self, Attention, QUERY_TILE};
-use tfc::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack, packed_weights_len};
+use tfc::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, group_count, pack, packed_weights_len};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::pack::{MATRIX_ROWS, pitch};
 use tfc::kernel::work::Arithmetic;
@@ -181,6 +181,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
             (Format::Quantized(q), parameters, values(left_bytes / 4), values(packed_weights_len(bits, k, n) / 4))
         }
     };
+    let groups = group_count(m, &format);
     let body = Gemm {
         batch: vec![],
         m: Extent::Const(m as i64),
@@ -201,13 +202,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
             kernel.buffers[buffer].elem = elem;
         }
     }
-    Case {
-        kernel,
-        buffers,
-        tasks: (m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64,
-        piece: m.div_ceil(GROUP_TILES * TILE_ROWS) as i64,
-        flop: 2.0 * (m * n * k) as f64,
-    }
+    Case { kernel, buffers, tasks: (groups * n.div_ceil(CHUNK)) as i64, piece: groups as i64, flop: 2.0 * (m * n * k) as f64 }
 }
 
 /// Attention of one batch, `heads` heads of 64, with a bias per key as masks have it.

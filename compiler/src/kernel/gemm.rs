@@ -8,8 +8,8 @@
 //!
 //! # Tasks
 //!
-//! A task is a group of row tiles by [`CHUNK`] columns of one matrix; at the ends, what is left of them. As few
-//! groups as have at most [`GROUP_TILES`] tiles share the tiles evenly, see [`groups`]. Task `t` is chunk `t % C` of group
+//! A task is a group of row tiles by [`CHUNK`] columns of one matrix; at the ends, what is left of them. The
+//! [groups](group_count) share the tiles evenly, see [`groups`]. Task `t` is chunk `t % C` of group
 //! `t / C % R` of matrix `t / (C * R)`, with `C` chunks and `R` groups: neighbours use the same rows, which so stay in a
 //! near cache, and with the thread that wrote them; a single row still splits by columns. A task computes its elements in
 //! an order of its own, so results do not depend on how tasks are distributed.
@@ -17,6 +17,7 @@
 use super::Extent;
 use super::nest::{Effect, Expr, ExprId};
 use cranelift_entity::PrimaryMap;
+use tfc_ir::dim::Dim;
 use tfc_ir::types::Elem;
 
 /// Columns of a packed panel.
@@ -32,13 +33,22 @@ pub const TILE_ROWS: usize = 12;
 /// The most row tiles of a task: they use a panel of the right operand while it is in the cache.
 pub const GROUP_TILES: usize = 8;
 
+/// The most rows of a single group.
+const GROUP_ROWS: usize = GROUP_TILES * TILE_ROWS;
+
 /// Columns of a task, a multiple of the panel width.
 pub const CHUNK: usize = 64;
 
+/// How many groups `m` rows are in: as few as have at most [`GROUP_TILES`] tiles, but two where there are more rows than one
+/// [should](Format::alone_rows) have.
+pub fn group_count(m: usize, format: &Format) -> usize {
+    m.div_ceil(GROUP_ROWS).max(m.div_ceil(format.alone_rows()).min(2))
+}
+
 /// The groups that `m` rows are in, and the rows of each but the last, which has what is left: whole tiles of `tile` rows.
-pub fn groups(m: i64, tile: usize) -> (i64, i64) {
-    let (m, tile) = (m as u64, tile as u64);
-    let groups = m.div_ceil((GROUP_TILES * TILE_ROWS) as u64);
+pub fn groups(m: i64, tile: usize, format: &Format) -> (i64, i64) {
+    let m = m as usize;
+    let groups = group_count(m, format);
     let tiles = m.div_ceil(tile).div_ceil(groups.max(1));
     (groups as i64, (tiles * tile) as i64)
 }
@@ -72,6 +82,17 @@ pub enum Format {
     Dequantized(Dequantized),
     /// `i8` rows with quantized weights, see [`Quantized`].
     Quantized(Quantized),
+}
+
+impl Format {
+    /// The most rows that are in one group alone: of more, two threads have a group each, whose rows they keep from product to
+    /// product. Each of them then reads all of the right operand, which takes too long where it is f32.
+    pub fn alone_rows(&self) -> usize {
+        match self {
+            Format::Quantized(_) => 5 * TILE_ROWS,
+            Format::F32 | Format::Dequantized(_) => GROUP_ROWS,
+        }
+    }
 }
 
 /// Products of f32 rows with weights of 4 or 8 bits: `b[k, n] = scale[g, n] * f32(w[k, n] - zero[g, n])`, `g` the
@@ -199,8 +220,10 @@ pub struct Gemm {
 
 impl Gemm {
     /// Tasks of a run: groups of row tiles by column chunks of all batches.
-    pub fn tasks(batch: tfc_ir::dim::Dim, m: &tfc_ir::dim::Dim, n: &tfc_ir::dim::Dim) -> tfc_ir::dim::Dim {
-        batch * m.ceil_div((GROUP_TILES * TILE_ROWS) as i64) * n.ceil_div(CHUNK as i64)
+    pub fn tasks(batch: Dim, m: &Dim, n: &Dim, format: &Format) -> Dim {
+        let of_few = m.ceil_div(format.alone_rows() as i64).minimum(&2.into());
+        let groups = m.ceil_div(GROUP_ROWS as i64).maximum(&of_few);
+        batch * groups * n.ceil_div(CHUNK as i64)
     }
 }
 
@@ -292,13 +315,18 @@ mod tests {
 
     #[test]
     fn groups_share_tiles_evenly() {
-        for m in 0..2000 {
-            let (groups, rows) = groups(m, TILE_ROWS);
-            let tiles = rows / TILE_ROWS as i64;
-            assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
-            // The tasks of a product count these groups, and none of them is empty.
-            assert_eq!(groups, (m as u64).div_ceil((GROUP_TILES * TILE_ROWS) as u64) as i64, "{m}");
-            assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
+        let quantized = Quantized { bits: 4, group: 8, groups: 1, columns: 0, sums: 0, zeros: false, row_zeros: RowZeros::None };
+        for format in [Format::F32, Format::Quantized(quantized)] {
+            for m in 0..2000 {
+                let (groups, rows) = groups(m, TILE_ROWS, &format);
+                let tiles = rows / TILE_ROWS as i64;
+                assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
+                assert!(groups > 1 || m <= format.alone_rows() as i64, "{m}");
+                // The tasks of a product count these groups, and none of them is empty.
+                let tasks = Gemm::tasks(1.into(), &m.into(), &(CHUNK as i64).into(), &format);
+                assert_eq!(tasks.as_const(), Some(groups), "{m}");
+                assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
+            }
         }
     }
 

@@ -202,7 +202,7 @@ impl Scheduler {
         }
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
-        let tasks = Gemm::tasks(batch.clone(), &m, &n);
+        let tasks = Gemm::tasks(batch.clone(), &m, &n, &format);
         let work = p.domain.elements() * p.k.clone();
         let body = Gemm {
             batch: args.extents(loops.iter().map(|l| &l.1)),

@@ -154,7 +154,7 @@ fn widened(b: &mut KernelBuilder, column: i64, x: Value, out: &mut Vec<(i64, Val
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::kernel::gemm::{CHUNK, Dequantized, Format, GROUP_TILES, Gemm, Operand, TILE_ROWS, pack_columns, pack_weight_rows};
+    use crate::kernel::gemm::{CHUNK, Dequantized, Format, Gemm, Operand, TILE_ROWS, group_count, pack_columns, pack_weight_rows};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::pack;
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -257,7 +257,8 @@ mod tests {
                 products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
             };
             let (kernel, ints) = (self.kernel(), if self.symbolic { vec![m as i64] } else { vec![] });
-            let tasks = (m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
+            let tasks = (group_count(m, &g.format) * n.div_ceil(CHUNK)) as i64;
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];

@@ -22,7 +22,7 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
     let rows = match g.m {
-        Extent::Const(m) => gemm::groups(m, TILE_ROWS).1,
+        Extent::Const(m) => gemm::groups(m, TILE_ROWS, &g.format).1,
         Extent::Param(_) => (GROUP_TILES * TILE_ROWS) as i64,
     };
     let sums = tile::scratch(b, rows * CHUNK as i64);
@@ -74,7 +74,7 @@ pub(super) struct Task {
 impl Task {
     fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value) -> Task {
         let (m, n) = (b.extent(g.m), b.extent(g.n));
-        let (groups, height) = groups(b, g.m);
+        let (groups, height) = groups(b, g);
         let chunks = ceil_div(b, n, CHUNK as i64);
         let (number, chunk) = div_rem(b, task, chunks);
         let (matrix, group) = div_rem(b, number, groups);
@@ -224,14 +224,17 @@ fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
 }
 
 /// The groups of row tiles, and the rows of each but the last.
-fn groups(b: &mut KernelBuilder, m: Extent) -> (Value, Value) {
-    if let Extent::Const(m) = m {
-        let (groups, rows) = gemm::groups(m, TILE_ROWS);
+fn groups(b: &mut KernelBuilder, g: &Gemm) -> (Value, Value) {
+    if let Extent::Const(m) = g.m {
+        let (groups, rows) = gemm::groups(m, TILE_ROWS, &g.format);
         return (b.int(groups), b.int(rows));
     }
-    let m = b.extent(m);
+    let m = b.extent(g.m);
     let tiles = ceil_div(b, m, TILE_ROWS as i64);
     let groups = ceil_div(b, tiles, GROUP_TILES as i64);
+    let (of_few, two) = (ceil_div(b, m, g.format.alone_rows() as i64), b.int(2));
+    let of_few = b.f.ins().smin(of_few, two);
+    let groups = b.f.ins().smax(groups, of_few);
     let up = b.f.ins().iadd(tiles, groups);
     let up = b.f.ins().iadd_imm_s(up, -1);
     let (tiles, _) = div_rem(b, up, groups);
@@ -406,7 +409,7 @@ mod tests {
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
             let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
             let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
-            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let tasks = (batch * gemm::group_count(m, &Format::F32) * n.div_ceil(CHUNK)) as i64;
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];

@@ -286,7 +286,7 @@ mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus};
     use crate::emit::layout;
-    use crate::kernel::gemm::{CHUNK, Format, GROUP_TILES, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
+    use crate::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, group_count, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::{LINE, MATRIX_ROWS, SLACK, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -554,7 +554,8 @@ mod tests {
 
         fn check_kernel(&self, kernel: &Kernel, ints: &[i64], cpu: &Cpu, operands: &[Vec<u8>]) {
             let Problem { batch, m, n, .. } = *self;
-            let tasks = (batch * m.div_ceil(GROUP_TILES * TILE_ROWS) * n.div_ceil(CHUNK)) as i64;
+            let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
+            let tasks = (batch * group_count(m, &g.format) * n.div_ceil(CHUNK)) as i64;
             let run = Compiled::new(kernel, cpu);
             let expected = self.expected(cpu);
             for pieces in [1, 3] {

@@ -9,7 +9,7 @@ use super::expr::Function;
 use super::isa::{Isa, Op};
 use super::row::Streams;
 use crate::kernel::Extent;
-use crate::kernel::gemm::{self, Dequantized, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, Dequantized, Gemm, PANEL, TILE_ROWS};
 
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
@@ -26,14 +26,14 @@ fn most_few(isa: Isa) -> usize {
 /// Values of k that a round of the loop converts.
 const UNROLL: i64 = 2;
 
-/// Up to how many rows tasks of a product of `m` rows are multiplied without blocks, and whether all tasks are; `None` if
+/// Up to how many rows tasks of a product are multiplied without blocks, and whether all tasks are; `None` if
 /// no task has so few rows.
-pub fn few_rows(isa: Isa, m: Extent) -> Option<(i64, bool)> {
+pub fn few_rows(isa: Isa, g: &Gemm) -> Option<(i64, bool)> {
     let most = most_few(isa) as i64;
-    match m {
+    match g.m {
         Extent::Param(_) => Some((most, false)),
         Extent::Const(m) => {
-            let (groups, rows) = gemm::groups(m, TILE_ROWS);
+            let (groups, rows) = gemm::groups(m, TILE_ROWS, &g.format);
             let last = m - (groups - 1) * rows;
             (1..=most).contains(&last).then_some((most, m <= most))
         }

@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
 fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let (groups, height) = groups(f, g.m, TILE_ROWS);
+    let (groups, height) = groups(f, g, TILE_ROWS);
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, chunk) = f.a.divide(task, chunks);
     let (matrix, group) = f.a.divide(number, groups);
@@ -331,7 +331,7 @@ fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usiz
 
 /// The f32 sums by a panel of quantized weights: of few rows by themselves, of others by blocks of f32.
 fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Codes, rows: R, sums: R) {
-    let Some((most, always)) = dequantized::few_rows(f.a.isa, g.m) else {
+    let Some((most, always)) = dequantized::few_rows(f.a.isa, g) else {
         return floats(f, g, left, right, Some(codes), rows, sums, None);
     };
     let k = g.k.as_const().expect("weights have known sizes");
@@ -549,15 +549,19 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     }
 }
 
-/// The groups of `m` rows, and the rows of each but the last, which are whole tiles of `tile` rows.
-pub fn groups(f: &mut Function, m: Extent, tile: usize) -> (R, R) {
-    if let Extent::Const(m) = m {
-        let (groups, rows) = gemm::groups(m, tile);
+/// The groups of the rows of a product, and the rows of each but the last, which are whole tiles of `tile` rows.
+pub fn groups(f: &mut Function, g: &Gemm, tile: usize) -> (R, R) {
+    if let Extent::Const(m) = g.m {
+        let (groups, rows) = gemm::groups(m, tile, &g.format);
         return (f.a.imm(groups), f.a.imm(rows));
     }
     let tile = tile as i64;
-    let m = f.extent(m);
+    let m = f.extent(g.m);
     let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
+    let of_few = ceil_div(f, m, g.format.alone_rows() as i64);
+    let two = f.a.imm(2);
+    let of_few = f.a.min(of_few, two);
+    let groups = f.a.max(groups, of_few);
     let tiles = ceil_div(f, m, tile);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));

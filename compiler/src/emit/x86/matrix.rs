@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let chunks = ceil_div(f, n, CHUNK as i64);
-    let (_, height) = groups(f, g.m, MATRIX_ROWS as usize);
+    let (_, height) = groups(f, g, MATRIX_ROWS as usize);
 
     let task = f.a.copy(first);
     let head = f.a.label();
