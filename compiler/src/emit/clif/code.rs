@@ -3,6 +3,7 @@
 
 use super::kernel_functions;
 use super::target::Cpu;
+use crate::emit::FRAME_BYTES;
 use crate::kernel::Kernel;
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
@@ -36,6 +37,9 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
     let mut out = Code { bytes: vec![], align: 1 };
     let (mut begins, mut calls) = (vec![], vec![]);
     for function in kernel_functions(kernel, cpu) {
+        // Values that registers have no room for come on top, a small part of what is left to callers.
+        let frame: u64 = function.sized_stack_slots.values().map(|s| u64::from(s.size)).sum();
+        debug_assert!(frame <= FRAME_BYTES, "a kernel takes {frame} bytes of the stack");
         let mut context = Context::for_function(function);
         context.compile(&*cpu.isa, &mut ControlPlane::default()).map_err(|e| e.inner)?;
         let code = context.compiled_code().expect("compiled");

@@ -4,9 +4,9 @@
 use super::alloc::{self, Place, Places};
 use super::asm::{Asm, Class, Cond, First, Ins, Label, Mem, Operand, Reg};
 use super::isa::{Isa, Op, Width};
+use crate::emit::FRAME_BYTES;
 use iced_x86::{Code, Encoder, IcedError, Instruction, OpKind, Register};
 use std::collections::BTreeMap;
-use tfc_runtime::abi::STACK_BYTES;
 
 /// General registers for values of the frame: `rax`, `rcx`, `rdx`.
 const SPARE: [usize; 3] = [0, 1, 2];
@@ -53,9 +53,6 @@ impl Asm {
     }
 }
 
-/// Bytes of the stack that are left for what calls a kernel.
-const CALLERS: i64 = 64 << 10;
-
 impl Encode<'_> {
     fn function(&mut self) {
         let a = self.a;
@@ -66,7 +63,7 @@ impl Encode<'_> {
         let slots = a.scratch;
         let words = slots + 64 * self.places.slots as i64;
         let frame = (words + 32 + 63) / 64 * 64;
-        debug_assert!(frame + CALLERS <= STACK_BYTES as i64, "a kernel takes {frame} bytes of the stack");
+        debug_assert!(frame <= FRAME_BYTES as i64, "a kernel takes {frame} bytes of the stack");
         let rsp = Fixed::Reg(Register::RSP);
         let word = |n: i64| Fixed::Mem { base: Register::RSP, index: None, disp: words + 8 * n };
         self.emit(Code::Mov_r64_rm64, &[Fixed::Reg(Register::RAX), rsp]);
