@@ -33,8 +33,8 @@ pub const TILE_ROWS: usize = 12;
 /// The most row tiles of a task: they use a panel of the right operand while it is in the cache.
 pub const GROUP_TILES: usize = 8;
 
-/// The most rows of a single group.
-const GROUP_ROWS: usize = GROUP_TILES * TILE_ROWS;
+/// The most rows of a group.
+pub const GROUP_ROWS: usize = GROUP_TILES * TILE_ROWS;
 
 /// Columns of a task, a multiple of the panel width.
 pub const CHUNK: usize = 64;

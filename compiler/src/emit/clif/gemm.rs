@@ -6,7 +6,7 @@ use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Rows, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -23,7 +23,7 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
     let rows = match g.m {
         Extent::Const(m) => gemm::groups(m, TILE_ROWS, &g.format).1,
-        Extent::Param(_) => (GROUP_TILES * TILE_ROWS) as i64,
+        Extent::Param(_) => GROUP_ROWS as i64,
     };
     let sums = tile::scratch(b, rows * CHUNK as i64);
 
@@ -231,10 +231,12 @@ fn groups(b: &mut KernelBuilder, g: &Gemm) -> (Value, Value) {
     }
     let m = b.extent(g.m);
     let tiles = ceil_div(b, m, TILE_ROWS as i64);
-    let groups = ceil_div(b, tiles, GROUP_TILES as i64);
-    let (of_few, two) = (ceil_div(b, m, g.format.alone_rows() as i64), b.int(2));
-    let of_few = b.f.ins().smin(of_few, two);
-    let groups = b.f.ins().smax(groups, of_few);
+    let mut groups = ceil_div(b, tiles, GROUP_TILES as i64);
+    if g.format.alone_rows() < GROUP_ROWS {
+        let (of_few, two) = (ceil_div(b, m, g.format.alone_rows() as i64), b.int(2));
+        let of_few = b.f.ins().smin(of_few, two);
+        groups = b.f.ins().smax(groups, of_few);
+    }
     let up = b.f.ins().iadd(tiles, groups);
     let up = b.f.ins().iadd_imm_s(up, -1);
     let (tiles, _) = div_rem(b, up, groups);

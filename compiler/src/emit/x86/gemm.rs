@@ -12,7 +12,7 @@ use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_TILES, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -42,7 +42,7 @@ pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
 
 /// Emits a product.
 pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
-    let height = (GROUP_TILES * TILE_ROWS) as i64;
+    let height = GROUP_ROWS as i64;
     let sums = f.a.scratch(height * PANEL_ROW);
     let (depth, panel_row) = match &g.format {
         Format::F32 => (g.k, PANEL_ROW),
@@ -557,11 +557,13 @@ pub fn groups(f: &mut Function, g: &Gemm, tile: usize) -> (R, R) {
     }
     let tile = tile as i64;
     let m = f.extent(g.m);
-    let groups = ceil_div(f, m, (GROUP_TILES * TILE_ROWS) as i64);
-    let of_few = ceil_div(f, m, g.format.alone_rows() as i64);
-    let two = f.a.imm(2);
-    let of_few = f.a.min(of_few, two);
-    let groups = f.a.max(groups, of_few);
+    let mut groups = ceil_div(f, m, GROUP_ROWS as i64);
+    if g.format.alone_rows() < GROUP_ROWS {
+        let of_few = ceil_div(f, m, g.format.alone_rows() as i64);
+        let two = f.a.imm(2);
+        let of_few = f.a.min(of_few, two);
+        groups = f.a.max(groups, of_few);
+    }
     let tiles = ceil_div(f, m, tile);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));
