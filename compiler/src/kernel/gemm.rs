@@ -181,6 +181,11 @@ impl Quantized {
         PANEL as i64 * i64::from(self.bits) / 2
     }
 
+    /// Whether what sums begin with differs from column to column.
+    pub fn corrects_columns(&self) -> bool {
+        self.zeros || self.row_zeros != RowZeros::None
+    }
+
     /// Bytes of what the columns of a panel have for one group.
     pub fn column_bytes(&self) -> i64 {
         COLUMN_WORDS * (1 + i64::from(self.zeros) + i64::from(self.row_zeros != RowZeros::None))

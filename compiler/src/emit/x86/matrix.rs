@@ -13,7 +13,7 @@ use super::epilogue::{Epilogue, Vector};
 use super::expr::Function;
 use super::gemm::{ceil_div, groups};
 use super::isa::Op;
-use super::quantized::{Operands, begin, most_both};
+use super::quantized::{LOW_NIBBLES, Operands, begin, most_both};
 use super::tile::{LINE, by_height};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Format, Gemm, PANEL, Quantized, RowZeros};
@@ -39,9 +39,6 @@ const COLUMNS: [Tile; 2] = [Tile(6), Tile(7)];
 
 /// Rows of a strip: those of all tiles of rows.
 const STRIP: i64 = ROWS.len() as i64 * MATRIX_ROWS;
-
-/// The low nibbles of four bytes.
-const LOW: i32 = 0x0f0f_0f0f;
 
 /// Steps that low nibbles are ahead of their products.
 const AHEAD_STEPS: i64 = 2;
@@ -244,8 +241,8 @@ impl<'a> Product<'a> {
         self.q.groups == 1 && self.units % STEP == 0 && matches!(self.g.n, Extent::Const(n) if n % PANEL as i64 == 0)
     }
 
-    /// The same where [panels are whole](Product::has_whole_panels): strips of two tiles without a break, then what is left,
-    /// a strip of one.
+    /// What [`Product::strip_by_strip`] does, where [panels are whole](Product::has_whole_panels): strips of two tiles one behind
+    /// the other, then what is left, a strip of one.
     fn without_a_break(&self, f: &mut Function, s: &Scratch, (first_row, rows_end): (R, R), columns: (R, R)) {
         let (low, done) = (f.a.label(), f.a.label());
         let all = f.a.minus(rows_end, first_row);
@@ -497,7 +494,7 @@ impl<'a> Product<'a> {
 
     /// Takes the low nibbles out of `units` units of a panel.
     fn low_nibbles(&self, a: &mut Asm, from: Mem, to: Mem, units: i64) {
-        let mask = a.vector_of(LOW);
+        let mask = a.vector_of(LOW_NIBBLES);
         for at in (0..units).map(|u| u * LINE) {
             let both = a.vector_of(from.plus(at));
             let low = a.binary(Op::And, both, mask);
@@ -592,9 +589,8 @@ impl RowAt {
     /// The two vectors of its sums.
     fn sums(&self, a: &mut Asm, q: &Quantized, o: &Operands) -> [V; 2] {
         let of_row = Operands { row_sums: self.row_sums, row_zeros: self.row_zeros, ..*o };
-        let depends_on_columns = q.zeros || q.row_zeros != RowZeros::None;
         let first = begin(a, q, &of_row, 0, 0);
-        let second = if depends_on_columns { begin(a, q, &of_row, 0, a.isa.lanes()) } else { first };
+        let second = if q.corrects_columns() { begin(a, q, &of_row, 0, a.isa.lanes()) } else { first };
         let [sums, others] = [0, LINE].map(|at| Mem::at(self.ints, at));
         if q.bits == 8 {
             return [a.binary(Op::AddD, first, sums), a.binary(Op::AddD, second, others)];

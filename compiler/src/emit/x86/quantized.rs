@@ -335,11 +335,14 @@ pub fn begin(a: &mut Asm, q: &Quantized, o: &Operands, row: usize, column: i64) 
     }
 }
 
+/// The low nibbles of four bytes.
+pub const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
+
 /// The low and the high nibbles of a vector.
 pub fn nibbles(a: &mut Asm, both: V) -> [V; 2] {
-    let low = a.binary(Op::And, both, 0x0f0f_0f0f);
+    let low = a.binary(Op::And, both, LOW_NIBBLES);
     let high = a.unary_imm(Op::ShrW, both, 4);
-    [low, a.binary(Op::And, high, 0x0f0f_0f0f)]
+    [low, a.binary(Op::And, high, LOW_NIBBLES)]
 }
 
 /// Values of k of which the sum of products of a whole byte of nibbles with an `i8` fits an i32.
@@ -398,7 +401,7 @@ impl Span {
         }
         match q.bits {
             8 => [first, a.vector_of(at.plus(a.isa.bytes()))],
-            _ if self.has_whole_bytes(q) => [a.binary(Op::And, first, 0x0f0f_0f0f), first],
+            _ if self.has_whole_bytes(q) => [a.binary(Op::And, first, LOW_NIBBLES), first],
             _ => nibbles(a, first),
         }
     }
@@ -449,7 +452,7 @@ fn wide_group(
         _ => 1,
     };
     // What the sums of a group of a row begin with differs by columns only through zero points.
-    let same = q.groups > 1 && !q.zeros && q.row_zeros == RowZeros::None;
+    let same = q.groups > 1 && !q.corrects_columns();
     let whole_bytes = span.has_whole_bytes(q);
     let first = |a: &mut Asm, r: usize| match begin(a, r, 0) {
         // What a sum of high nibbles begins with comes last: the low ones are taken off whole.
