@@ -133,7 +133,8 @@ int {n}_init({n}_context *ctx, const void *weights, size_t bytes);
 int {n}_init_cpu({n}_context *ctx, const void *weights, size_t bytes, const char *variant);
 /* The name of the CPU variant in use; NULL for a context that is not one of this model. */
 const char *{n}_cpu_variant(const {n}_context *ctx);
-/* Bytes of the arena at these dimensions; 0 if they are out of range or contradict each other. */
+/* Bytes of the arena at these dimensions; 0 if they are out of range or contradict each other. An arena of megabytes is
+ * faster by some percent in large pages (on Linux: aligned to 2 MiB, madvise MADV_HUGEPAGE before its first use). */
 size_t {n}_arena_bytes(const {n}_dims *dims);
 /* Bytes of each output at these dimensions, in the order of {n}_outputs. */
 int {n}_output_bytes(const {n}_dims *dims, size_t {array});

@@ -135,7 +135,8 @@ impl Unit {
         let registers = match self {
             Unit::MulAdd128 | Unit::Maddwd128 => Registers::Legacy,
             Unit::Dpbsud => Registers::Tiles,
-            _ => Registers::Wide,
+            Unit::Fma512 | Unit::Dpbusd512 => Registers::Extended,
+            Unit::Fma128 | Unit::Fma256 | Unit::Maddwd256 | Unit::Maddubs256 | Unit::Dpbusd256 => Registers::Wide,
         };
         let routine = Routine::new(|a| rounds(a, &body, registers))?;
         Ok(Rounds { routine, operations })
@@ -214,20 +215,24 @@ fn widening(y: Bank) -> (Vec<Op>, usize) {
 enum Registers {
     /// Vectors, by instructions without VEX.
     Legacy,
-    /// Vectors.
+    /// Vectors, 16 of them.
     Wide,
+    /// Vectors, 32 of them.
+    Extended,
     /// Matrix tiles.
     Tiles,
 }
 
 /// The body `end - begin` times, from registers that are zero.
 fn rounds(a: &mut CodeAssembler, body: &[Op], registers: Registers) -> Result<(), IcedError> {
-    // The lower 16 registers are cleared in full; the rest holds whatever it holds.
-    for i in 0..16 {
-        let (x, y) = (XMM0 + i, YMM0 + i);
+    // What others left there may be numbers that take longer.
+    let count = if registers == Registers::Extended { 32 } else { 16 };
+    for i in 0..count {
+        let (x, y, z) = (XMM0 + i, YMM0 + i, ZMM0 + i);
         match registers {
             Registers::Legacy => op(a, Opcode::Pxor_xmm_xmmm128, &[x, x])?,
             Registers::Wide => op(a, Opcode::VEX_Vpxor_ymm_ymm_ymmm256, &[y, y, y])?,
+            Registers::Extended => op(a, Opcode::EVEX_Vpxord_zmm_k1z_zmm_zmmm512b32, &[z, z, z])?,
             Registers::Tiles => {}
         }
     }
@@ -252,7 +257,7 @@ fn rounds(a: &mut CodeAssembler, body: &[Op], registers: Registers) -> Result<()
     a.set_label(&mut done)?;
     match registers {
         Registers::Legacy => {}
-        Registers::Wide => a.vzeroupper()?,
+        Registers::Wide | Registers::Extended => a.vzeroupper()?,
         Registers::Tiles => a.tilerelease()?,
     }
     a.ret()
