@@ -20,7 +20,7 @@ use tfc::emit::clif::target::Cpu;
 use tfc::emit::layout;
 use tfc::hwbench::rates::{Rounds, Unit};
 use tfc::kernel::attention::{self, Attention, QUERY_TILE};
-use tfc::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, group_count, pack, packed_weights_len};
+use tfc::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack, packed_weights_len, row_groups};
 use tfc::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
 use tfc::kernel::pack::{MATRIX_ROWS, pitch};
 use tfc::kernel::work::Arithmetic;
@@ -181,10 +181,11 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
             (Format::Quantized(q), parameters, values(left_bytes / 4), values(packed_weights_len(bits, k, n) / 4))
         }
     };
-    let groups = group_count(m, &format);
+    let groups = row_groups(&(m as i64).into(), &format).as_const().expect("the number of rows is known");
     let body = Gemm {
         batch: vec![],
         m: Extent::Const(m as i64),
+        row_groups: Extent::Const(groups),
         n: Extent::Const(n as i64),
         k: Extent::Const(k as i64),
         format,
@@ -202,7 +203,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
             kernel.buffers[buffer].elem = elem;
         }
     }
-    Case { kernel, buffers, tasks: (groups * n.div_ceil(CHUNK)) as i64, piece: groups as i64, flop: 2.0 * (m * n * k) as f64 }
+    Case { kernel, buffers, tasks: groups * n.div_ceil(CHUNK) as i64, piece: groups, flop: 2.0 * (m * n * k) as f64 }
 }
 
 /// Attention of one batch, `heads` heads of 64, with a bias per key as masks have it.

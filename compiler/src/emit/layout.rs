@@ -120,6 +120,7 @@ mod tests {
         let body = Gemm {
             batch: vec![],
             m: Extent::Const(5),
+            row_groups: Extent::Const(1),
             n: Extent::Const(32),
             k: Extent::Const(K),
             format: Format::Quantized(q),

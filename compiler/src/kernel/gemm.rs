@@ -9,7 +9,7 @@
 //! # Tasks
 //!
 //! A task is a group of row tiles by [`CHUNK`] columns of one matrix; at the ends, what is left of them. The
-//! [groups](group_count) share the tiles evenly, see [`groups`]. Task `t` is chunk `t % C` of group
+//! [groups](row_groups) share the tiles evenly, see [`group_rows`]. Task `t` is chunk `t % C` of group
 //! `t / C % R` of matrix `t / (C * R)`, with `C` chunks and `R` groups: neighbours use the same rows, which so stay in a
 //! near cache, and with the thread that wrote them; a single row still splits by columns. A task computes its elements in
 //! an order of its own, so results do not depend on how tasks are distributed.
@@ -41,16 +41,15 @@ pub const CHUNK: usize = 64;
 
 /// How many groups `m` rows are in: as few as have at most [`GROUP_TILES`] tiles, but two where there are more rows than one
 /// [should](Format::alone_rows) have.
-pub fn group_count(m: usize, format: &Format) -> usize {
-    m.div_ceil(GROUP_ROWS).max(m.div_ceil(format.alone_rows()).min(2))
+pub fn row_groups(m: &Dim, format: &Format) -> Dim {
+    let of_few = m.ceil_div(format.alone_rows() as i64).minimum(&2.into());
+    m.ceil_div(GROUP_ROWS as i64).maximum(&of_few)
 }
 
-/// The groups that `m` rows are in, and the rows of each but the last, which has what is left: whole tiles of `tile` rows.
-pub fn groups(m: i64, tile: usize, format: &Format) -> (i64, i64) {
-    let m = m as usize;
-    let groups = group_count(m, format);
-    let tiles = m.div_ceil(tile).div_ceil(groups.max(1));
-    (groups as i64, (tiles * tile) as i64)
+/// The rows of each of some groups of `m` rows but the last, which has what is left: whole tiles of `tile` rows.
+pub fn group_rows(m: i64, groups: i64, tile: usize) -> i64 {
+    let tiles = (m as usize).div_ceil(tile).div_ceil(groups.max(1) as usize);
+    (tiles * tile) as i64
 }
 
 /// Whether the rows of a tile can be read where they are: what is read of `rows` rows at the same time, a line of each, stays
@@ -202,6 +201,8 @@ pub struct Gemm {
     pub batch: Vec<Extent>,
     /// Rows.
     pub m: Extent,
+    /// The groups of rows that tasks have: [`row_groups`] of `m`.
+    pub row_groups: Extent,
     /// Columns.
     pub n: Extent,
     /// Length of the dot products.
@@ -221,15 +222,6 @@ pub struct Gemm {
     pub exprs: PrimaryMap<ExprId, (Expr, Elem)>,
     /// What happens to every element.
     pub effects: Vec<Effect>,
-}
-
-impl Gemm {
-    /// Tasks of a run: groups of row tiles by column chunks of all batches.
-    pub fn tasks(batch: Dim, m: &Dim, n: &Dim, format: &Format) -> Dim {
-        let of_few = m.ceil_div(format.alone_rows() as i64).minimum(&2.into());
-        let groups = m.ceil_div(GROUP_ROWS as i64).maximum(&of_few);
-        batch * groups * n.ceil_div(CHUNK as i64)
-    }
 }
 
 /// Elements of a packed `k` x `n` matrix.
@@ -323,13 +315,12 @@ mod tests {
         let quantized = Quantized { bits: 4, group: 8, groups: 1, columns: 0, sums: 0, zeros: false, row_zeros: RowZeros::None };
         for format in [Format::F32, Format::Quantized(quantized)] {
             for m in 0..2000 {
-                let (groups, rows) = groups(m, TILE_ROWS, &format);
+                let groups = row_groups(&m.into(), &format).as_const().unwrap();
+                let rows = group_rows(m, groups, TILE_ROWS);
                 let tiles = rows / TILE_ROWS as i64;
                 assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
                 assert!(groups > 1 || m <= format.alone_rows() as i64, "{m}");
-                // The tasks of a product count these groups, and none of them is empty.
-                let tasks = Gemm::tasks(1.into(), &m.into(), &(CHUNK as i64).into(), &format);
-                assert_eq!(tasks.as_const(), Some(groups), "{m}");
+                // None of them is empty.
                 assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
             }
         }

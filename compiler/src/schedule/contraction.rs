@@ -202,11 +202,13 @@ impl Scheduler {
         }
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
-        let tasks = Gemm::tasks(batch.clone(), &m, &n, &format);
+        let row_groups = gemm::row_groups(&m, &format);
+        let tasks = batch * row_groups.clone() * n.ceil_div(gemm::CHUNK as i64);
         let work = p.domain.elements() * p.k.clone();
         let body = Gemm {
             batch: args.extents(loops.iter().map(|l| &l.1)),
             m: args.extent(&m),
+            row_groups: args.extent(&row_groups),
             n: args.extent(&n),
             k: args.extent(&p.k),
             format,

@@ -153,8 +153,8 @@ fn widened(b: &mut KernelBuilder, column: i64, x: Value, out: &mut Vec<(i64, Val
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, check_foreign, host_cpus};
-    use crate::kernel::gemm::{CHUNK, Dequantized, Format, Gemm, Operand, TILE_ROWS, group_count, pack_columns, pack_weight_rows};
+    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
+    use crate::kernel::gemm::{CHUNK, Dequantized, Format, Gemm, Operand, TILE_ROWS, pack_columns, pack_weight_rows};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::pack;
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -191,18 +191,20 @@ mod tests {
 
         fn kernel(&self) -> Kernel {
             let Problem { m, n, k, bits, .. } = *self;
-            let rows = if self.symbolic { Extent::Param(0) } else { Extent::Const(m as i64) };
+            let extent = |param: u32, x: usize| if self.symbolic { Extent::Param(param) } else { Extent::Const(x as i64) };
             let strides = vec![Extent::Const(n as i64), Extent::Const(1)];
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
             let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
-            let format = Dequantized { bits, group: self.group() as i64, groups: self.groups() as i64, columns: 2, zeros: self.zeros };
+            let d = Dequantized { bits, group: self.group() as i64, groups: self.groups() as i64, columns: 2, zeros: self.zeros };
+            let format = Format::Dequantized(d);
             let out = Access { buffer: 3, offset: Extent::Const(0), strides, dynamic: vec![] };
             let body = Gemm {
                 batch: vec![],
-                m: rows,
+                m: extent(0, m),
+                row_groups: extent(1, row_groups(m, &format)),
                 n: Extent::Const(n as i64),
                 k: Extent::Const(k as i64),
-                format: Format::Dequantized(format),
+                format,
                 left: Operand { buffer: 0, batch: vec![] },
                 left_pitch: None,
                 right: Operand { buffer: 1, batch: vec![] },
@@ -211,7 +213,7 @@ mod tests {
             };
             let elems = [Elem::F32, Elem::U8, Elem::F32, Elem::F32].into_iter().enumerate();
             let buffers = elems.map(|(i, elem)| BufferParam { elem, usage: if i == 3 { Use::Write } else { Use::Read } }).collect();
-            Kernel { buffers, ints: u32::from(self.symbolic), body: Body::Gemm(body) }
+            Kernel { buffers, ints: 2 * u32::from(self.symbolic), body: Body::Gemm(body) }
         }
 
         fn a(&self, i: usize, x: usize) -> f32 {
@@ -256,9 +258,10 @@ mod tests {
                 });
                 products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
             };
-            let (kernel, ints) = (self.kernel(), if self.symbolic { vec![m as i64] } else { vec![] });
+            let kernel = self.kernel();
             let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
-            let tasks = (group_count(m, &g.format) * n.div_ceil(CHUNK)) as i64;
+            let groups = row_groups(m, &g.format);
+            let (ints, tasks) = (if self.symbolic { vec![m as i64, groups as i64] } else { vec![] }, (groups * n.div_ceil(CHUNK)) as i64);
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];

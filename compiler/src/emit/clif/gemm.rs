@@ -6,7 +6,7 @@ use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Rows, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, GROUP_TILES, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -21,9 +21,9 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 /// Emits a matrix product.
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
-    let rows = match g.m {
-        Extent::Const(m) => gemm::groups(m, TILE_ROWS, &g.format).1,
-        Extent::Param(_) => GROUP_ROWS as i64,
+    let rows = match (g.m, g.row_groups) {
+        (Extent::Const(m), Extent::Const(groups)) => gemm::group_rows(m, groups, TILE_ROWS),
+        _ => GROUP_ROWS as i64,
     };
     let sums = tile::scratch(b, rows * CHUNK as i64);
 
@@ -74,7 +74,7 @@ pub(super) struct Task {
 impl Task {
     fn decode(b: &mut KernelBuilder, g: &Gemm, task: Value) -> Task {
         let (m, n) = (b.extent(g.m), b.extent(g.n));
-        let (groups, height) = groups(b, g);
+        let (groups, height) = (b.extent(g.row_groups), group_rows(b, g));
         let chunks = ceil_div(b, n, CHUNK as i64);
         let (number, chunk) = div_rem(b, task, chunks);
         let (matrix, group) = div_rem(b, number, groups);
@@ -223,24 +223,17 @@ fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
     b.close_loop(row);
 }
 
-/// The groups of row tiles, and the rows of each but the last.
-fn groups(b: &mut KernelBuilder, g: &Gemm) -> (Value, Value) {
-    if let Extent::Const(m) = g.m {
-        let (groups, rows) = gemm::groups(m, TILE_ROWS, &g.format);
-        return (b.int(groups), b.int(rows));
+/// The rows of each group but the last.
+fn group_rows(b: &mut KernelBuilder, g: &Gemm) -> Value {
+    if let (Extent::Const(m), Extent::Const(groups)) = (g.m, g.row_groups) {
+        return b.int(gemm::group_rows(m, groups, TILE_ROWS));
     }
-    let m = b.extent(g.m);
+    let (m, groups) = (b.extent(g.m), b.extent(g.row_groups));
     let tiles = ceil_div(b, m, TILE_ROWS as i64);
-    let mut groups = ceil_div(b, tiles, GROUP_TILES as i64);
-    if g.format.alone_rows() < GROUP_ROWS {
-        let (of_few, two) = (ceil_div(b, m, g.format.alone_rows() as i64), b.int(2));
-        let of_few = b.f.ins().smin(of_few, two);
-        groups = b.f.ins().smax(groups, of_few);
-    }
     let up = b.f.ins().iadd(tiles, groups);
     let up = b.f.ins().iadd_imm_s(up, -1);
     let (tiles, _) = div_rem(b, up, groups);
-    (groups, b.times(tiles, Extent::Const(TILE_ROWS as i64)))
+    b.times(tiles, Extent::Const(TILE_ROWS as i64))
 }
 
 /// `ceil(x / by)` of a number that is not negative.
@@ -309,7 +302,7 @@ pub(super) fn address<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, check_foreign, host_cpus};
+    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
     use super::*;
     use crate::kernel::gemm::{Format, Operand, pack, packed_len};
     use crate::kernel::nest::{Access, Expr, ExprId};
@@ -381,6 +374,7 @@ mod tests {
             let body = Gemm {
                 batch: vec![stride(batch)],
                 m: stride(m),
+                row_groups: stride(row_groups(m, &Format::F32)),
                 n: stride(n),
                 k: stride(k),
                 format: Format::F32,
@@ -411,7 +405,7 @@ mod tests {
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
             let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
             let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
-            let tasks = (batch * gemm::group_count(m, &Format::F32) * n.div_ceil(CHUNK)) as i64;
+            let tasks = (batch * row_groups(m, &Format::F32) * n.div_ceil(CHUNK)) as i64;
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];

@@ -284,9 +284,9 @@ fn finish(b: &mut KernelBuilder, q: &Quantized, pairs: &[Value], columns: Value,
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus};
+    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
     use crate::emit::layout;
-    use crate::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, group_count, pack_columns, pack_weights};
+    use crate::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::{LINE, MATRIX_ROWS, SLACK, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -377,24 +377,26 @@ mod tests {
             let row_scale = exprs.push((Expr::Load(row_scale), Elem::F32));
             let y = exprs.push((Expr::Prim(Prim::Mul, vec![dot, row_scale]), Elem::F32));
             let matrix = m.div_ceil(TILE_ROWS) * TILE_ROWS * k.div_ceil(4);
+            let format = Format::Quantized(Quantized {
+                bits,
+                group: self.group() as i64,
+                groups: self.groups() as i64,
+                columns: 2,
+                sums: 3,
+                zeros: self.zeros.is_some(),
+                row_zeros: match self.row_zeros {
+                    Zeros::None => RowZeros::None,
+                    Zeros::Same(_) => RowZeros::Same,
+                    Zeros::Each(_) => RowZeros::Each(5),
+                },
+            });
             let body = Gemm {
                 batch: vec![extent(batch)],
                 m: extent(m),
+                row_groups: extent(row_groups(m, &format)),
                 n: extent(n),
                 k: Extent::Const(k as i64),
-                format: Format::Quantized(Quantized {
-                    bits,
-                    group: self.group() as i64,
-                    groups: self.groups() as i64,
-                    columns: 2,
-                    sums: 3,
-                    zeros: self.zeros.is_some(),
-                    row_zeros: match self.row_zeros {
-                        Zeros::None => RowZeros::None,
-                        Zeros::Same(_) => RowZeros::Same,
-                        Zeros::Each(_) => RowZeros::Each(5),
-                    },
-                }),
+                format,
                 left: Operand { buffer: 0, batch: vec![extent(if self.shared { 0 } else { matrix })] },
                 left_pitch: None,
                 right: Operand { buffer: 1, batch: vec![Extent::Const(0)] },
@@ -555,7 +557,7 @@ mod tests {
         fn check_kernel(&self, kernel: &Kernel, ints: &[i64], cpu: &Cpu, operands: &[Vec<u8>]) {
             let Problem { batch, m, n, .. } = *self;
             let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
-            let tasks = (batch * group_count(m, &g.format) * n.div_ceil(CHUNK)) as i64;
+            let tasks = (batch * row_groups(m, &g.format) * n.div_ceil(CHUNK)) as i64;
             let run = Compiled::new(kernel, cpu);
             let expected = self.expected(cpu);
             for pieces in [1, 3] {

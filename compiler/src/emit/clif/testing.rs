@@ -5,6 +5,7 @@ use super::kernel_functions;
 use super::target::Cpu;
 use crate::emit::candidates::compile;
 use crate::emit::layout;
+use crate::kernel::gemm::{self, Format};
 use crate::kernel::{Body, Kernel};
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AbiParam, Signature};
@@ -32,6 +33,11 @@ pub fn check_foreign(kernel: &Kernel) {
     for cpu in foreign_cpus() {
         assert!(!machine_code(kernel, &cpu).bytes.is_empty(), "{}", cpu.name);
     }
+}
+
+/// The groups that a product has of a known number of rows.
+pub fn row_groups(m: usize, format: &Format) -> usize {
+    gemm::row_groups(&(m as i64).into(), format).as_const().expect("the number of rows is known") as usize
 }
 
 /// The machine code of a kernel.

@@ -528,14 +528,19 @@ impl Asm {
         self.bind(exit);
     }
 
+    /// Takes `by` off a count, and goes to `head` while something is left.
+    pub fn count_down(&mut self, count: R, by: i64, head: Label) {
+        self.add_imm(count, -by);
+        self.compare_imm(count, 0);
+        self.jump_if(Cond::Gt, head);
+    }
+
     /// Runs the body `count` times, at least once; `count` is 0 behind.
     pub fn repeat(&mut self, count: R, body: impl FnOnce(&mut Asm)) {
         let head = self.label();
         self.bind(head);
         body(self);
-        self.add_imm(count, -1);
-        self.compare_imm(count, 0);
-        self.jump_if(Cond::Gt, head);
+        self.count_down(count, 1, head);
     }
 
     /// Runs `step` `count` times: `unroll` at a time, each with its number in the round, then one by one. `advance` moves
@@ -558,9 +563,7 @@ impl Asm {
             self.bind(one);
             step(self, 0);
             advance(self, 1);
-            self.add_imm(count, -1);
-            self.compare_imm(count, 0);
-            self.jump_if(Cond::Gt, one);
+            self.count_down(count, 1, one);
         }
         self.bind(exit);
     }

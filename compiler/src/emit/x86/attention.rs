@@ -485,9 +485,7 @@ fn weighted_values(f: &mut Function, a: &Attention, s: &Areas, rows: R, heights:
         panel(f, COLUMNS);
         f.a.add_into(v.right, panel_bytes);
         f.a.add_imm(sums, PANEL_ROW);
-        f.a.add_imm(count, -1);
-        f.a.compare_imm(count, 0);
-        f.a.jump_if(Cond::Gt, head);
+        f.a.count_down(count, 1, head);
     }
     if a.value_depth % COLUMNS != 0 {
         panel(f, a.value_depth % COLUMNS);
@@ -660,9 +658,7 @@ fn largest(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: 
     if let Some((at, _, step)) = bias {
         f.a.add_into(at, step);
     }
-    f.a.add_imm(row, -1);
-    f.a.compare_imm(row, 0);
-    f.a.jump_if(Cond::Gt, head);
+    f.a.count_down(row, 1, head);
 }
 
 /// Brings totals and sums to the largest scores.

@@ -185,9 +185,7 @@ impl<'a> Body<'a, '_> {
                 f.a.add_into(base.at, distance);
             }
         }
-        f.a.add_imm(left, -1);
-        f.a.compare_imm(left, 0);
-        f.a.jump_if(Cond::Gt, head);
+        f.a.count_down(left, 1, head);
         f.a.bind(exit);
     }
 

@@ -33,8 +33,8 @@ pub fn few_rows(isa: Isa, g: &Gemm) -> Option<(i64, bool)> {
     match g.m {
         Extent::Param(_) => Some((most, false)),
         Extent::Const(m) => {
-            let (groups, rows) = gemm::groups(m, TILE_ROWS, &g.format);
-            let last = m - (groups - 1) * rows;
+            let groups = g.row_groups.as_const().expect("rows have groups");
+            let last = m - (groups - 1) * gemm::group_rows(m, groups, TILE_ROWS);
             (1..=most).contains(&last).then_some((most, m <= most))
         }
     }

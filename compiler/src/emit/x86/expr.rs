@@ -61,9 +61,7 @@ impl Function {
         let head = self.a.label();
         self.a.bind(head);
         body(self);
-        self.a.add_imm(count, -1);
-        self.a.compare_imm(count, 0);
-        self.a.jump_if(Cond::Gt, head);
+        self.a.count_down(count, 1, head);
     }
 
     /// The lanes of a vector that are among the first `count`; the vector begins at `skipped`.

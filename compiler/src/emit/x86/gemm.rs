@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
 fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let (groups, height) = groups(f, g, TILE_ROWS);
+    let (groups, height) = (f.extent(g.row_groups), group_rows(f, g, TILE_ROWS));
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, chunk) = f.a.divide(task, chunks);
     let (matrix, group) = f.a.divide(number, groups);
@@ -308,9 +308,7 @@ impl Alone {
         f.a.add_imm(right, self.panel_bytes);
         f.a.add_imm(columns, self.column_bytes);
         f.a.add_imm(column, PANEL as i64);
-        f.a.add_imm(count, -1);
-        f.a.compare_imm(count, 0);
-        f.a.jump_if(Cond::Gt, panel);
+        f.a.count_down(count, 1, panel);
         f.a.compare(column, columns_end);
         f.a.jump_if(Cond::Lt, panels);
     }
@@ -324,9 +322,7 @@ fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usiz
     f.a.bind(tile);
     tile::by_height(f, &tile::heights(m), left, |f, h| body(f, h, left));
     next(f);
-    f.a.add_imm(left, -(TILE_ROWS as i64));
-    f.a.compare_imm(left, 0);
-    f.a.jump_if(Cond::Gt, tile);
+    f.a.count_down(left, TILE_ROWS as i64, tile);
 }
 
 /// The f32 sums by a panel of quantized weights: of few rows by themselves, of others by blocks of f32.
@@ -421,9 +417,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
             f.a.add_imm(columns, groups * q.column_bytes());
             f.a.add_imm(block_row_sums, groups * TILE_ROW);
         }
-        f.a.add_imm(rest, -block.units);
-        f.a.compare_imm(rest, 0);
-        f.a.jump_if(Cond::Gt, blocks);
+        f.a.count_down(rest, block.units, blocks);
     }
     if !(wide && one_block) {
         epilogue.rows(f, o.sums, rows);
@@ -464,9 +458,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
             f.a.store_vector(Mem::at(at, i), zero);
         }
         f.a.add_imm(at, TILE_ROWS as i64 * PANEL_ROW);
-        f.a.add_imm(count, -(TILE_ROWS as i64));
-        f.a.compare_imm(count, 0);
-        f.a.jump_if(Cond::Gt, round);
+        f.a.count_down(count, TILE_ROWS as i64, round);
     }
     let (blocks, done) = (f.a.label(), f.a.label());
     f.a.bind(blocks);
@@ -549,26 +541,17 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     }
 }
 
-/// The groups of the rows of a product, and the rows of each but the last, which are whole tiles of `tile` rows.
-pub fn groups(f: &mut Function, g: &Gemm, tile: usize) -> (R, R) {
-    if let Extent::Const(m) = g.m {
-        let (groups, rows) = gemm::groups(m, tile, &g.format);
-        return (f.a.imm(groups), f.a.imm(rows));
+/// The rows of each group but the last, which are whole tiles of `tile` rows.
+pub fn group_rows(f: &mut Function, g: &Gemm, tile: usize) -> R {
+    if let (Extent::Const(m), Extent::Const(groups)) = (g.m, g.row_groups) {
+        return f.a.imm(gemm::group_rows(m, groups, tile));
     }
-    let tile = tile as i64;
-    let m = f.extent(g.m);
-    let mut groups = ceil_div(f, m, GROUP_ROWS as i64);
-    if g.format.alone_rows() < GROUP_ROWS {
-        let of_few = ceil_div(f, m, g.format.alone_rows() as i64);
-        let two = f.a.imm(2);
-        let of_few = f.a.min(of_few, two);
-        groups = f.a.max(groups, of_few);
-    }
-    let tiles = ceil_div(f, m, tile);
+    let (m, groups) = (f.extent(g.m), f.extent(g.row_groups));
+    let tiles = ceil_div(f, m, tile as i64);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));
     let (tiles, _) = f.a.divide(up, groups);
-    (groups, f.a.times_imm(tiles, tile))
+    f.a.times_imm(tiles, tile as i64)
 }
 
 /// `x / by`, rounded up.

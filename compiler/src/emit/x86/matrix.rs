@@ -11,7 +11,7 @@
 use super::asm::{Asm, Cond, Mem, R, Src, Tile, V};
 use super::epilogue::{Epilogue, Vector};
 use super::expr::Function;
-use super::gemm::{ceil_div, groups};
+use super::gemm::{ceil_div, group_rows};
 use super::isa::Op;
 use super::quantized::{LOW_NIBBLES, Operands, begin, most_both};
 use super::tile::{LINE, by_height};
@@ -83,7 +83,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let chunks = ceil_div(f, n, CHUNK as i64);
-    let (_, height) = groups(f, g, MATRIX_ROWS as usize);
+    let height = group_rows(f, g, MATRIX_ROWS as usize);
 
     let task = f.a.copy(first);
     let head = f.a.label();

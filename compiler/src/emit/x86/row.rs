@@ -302,9 +302,7 @@ impl Panels<'_> {
         a.bind(one);
         step(a, 0, false);
         self.streams.advance(a, 1);
-        a.add_imm(count, -1);
-        a.compare_imm(count, 0);
-        a.jump_if(Cond::Gt, one);
+        a.count_down(count, 1, one);
         widen(a);
         a.bind(exit);
     }
