@@ -46,6 +46,10 @@ const AHEAD_STEPS: i64 = 2;
 /// How far ahead weights are fetched, in bytes, where they may be in memory or a far cache.
 const FETCH_AHEAD: i64 = 4096;
 
+/// How many steps ahead strips of two tiles fetch them, which take longer at every step: into the second-level cache, since fewer
+/// lines can be on their way to the first.
+const FETCH_STEPS: i64 = 8;
+
 /// Bytes of weights that all rows are multiplied with before those behind: they stay in the second-level cache.
 const PASS: i64 = 512 * 1024;
 
@@ -310,7 +314,7 @@ impl<'a> Product<'a> {
             let near = f.a.label();
             f.a.compare(row, first_row);
             f.a.jump_if(Cond::Ne, near);
-            self.fetch(&mut f.a, right, 0);
+            self.lines_ahead(right, FETCH_STEPS * step_bytes).for_each(|line| f.a.prefetch_far(line));
             f.a.bind(near);
             if q.bits == 4 {
                 low_nibbles(f, right, AHEAD_STEPS, slots[slots.len() - 1]);
@@ -429,11 +433,14 @@ impl<'a> Product<'a> {
             a.add_imm(right, n * STEP * q.unit_bytes());
         };
         let step_bytes = STEP * q.unit_bytes();
+        let fetch = |a: &mut Asm, n: i64| {
+            self.lines_ahead(right, n * step_bytes + FETCH_AHEAD).for_each(|line| a.prefetch(line, false));
+        };
         // Panels end with their last unit: only whole steps are loaded from them.
         let whole = units / STEP;
         if q.bits == 8 {
             let step = |a: &mut Asm, n: i64| {
-                self.fetch(a, right, n * step_bytes);
+                fetch(a, n);
                 self.step(a, tiles, Mem::at(left, n * LINE), halves(Mem::at(right, n * step_bytes)));
             };
             if whole > 0 {
@@ -450,7 +457,7 @@ impl<'a> Product<'a> {
         // All steps whose next one is whole.
         let ahead = (steps - 2).max(0);
         let step = |a: &mut Asm, n: i64| {
-            self.fetch(a, right, n * step_bytes);
+            fetch(a, n);
             self.low_nibbles(a, Mem::at(right, (n + 1) * step_bytes), slot(n + 1), STEP);
             self.step(a, tiles, Mem::at(left, n * LINE), [slot(n), Mem::at(right, n * step_bytes)]);
         };
@@ -472,11 +479,9 @@ impl<'a> Product<'a> {
         self.step(a, tiles, Mem::at(left, behind * LINE), [at, bytes]);
     }
 
-    /// Fetches a step of a panel that comes some steps after the one at `right`.
-    fn fetch(&self, a: &mut Asm, right: R, disp: i64) {
-        for line in (0..STEP * self.q.unit_bytes()).step_by(LINE as usize) {
-            a.prefetch(Mem::at(right, disp + line + FETCH_AHEAD), false);
-        }
+    /// The lines of the step of a panel that comes some bytes after the one at `right`.
+    fn lines_ahead(&self, right: R, bytes: i64) -> impl Iterator<Item = Mem> {
+        (0..STEP * self.q.unit_bytes()).step_by(LINE as usize).map(move |line| Mem::at(right, bytes + line))
     }
 
     /// Adds the products of a step of k: rows at `left`, units of both tiles of columns at `right`.
