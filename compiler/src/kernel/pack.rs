@@ -25,7 +25,8 @@ use super::gemm::TILE_ROWS;
 use super::nest::Nest;
 use tfc_ir::dim::Dim;
 
-/// A packing kernel. A task is one row tile of one matrix; tiles of a matrix are neighbours.
+/// A packing kernel. A task is one row tile of one matrix. Neighbours are the tiles of a matrix, or of
+/// [heads](Pack::has_heads) those of the same rows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pack {
     /// Batch loops, outermost first.
@@ -47,6 +48,15 @@ pub struct Pack {
     /// From row to row in bytes, if bytes are packed as rows instead of tiles: see the module. Then there are no
     /// batch loops, k is known, and groups of sums are multiples of [`LINE`], or all of k.
     pub pitch: Option<i64>,
+}
+
+impl Pack {
+    /// Whether the rows of the matrices of the innermost batch loop are known to be parts of longer rows, as heads of attention
+    /// are. Whoever made some of the longer rows, or has read one part of them, has the others near.
+    pub fn has_heads(&self) -> bool {
+        let within = |row| matches!(self.from.batch.last(), Some(&Extent::Const(part)) if 0 < part && part < row);
+        self.from.k == Extent::Const(1) && matches!(self.from.row, Extent::Const(row) if within(row))
+    }
 }
 
 /// What is packed.

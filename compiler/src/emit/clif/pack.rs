@@ -23,7 +23,22 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let height = p.tile as i64;
     let (m, k) = (b.extent(p.m), b.extent(p.k));
     let tiles = ceil_div(b, m, height);
-    let (matrix, tile) = div_rem(b, task.index, tiles);
+    // Where the tile is among those of all matrices.
+    let (matrix, tile, number) = match p.batch.last() {
+        Some(&heads) if p.has_heads() => {
+            let heads = b.extent(heads);
+            let (rest, head) = div_rem(b, task.index, heads);
+            let (outer, tile) = div_rem(b, rest, tiles);
+            let matrix = b.f.ins().imul(outer, heads);
+            let matrix = b.f.ins().iadd(matrix, head);
+            let number = b.f.ins().imul(matrix, tiles);
+            (matrix, tile, b.f.ins().iadd(number, tile))
+        }
+        _ => {
+            let (matrix, tile) = div_rem(b, task.index, tiles);
+            (matrix, tile, task.index)
+        }
+    };
     let first = b.times(tile, Extent::Const(height));
     let rows = rest(b, m, first, height);
     if let Some(nest) = &p.made_by {
@@ -36,7 +51,7 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let at = address(b, p.from.buffer, bytes, batch.into_iter().chain([first]), p.from.batch.iter().chain([&p.from.row]));
     let row_bytes = b.extent(p.from.row);
     let row_bytes = b.times(row_bytes, Extent::Const(bytes));
-    let to = b.times(task.index, Extent::Const(height * ELEMENT));
+    let to = b.times(number, Extent::Const(height * ELEMENT));
     let to = b.f.ins().imul(to, elements);
     let base = b.buffer(p.to);
     let to = b.f.ins().iadd(base, to);
@@ -45,7 +60,7 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
         Form::Floats => tile::pack(b, &from, p.tile, to),
         Form::Bytes(_) => pack_bytes(b, &from, elements, to),
         Form::Quantize { scales, .. } => {
-            let before = b.times(task.index, Extent::Const(height * ELEMENT));
+            let before = b.times(number, Extent::Const(height * ELEMENT));
             let scales = b.buffer(scales);
             let scales = b.f.ins().iadd(scales, before);
             quantize::rows(b, &from, elements, p.tile, to, scales);
@@ -53,7 +68,7 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     }
     if let Some(sums) = p.form.sums() {
         let groups = ceil_div(b, elements, sums.group_units());
-        let before = b.f.ins().imul(task.index, groups);
+        let before = b.f.ins().imul(number, groups);
         let before = b.times(before, Extent::Const(height * ELEMENT));
         let at = b.buffer(sums.buffer);
         let at = b.f.ins().iadd(at, before);
@@ -168,7 +183,36 @@ mod tests {
     use proptest::prelude::*;
     use tfc_ir::types::Elem;
 
-    fn kernel([batch, m, k]: [usize; 3], tile: usize, transposed: bool, symbolic: bool) -> (Kernel, Vec<i64>) {
+    /// How matrices lie in memory.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Lie {
+        /// One behind the other.
+        Rows,
+        /// The same, transposed.
+        Transposed,
+        /// Row by row of all of them.
+        Heads,
+    }
+
+    impl Lie {
+        /// From matrix to matrix, row to row and k to k.
+        fn strides(self, [batch, m, k]: [usize; 3]) -> [usize; 3] {
+            match self {
+                Lie::Rows => [m * k, k, 1],
+                Lie::Transposed => [m * k, 1, m],
+                Lie::Heads => [k, batch * k, 1],
+            }
+        }
+
+        /// The place of an element.
+        fn at(self, sizes: [usize; 3], index: [usize; 3]) -> usize {
+            self.strides(sizes).iter().zip(index).map(|(stride, i)| stride * i).sum()
+        }
+    }
+
+    const LIES: [Lie; 3] = [Lie::Rows, Lie::Transposed, Lie::Heads];
+
+    fn kernel([batch, m, k]: [usize; 3], tile: usize, lie: Lie, symbolic: bool) -> (Kernel, Vec<i64>) {
         let mut ints = vec![];
         let mut extent = |n: usize| {
             if !symbolic || n == 1 {
@@ -177,8 +221,8 @@ mod tests {
             ints.push(n as i64);
             Extent::Param(ints.len() as u32 - 1)
         };
-        let (row, column) = if transposed { (1, m) } else { (k, 1) };
-        let from = Rows { buffer: 0, batch: vec![extent(m * k)], row: extent(row), k: extent(column) };
+        let [matrix, row, column] = lie.strides([batch, m, k]).map(&mut extent);
+        let from = Rows { buffer: 0, batch: vec![matrix], row, k: column };
         let body = Pack {
             batch: vec![extent(batch)],
             m: extent(m),
@@ -196,19 +240,20 @@ mod tests {
 
     #[test]
     fn other_architectures() {
-        check_foreign(&kernel([2, 3, 4], TILE_ROWS, false, true).0);
+        check_foreign(&kernel([2, 3, 4], TILE_ROWS, Lie::Rows, true).0);
+        check_foreign(&kernel([2, 3, 4], TILE_ROWS, Lie::Heads, false).0);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
         #[test]
-        fn rows_are_where_the_kernel_layer_says([batch, m, k] in [1usize..3, 1..80, 0..50], [panels, transposed, symbolic]: [bool; 3]) {
+        fn rows_are_where_the_kernel_layer_says([batch, m, k] in [1usize..3, 1..80, 0..50], lie in proptest::sample::select(&LIES[..]), [panels, symbolic]: [bool; 2]) {
             let height = if panels { PANEL } else { TILE_ROWS };
-            let (kernel, ints) = kernel([batch, m, k], height, transposed, symbolic);
+            let (kernel, ints) = kernel([batch, m, k], height, lie, symbolic);
             let from: Vec<f32> = (0..batch * m * k).map(|i| i as f32).collect();
             let expected: Vec<f32> = (0..batch)
-                .flat_map(|b| pack(m, k, height, |r, x| from[b * m * k + if transposed { x * m + r } else { r * k + x }]))
+                .flat_map(|b| pack(m, k, height, |r, x| from[lie.at([batch, m, k], [b, r, x])]))
                 .collect();
             let tiles = batch * m.div_ceil(height);
             for cpu in host_cpus() {
@@ -233,14 +278,14 @@ mod tests {
         k: usize,
         group: usize,
         factor: i64,
-        transposed: bool,
+        lie: Lie,
         symbolic: bool,
     }
 
     impl Bytes {
         fn kernel(&self) -> (Kernel, Vec<i64>) {
-            let Bytes { batch, m, k, group, factor, transposed, symbolic } = *self;
-            let (mut kernel, ints) = kernel([batch, m, k], TILE_ROWS, transposed, symbolic);
+            let Bytes { batch, m, k, group, factor, lie, symbolic } = *self;
+            let (mut kernel, ints) = kernel([batch, m, k], TILE_ROWS, lie, symbolic);
             if let Body::Pack(p) = &mut kernel.body {
                 p.form = Form::Bytes(Sums { buffer: 2, group: group as i64, factor });
             }
@@ -252,11 +297,10 @@ mod tests {
 
         /// Checks units and sums for the values that `at` gives by their place.
         fn check(&self, at: impl Fn(usize) -> i8) {
-            let Bytes { batch, m, k, group, factor, transposed, .. } = *self;
+            let Bytes { batch, m, k, group, factor, lie, .. } = *self;
             let (kernel, ints) = self.kernel();
             let from: Vec<i8> = (0..batch * m * k).map(at).collect();
-            let value =
-                |b: usize, r: usize, x: usize| if x < k { from[b * m * k + if transposed { x * m + r } else { r * k + x }] } else { 0 };
+            let value = |b: usize, r: usize, x: usize| if x < k { from[lie.at([batch, m, k], [b, r, x])] } else { 0 };
             let (units, tiles, groups) = (k.div_ceil(4), m.div_ceil(TILE_ROWS), k.div_ceil(group));
             let empty = [
                 bytemuck::cast_slice(&from).to_vec(),
@@ -318,7 +362,7 @@ mod tests {
     fn rows_of_every_length_have_sums() {
         for (k, group) in [(4, 4), (60, 60), (64, 64), (68, 68), (128, 64), (200, 128), (260, 64), (768, 768), (772, 256)] {
             for m in [1, 12, 13, 30] {
-                let bytes = Bytes { batch: 1, m, k, group, factor: -8, transposed: false, symbolic: false };
+                let bytes = Bytes { batch: 1, m, k, group, factor: -8, lie: Lie::Rows, symbolic: false };
                 bytes.check(|i| (i.wrapping_mul(2_654_435_761) >> 9) as i8);
             }
         }
@@ -327,7 +371,7 @@ mod tests {
     #[test]
     fn sums_of_extreme_bytes_are_exact() {
         for (k, group) in [(65_536, 65_536), (65_535, 65_535), (4096, 128), (1000, 64)] {
-            let bytes = Bytes { batch: 1, m: 13, k, group, factor: -128, transposed: false, symbolic: false };
+            let bytes = Bytes { batch: 1, m: 13, k, group, factor: -128, lie: Lie::Rows, symbolic: false };
             bytes.check(|_| -128);
             bytes.check(|_| 127);
         }
@@ -335,8 +379,8 @@ mod tests {
 
     #[test]
     fn other_architectures_pack_bytes() {
-        for (transposed, symbolic) in [(false, false), (true, true)] {
-            check_foreign(&Bytes { batch: 2, m: 3, k: 5, group: 4, factor: -8, transposed, symbolic }.kernel().0);
+        for (lie, symbolic) in [(Lie::Rows, false), (Lie::Heads, false), (Lie::Transposed, true)] {
+            check_foreign(&Bytes { batch: 2, m: 3, k: 5, group: 4, factor: -8, lie, symbolic }.kernel().0);
         }
     }
 
@@ -349,11 +393,12 @@ mod tests {
             group in 0usize..20,
             whole: bool,
             factor in prop_oneof![Just(-8i64), Just(-128)],
-            [transposed, symbolic]: [bool; 2],
+            lie in proptest::sample::select(&LIES[..]),
+            symbolic: bool,
         ) {
             let k = if whole { 4 * k } else { k };
             let group = if group == 0 || 4 * group > k { k } else { 4 * group };
-            let bytes = Bytes { batch, m, k, group, factor, transposed, symbolic };
+            let bytes = Bytes { batch, m, k, group, factor, lie, symbolic };
             bytes.check(|i| (i.wrapping_mul(2_654_435_761) >> 9) as i8);
         }
     }

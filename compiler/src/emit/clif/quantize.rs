@@ -213,6 +213,8 @@ mod tests {
     enum Order {
         /// Row after row.
         AlongK,
+        /// The same, with the rows of all matrices beside each other.
+        Heads,
         /// The elements of one k after those of another.
         AlongRows,
         /// With gaps between any elements.
@@ -236,6 +238,7 @@ mod tests {
         fn strides(&self) -> [usize; 3] {
             let (m, k) = (self.m, self.k);
             match self.order {
+                Order::Heads => [k, self.batch * k, 1],
                 Order::AlongK => [m * k + 3, k, 1],
                 Order::AlongRows => [m * k + 3, 1, m],
                 Order::Apart => [2 * m * (k + 1), 2 * (k + 1), 2],
@@ -277,7 +280,7 @@ mod tests {
             let Case { batch, m, k, tile, sums, .. } = *self;
             let (kernel, ints) = self.kernel();
             let [matrix, row, step] = self.strides();
-            let from: Vec<f32> = (0..batch * matrix).map(value).collect();
+            let from: Vec<f32> = (0..batch * matrix.max(m * k)).map(value).collect();
             let mut expected = QuantizedRows::default();
             for b in 0..batch {
                 let one = pack::quantize(m, k, tile, sums, |r, x| from[b * matrix + r * row + x * step]);
@@ -442,7 +445,7 @@ mod tests {
         fn codes_scales_and_sums_are_those_of_the_reference(
             [batch, m, k] in [1usize..3, 1..41, 1..71],
             long in prop_oneof![4 => Just(0usize), 1 => Just(192), 1 => 450usize..1100],
-            order in prop_oneof![3 => Just(Order::AlongK), 3 => Just(Order::AlongRows), 1 => Just(Order::Apart)],
+            order in prop_oneof![3 => Just(Order::AlongK), 2 => Just(Order::Heads), 3 => Just(Order::AlongRows), 1 => Just(Order::Apart)],
             panels: bool,
             sums in prop_oneof![Just(None), (0usize..34, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
             symbolic: [bool; 3],

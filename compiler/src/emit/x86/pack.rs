@@ -37,7 +37,22 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let m = f.extent(p.m);
         let height = p.tile as i64;
         let tiles = ceil_div(f, m, height);
-        let (matrix, tile) = f.a.divide(task, tiles);
+        let (matrix, tile, task) = match p.batch.last() {
+            Some(&heads) if p.has_heads() => {
+                let heads = f.extent(heads);
+                let (rest, head) = f.a.divide(task, heads);
+                let (outer, tile) = f.a.divide(rest, tiles);
+                let matrix = f.a.times(outer, heads);
+                f.a.add_into(matrix, head);
+                let number = f.a.times(matrix, tiles);
+                f.a.add_into(number, tile);
+                (matrix, tile, number)
+            }
+            _ => {
+                let (matrix, tile) = f.a.divide(task, tiles);
+                (matrix, tile, task)
+            }
+        };
         let first = f.a.times_imm(tile, height);
         let rows_end = f.a.lea(Mem::at(first, height));
         let rows_end = f.a.min(rows_end, m);
