@@ -438,6 +438,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn heads_share_rows() {
+        for (tile, k) in [(TILE_ROWS, 64), (PANEL, 20)] {
+            Case { batch: 3, m: 2 * tile + 5, k, tile, order: Order::Heads, sums: Some((k, -128)), symbolic: [false; 3] }.check(wild(5));
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(160))]
 
