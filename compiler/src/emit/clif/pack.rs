@@ -23,22 +23,7 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     let height = p.tile as i64;
     let (m, k) = (b.extent(p.m), b.extent(p.k));
     let tiles = ceil_div(b, m, height);
-    // Where the tile is among those of all matrices.
-    let (matrix, tile, number) = match p.batch.last() {
-        Some(&heads) if p.has_heads() => {
-            let heads = b.extent(heads);
-            let (rest, head) = div_rem(b, task.index, heads);
-            let (outer, tile) = div_rem(b, rest, tiles);
-            let matrix = b.f.ins().imul(outer, heads);
-            let matrix = b.f.ins().iadd(matrix, head);
-            let number = b.f.ins().imul(matrix, tiles);
-            (matrix, tile, b.f.ins().iadd(number, tile))
-        }
-        _ => {
-            let (matrix, tile) = div_rem(b, task.index, tiles);
-            (matrix, tile, task.index)
-        }
-    };
+    let (matrix, tile, number) = decode(b, p, task.index, tiles);
     let first = b.times(tile, Extent::Const(height));
     let rows = rest(b, m, first, height);
     if let Some(nest) = &p.made_by {
@@ -75,6 +60,23 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
         row_sums(b, p.tile, to, elements, &sums, at);
     }
     b.close_loop(task);
+}
+
+/// The matrix of a task, its tile there, and its number among the tiles of all matrices; a matrix has `tiles`.
+fn decode(b: &mut KernelBuilder, p: &Pack, task: Value, tiles: Value) -> (Value, Value, Value) {
+    let heads = match p.batch.last() {
+        Some(&heads) if p.has_heads() => b.extent(heads),
+        _ => {
+            let (matrix, tile) = div_rem(b, task, tiles);
+            return (matrix, tile, task);
+        }
+    };
+    let (rest, head) = div_rem(b, task, heads);
+    let (outer, tile) = div_rem(b, rest, tiles);
+    let matrix = b.f.ins().imul(outer, heads);
+    let matrix = b.f.ins().iadd(matrix, head);
+    let number = b.f.ins().imul(matrix, tiles);
+    (matrix, tile, b.f.ins().iadd(number, tile))
 }
 
 /// Packs rows of bytes, of which `k_stride` counts single ones, as `units` units: whole units as

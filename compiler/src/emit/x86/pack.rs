@@ -37,22 +37,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let m = f.extent(p.m);
         let height = p.tile as i64;
         let tiles = ceil_div(f, m, height);
-        let (matrix, tile, task) = match p.batch.last() {
-            Some(&heads) if p.has_heads() => {
-                let heads = f.extent(heads);
-                let (rest, head) = f.a.divide(task, heads);
-                let (outer, tile) = f.a.divide(rest, tiles);
-                let matrix = f.a.times(outer, heads);
-                f.a.add_into(matrix, head);
-                let number = f.a.times(matrix, tiles);
-                f.a.add_into(number, tile);
-                (matrix, tile, number)
-            }
-            _ => {
-                let (matrix, tile) = f.a.divide(task, tiles);
-                (matrix, tile, task)
-            }
-        };
+        let (matrix, tile, number) = decode(f, p, task, tiles);
         let first = f.a.times_imm(tile, height);
         let rows_end = f.a.lea(Mem::at(first, height));
         let rows_end = f.a.min(rows_end, m);
@@ -63,7 +48,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
         if let Some(pitch) = p.pitch {
-            return rows_of_tile(f, p, from, task, (first, rows), pitch);
+            return rows_of_tile(f, p, from, number, (first, rows), pitch);
         }
         let k = match (p.form, p.k) {
             (Form::Floats, k) => f.extent(k),
@@ -73,18 +58,18 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
                 ceil_div(f, k, 4)
             }
         };
-        let to = f.a.times(task, k);
+        let to = f.a.times(number, k);
         let to = f.a.times_imm(to, height * ELEMENT);
         let base = f.buffer(p.to);
         f.a.add_into(to, base);
         let last = f.a.lea(Mem::at(m, -1));
         let begin_of_tile = f.a.copy(to);
-        let sums = p.form.sums().map(|sums| (sums_of_tile(f, height, k, &sums, task), sums));
+        let sums = p.form.sums().map(|sums| (sums_of_tile(f, height, k, &sums, number), sums));
         let mut summed = false;
         if let Form::Quantize { scales, .. } = p.form {
             let before = f.times(first, p.from.row);
             let from = f.a.lea(Mem::indexed(from, before, 4, 0));
-            let before = f.a.times_imm(task, height * ELEMENT);
+            let before = f.a.times_imm(number, height * ELEMENT);
             let scales = f.buffer(scales);
             f.a.add_into(scales, before);
             let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, scales, sums };
@@ -126,8 +111,26 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
     });
 }
 
+/// The matrix of a task, its tile there, and its number among the tiles of all matrices; a matrix has `tiles`.
+fn decode(f: &mut Function, p: &Pack, task: R, tiles: R) -> (R, R, R) {
+    let heads = match p.batch.last() {
+        Some(&heads) if p.has_heads() => f.extent(heads),
+        _ => {
+            let (matrix, tile) = f.a.divide(task, tiles);
+            return (matrix, tile, task);
+        }
+    };
+    let (rest, head) = f.a.divide(task, heads);
+    let (outer, tile) = f.a.divide(rest, tiles);
+    let matrix = f.a.times(outer, heads);
+    f.a.add_into(matrix, head);
+    let number = f.a.times(matrix, tiles);
+    f.a.add_into(number, tile);
+    (matrix, tile, number)
+}
+
 /// Packs the rows of a task, so many from the `first` on, of a matrix whose rows stay rows.
-fn rows_of_tile(f: &mut Function, p: &Pack, from: R, task: R, (first, rows): (R, R), pitch: i64) {
+fn rows_of_tile(f: &mut Function, p: &Pack, from: R, number: R, (first, rows): (R, R), pitch: i64) {
     let before = f.times(first, p.from.row);
     let from = f.a.lea(Mem::indexed(from, before, if matches!(p.form, Form::Bytes(_)) { 1 } else { 4 }, 0));
     let to = f.buffer(p.to);
@@ -143,7 +146,7 @@ fn rows_of_tile(f: &mut Function, p: &Pack, from: R, task: R, (first, rows): (R,
     let sums = p.form.sums().expect("rows of bytes have sums");
     let k = p.k.as_const().expect("rows have known sizes");
     let units = f.a.imm((k + 3) / 4);
-    let to_sums = sums_of_tile(f, TILE, units, &sums, task);
+    let to_sums = sums_of_tile(f, TILE, units, &sums, number);
     rows::emit(f, p, (from, rows), to, scales, (to_sums, sums));
 }
 
@@ -290,9 +293,9 @@ fn rows_together(f: &mut Function, p: &Pack, from: R, rows: R, k: R, to: R) {
 }
 
 /// Where the sums of a tile go.
-fn sums_of_tile(f: &mut Function, height: i64, units: R, sums: &Sums, task: R) -> R {
+fn sums_of_tile(f: &mut Function, height: i64, units: R, sums: &Sums, number: R) -> R {
     let groups = ceil_div(f, units, sums.group_units());
-    let skipped = f.a.times(task, groups);
+    let skipped = f.a.times(number, groups);
     let skipped = f.a.times_imm(skipped, height * ELEMENT);
     let to = f.buffer(sums.buffer);
     f.a.add_into(to, skipped);
