@@ -10,7 +10,7 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::Op;
-use super::tile::{AHEAD, heights};
+use super::tile::{AHEAD, FAR_AHEAD, heights};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
@@ -398,6 +398,7 @@ impl Span {
         let first = a.vector_of(at);
         for line in (0..q.unit_bytes()).step_by(64) {
             a.prefetch(at.plus(line + AHEAD), false);
+            a.prefetch_far(at.plus(line + FAR_AHEAD));
         }
         match q.bits {
             8 => [first, a.vector_of(at.plus(a.isa.bytes()))],

@@ -16,6 +16,10 @@ pub const LINE: i64 = 64;
 /// cache, and what a CPU fetches by itself ends at every page.
 pub const AHEAD: i64 = 2048;
 
+/// How far ahead weights are fetched into the second-level cache as well, in bytes: of those that are in no cache of the core,
+/// more can be on their way there than to the first.
+pub const FAR_AHEAD: i64 = 4 * AHEAD;
+
 /// Heights of register tiles for unknown numbers of rows: what is left of the rows is rounded up to one of them.
 const HEIGHTS: [usize; 6] = [1, 2, 4, 6, 8, TILE_ROWS];
 
