@@ -245,6 +245,11 @@ pub struct Weight {
 }
 
 impl Program {
+    /// The buffers of a step and what it does with them.
+    pub fn uses<'a>(&'a self, step: &'a Step) -> impl Iterator<Item = (Buffer, Use)> + 'a {
+        self.kernels[step.kernel].buffers.iter().zip(&step.buffers).map(|(p, b)| (b.buffer, p.usage))
+    }
+
     /// Total size of the weights in bytes.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.last().map_or(0, |w| w.offset + w.data.len() as u64)

@@ -29,12 +29,13 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
     let step = &program.steps[at];
     let Body::Pack(pack) = &program.kernels[step.kernel].body else { return None };
     let from = &step.buffers[pack.from.buffer as usize];
-    let maker = (0..at).rev().find(|&i| uses(program, i).any(|(b, usage)| b == from.buffer && usage == Use::Write))?;
+    let uses = |step: usize| program.uses(&program.steps[step]);
+    let maker = (0..at).rev().find(|&i| uses(i).any(|(b, usage)| b == from.buffer && usage == Use::Write))?;
     let made = &program.steps[maker];
     let Body::Nest(nest) = &program.kernels[made.kernel].body else { return None };
     let to = stored(nest, made, from)?;
-    let written: Vec<Buffer> = uses(program, at).filter(|(_, usage)| *usage == Use::Write).map(|(b, _)| b).collect();
-    let in_the_way = (maker..at).any(|i| uses(program, i).any(|(b, _)| written.contains(&b)));
+    let written: Vec<Buffer> = uses(at).filter(|(_, usage)| *usage == Use::Write).map(|(b, _)| b).collect();
+    let in_the_way = (maker..at).any(|i| uses(i).any(|(b, _)| written.contains(&b)));
     if in_the_way || !is_plain(nest) || !makes(nest, made, to, pack, step) {
         return None;
     }
@@ -81,12 +82,6 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
         label: format!("{}+{}", made.label, step.label),
     };
     Some((maker, kernel, joined))
-}
-
-/// The buffers of a step and what it does with them.
-fn uses(program: &Program, step: usize) -> impl Iterator<Item = (Buffer, Use)> {
-    let step = &program.steps[step];
-    program.kernels[step.kernel].buffers.iter().zip(&step.buffers).map(|(p, b)| (b.buffer, p.usage))
 }
 
 /// Whether every emitter that packs can emit a nest as well: rows of f32, all of whose places are known.

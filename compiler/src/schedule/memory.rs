@@ -18,14 +18,13 @@ const NOMINAL: i64 = 128;
 pub fn drop_unread(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
     let mut read: SecondaryMap<Buffer, bool> = SecondaryMap::new();
     let mut kept: Vec<Step> = vec![];
-    for step in program.steps.drain(..).rev() {
+    for step in std::mem::take(&mut program.steps).into_iter().rev() {
         let kernel = &program.kernels[step.kernel];
-        let args = || kernel.buffers.iter().zip(&step.buffers).map(|(p, b)| (p.usage, b.buffer));
         let checks = matches!(&kernel.body, Body::Nest(n) if n.exprs.values().any(|(e, _)| matches!(e, Expr::CheckedIndex(..))));
-        if !checks && args().all(|(usage, b)| usage == Use::Read || temporaries[b] && !read[b]) {
+        if !checks && program.uses(&step).all(|(b, usage)| usage == Use::Read || temporaries[b] && !read[b]) {
             continue;
         }
-        args().filter(|(usage, _)| *usage == Use::Read).for_each(|(_, b)| read[b] = true);
+        program.uses(&step).filter(|(_, usage)| *usage == Use::Read).for_each(|(b, _)| read[b] = true);
         kept.push(step);
     }
     kept.reverse();
@@ -50,8 +49,7 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
             life.1 = i;
         }
     }
-    let nominal: Bindings = program.symbols.iter().map(|(s, r)| (s.clone(), NOMINAL.clamp(r.min, r.max))).collect();
-    let size = |d: &Dim| d.eval(&nominal).unwrap_or(i64::MAX);
+    let size = nominal(program);
     let mut order: Vec<Buffer> = program.buffers.keys().filter(|&b| temporaries[b] && lives[b].is_some()).collect();
     order.sort_by_key(|&b| (lives[b].map_or(0, |l| l.0), Reverse(size(&program.buffers[b].bytes)), b));
     let mut slots: PrimaryMap<Slot, (Dim, usize)> = PrimaryMap::new();
@@ -72,6 +70,12 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
         program.buffers[b].storage = Storage::Slot(slot);
     }
     program.slots = slots.into_iter().map(|(_, (bytes, _))| bytes).collect();
+}
+
+/// Evaluates sizes for comparisons, every free dimension at the nearest value to [`NOMINAL`] in its range.
+pub fn nominal(program: &Program) -> impl Fn(&Dim) -> i64 + use<> {
+    let nominal: Bindings = program.symbols.iter().map(|(s, r)| (s.clone(), NOMINAL.clamp(r.min, r.max))).collect();
+    move |d| d.eval(&nominal).unwrap_or(i64::MAX)
 }
 
 fn round_up(bytes: &Dim) -> Dim {

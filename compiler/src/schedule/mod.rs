@@ -19,6 +19,7 @@ mod left;
 mod made_rows;
 mod memory;
 mod movement;
+mod order;
 mod quantized;
 mod view;
 
@@ -81,6 +82,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
     s.graph(graph, sources, &targets, &Loc::default())?;
     made_rows::join(&mut s.program);
     memory::drop_unread(&mut s.program, &s.temporaries);
+    order::free_early(&mut s.program, &s.temporaries);
     memory::plan(&mut s.program, &s.temporaries);
     Ok(s.program)
 }
