@@ -224,6 +224,13 @@ pub struct Gemm {
     pub effects: Vec<Effect>,
 }
 
+impl Gemm {
+    /// [`group_rows`] of tiles of `tile` rows, where rows and groups are known.
+    pub fn group_rows(&self, tile: usize) -> Option<i64> {
+        Some(group_rows(self.m.as_const()?, self.row_groups.as_const()?, tile))
+    }
+}
+
 /// Elements of a packed `k` x `n` matrix.
 pub fn packed_len(k: usize, n: usize) -> usize {
     n.div_ceil(PANEL) * PANEL * k

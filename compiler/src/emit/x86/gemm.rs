@@ -12,7 +12,7 @@ use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -543,8 +543,8 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
 
 /// The rows of each group but the last, which are whole tiles of `tile` rows.
 pub fn group_rows(f: &mut Function, g: &Gemm, tile: usize) -> R {
-    if let (Extent::Const(m), Extent::Const(groups)) = (g.m, g.row_groups) {
-        return f.a.imm(gemm::group_rows(m, groups, tile));
+    if let Some(rows) = g.group_rows(tile) {
+        return f.a.imm(rows);
     }
     let (m, groups) = (f.extent(g.m), f.extent(g.row_groups));
     let tiles = ceil_div(f, m, tile as i64);
