@@ -181,7 +181,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
             (Format::Quantized(q), parameters, values(left_bytes / 4), values(packed_weights_len(bits, k, n) / 4))
         }
     };
-    let groups = row_groups(&(m as i64).into(), &format).as_const().expect("the number of rows is known");
+    let groups = row_groups(&(m as i64).into(), format.integers()).as_const().expect("the number of rows is known");
     let body = Gemm {
         batch: vec![],
         m: Extent::Const(m as i64),

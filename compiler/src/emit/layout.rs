@@ -102,6 +102,7 @@ mod tests {
         let body = Pack {
             batch: vec![],
             m: Extent::Const(5),
+            row_groups: Extent::Const(1),
             k: Extent::Const(K),
             tile: TILE_ROWS,
             from: Rows { buffer: 0, batch: vec![], row: Extent::Const(K), k: Extent::Const(1) },

@@ -39,17 +39,24 @@ pub const GROUP_ROWS: usize = GROUP_TILES * TILE_ROWS;
 /// Columns of a task, a multiple of the panel width.
 pub const CHUNK: usize = 64;
 
-/// How many groups `m` rows are in: as few as have at most [`GROUP_TILES`] tiles, but two where there are more rows than one
-/// [should](Format::alone_rows) have.
-pub fn row_groups(m: &Dim, format: &Format) -> Dim {
-    let of_few = m.ceil_div(format.alone_rows() as i64).minimum(&2.into());
+/// The most rows that are in one group alone: of more, two threads have a group each, whose rows they keep from product to
+/// product. Each of them then reads all of the right operand, which takes too long where it is f32.
+pub fn alone_rows(integers: bool) -> usize {
+    if integers { 5 * TILE_ROWS } else { GROUP_ROWS }
+}
+
+/// How many groups the `m` rows of a product of integers, or of another one, are in: as few as have at most [`GROUP_TILES`] tiles,
+/// but two where there are more rows than one [should](alone_rows) have.
+pub fn row_groups(m: &Dim, integers: bool) -> Dim {
+    let of_few = m.ceil_div(alone_rows(integers) as i64).minimum(&2.into());
     m.ceil_div(GROUP_ROWS as i64).maximum(&of_few)
 }
 
-/// The rows of each of some groups of `m` rows but the last, which has what is left: whole tiles of `tile` rows.
-pub fn group_rows(m: i64, groups: i64, tile: usize) -> i64 {
-    let tiles = (m as usize).div_ceil(tile).div_ceil(groups.max(1) as usize);
-    (tiles * tile) as i64
+/// The rows of each of some groups of `m` rows but the last, which has what is left: whole tiles of `tile` rows. `None` where
+/// rows or groups are not known.
+pub fn group_rows(m: Extent, groups: Extent, tile: usize) -> Option<i64> {
+    let tiles = (m.as_const()? as usize).div_ceil(tile).div_ceil(groups.as_const()?.max(1) as usize);
+    Some((tiles * tile) as i64)
 }
 
 /// Whether the rows of a tile can be read where they are: what is read of `rows` rows at the same time, a line of each, stays
@@ -84,13 +91,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// The most rows that are in one group alone: of more, two threads have a group each, whose rows they keep from product to
-    /// product. Each of them then reads all of the right operand, which takes too long where it is f32.
-    pub fn alone_rows(&self) -> usize {
-        match self {
-            Format::Quantized(_) => 5 * TILE_ROWS,
-            Format::F32 | Format::Dequantized(_) => GROUP_ROWS,
-        }
+    /// Whether integers are multiplied.
+    pub fn integers(&self) -> bool {
+        matches!(self, Format::Quantized(_))
     }
 }
 
@@ -224,13 +227,6 @@ pub struct Gemm {
     pub effects: Vec<Effect>,
 }
 
-impl Gemm {
-    /// [`group_rows`] of tiles of `tile` rows, where rows and groups are known.
-    pub fn group_rows(&self, tile: usize) -> Option<i64> {
-        Some(group_rows(self.m.as_const()?, self.row_groups.as_const()?, tile))
-    }
-}
-
 /// Elements of a packed `k` x `n` matrix.
 pub fn packed_len(k: usize, n: usize) -> usize {
     n.div_ceil(PANEL) * PANEL * k
@@ -319,14 +315,13 @@ mod tests {
 
     #[test]
     fn groups_share_tiles_evenly() {
-        let quantized = Quantized { bits: 4, group: 8, groups: 1, columns: 0, sums: 0, zeros: false, row_zeros: RowZeros::None };
-        for format in [Format::F32, Format::Quantized(quantized)] {
+        for integers in [false, true] {
             for m in 0..2000 {
-                let groups = row_groups(&m.into(), &format).as_const().unwrap();
-                let rows = group_rows(m, groups, TILE_ROWS);
+                let groups = row_groups(&m.into(), integers).as_const().unwrap();
+                let rows = group_rows(Extent::Const(m), Extent::Const(groups), TILE_ROWS).unwrap();
                 let tiles = rows / TILE_ROWS as i64;
                 assert!(tiles <= GROUP_TILES as i64 && groups * rows >= m, "{m}");
-                assert!(groups > 1 || m <= format.alone_rows() as i64, "{m}");
+                assert!(groups > 1 || m <= alone_rows(integers) as i64, "{m}");
                 // None of them is empty.
                 assert!(groups == 0 || (groups - 1) * rows < m, "{m}");
             }

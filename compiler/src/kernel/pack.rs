@@ -17,15 +17,23 @@
 //! # Rows
 //!
 //! Products by matrix tiles read rows of bytes as they are. For them a matrix stays in rows, [`pitch`] bytes apart: its
-//! bytes, zeros up to whole lines, and maybe a line of anything. Sums are row after row, group after group. Scales are
-//! as in tiles. The scheduler makes tiles only; which kernels have rows instead is decided for each CPU variant.
+//! bytes, zeros up to whole lines, and maybe a line of anything. Sums are row after row, group after group; scales are
+//! row after row. The scheduler makes tiles only; which kernels have rows instead is decided for each CPU variant.
+//!
+//! # Tasks
+//!
+//! Threads begin with equal shares of the tasks of a kernel. What packs a single left operand has the groups of rows of the
+//! products that read it, and as many tasks of each, so that a thread packs the rows that it multiplies, and those that
+//! it got from the product before. Group `g` has tiles `g * P` to `(g + 1) * P` for `P = ceil(tiles / groups)`, which is
+//! the number of its tasks. Matrix tiles are higher, and groups of whole ones have other rows: then the first tasks of a
+//! group have a matrix tile each. Tasks behind the last tile have nothing to do.
 
 use super::Extent;
 use super::gemm::TILE_ROWS;
 use super::nest::Nest;
 use tfc_ir::dim::Dim;
 
-/// A packing kernel. A task is one row tile of one matrix. Neighbours are the tiles of a matrix, or of
+/// A packing kernel. A [task](self#tasks) is one row tile of one matrix. Neighbours are the tiles of a matrix, or of
 /// [heads](Pack::has_heads) those of the same rows.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pack {
@@ -33,6 +41,8 @@ pub struct Pack {
     pub batch: Vec<Extent>,
     /// Rows.
     pub m: Extent,
+    /// Groups of rows that tasks are counted by; 1 with batch loops, and of panels.
+    pub row_groups: Extent,
     /// Elements of a row.
     pub k: Extent,
     /// Rows of a tile.
@@ -107,6 +117,12 @@ impl Sums {
         matches!(k, Extent::Const(k) if k <= self.group) || self.group_units() == MOST_UNITS
     }
 
+    /// The groups of rows of `k` values.
+    pub fn groups(&self, k: i64) -> i64 {
+        let group = 4 * self.group_units();
+        (k + group - 1) / group
+    }
+
     /// Units of a group.
     pub fn group_units(&self) -> i64 {
         (self.group / 4 + i64::from(self.group % 4 != 0)).clamp(1, MOST_UNITS)
@@ -142,6 +158,12 @@ pub const MATRIX_ROWS: i64 = 16;
 /// matrix tile are in different sets of a cache.
 pub fn pitch(k: i64) -> i64 {
     (((k + LINE - 1) / LINE) | 1) * LINE
+}
+
+/// The tasks of a single left operand of `m` rows in groups.
+pub fn group_tasks(m: &Dim, row_groups: &Dim) -> Dim {
+    let groups = row_groups.maximum(&1.into());
+    (m.ceil_div(TILE_ROWS as i64) + groups.clone() - Dim::from(1)).floor_div(&groups) * groups
 }
 
 /// Elements of a packed left operand of units, in tiles or in rows, those included that a last matrix tile reads.

@@ -6,7 +6,7 @@ use super::{Scheduler, Source};
 use crate::kernel::attention::{Attention, Bytes, Format, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
 use crate::kernel::pack::{Form, Pack, Rows, Sums};
-use crate::kernel::{Body, Use};
+use crate::kernel::{Body, Extent, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Graph, Loc, Value};
 use tfc_ir::ops::reduce::ReduceKind;
@@ -107,6 +107,7 @@ impl Scheduler {
         let body = Pack {
             batch: args.extents(own.iter()),
             m: args.extent(&m),
+            row_groups: Extent::Const(1),
             k: args.extent(&k),
             tile: PANEL,
             from: Rows {

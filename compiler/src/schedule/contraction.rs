@@ -9,7 +9,7 @@ use crate::cost;
 use crate::kernel::gemm::{self, Format, Gemm, Operand, PANEL, RowZeros};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
 use crate::kernel::pack::{Form, Pack, Rows};
-use crate::kernel::{Body, Use};
+use crate::kernel::{Body, Extent, Use};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
@@ -202,7 +202,7 @@ impl Scheduler {
         }
         let effects = epilogue.effects(dot, outputs, &mut args);
         let batch: Dim = loops.iter().map(|l| l.1.clone()).product();
-        let row_groups = gemm::row_groups(&m, &format);
+        let row_groups = gemm::row_groups(&m, format.integers());
         let tasks = batch * row_groups.clone() * n.ceil_div(gemm::CHUNK as i64);
         let work = p.domain.elements() * p.k.clone();
         let body = Gemm {
@@ -285,6 +285,7 @@ impl Scheduler {
         let body = Pack {
             batch: args.extents(batch.iter().map(|&i| &full[i])),
             m: args.extent(n),
+            row_groups: Extent::Const(1),
             k: args.extent(k),
             tile: PANEL,
             from: Rows {

@@ -207,11 +207,14 @@ impl Scheduler {
         let [batch_strides @ .., row, step] = &key.left.strides[..] else { unreachable!("rows and k are loops") };
         let matrices: Dim = batch.iter().cloned().product();
         let tiles = matrices.clone() * m.ceil_div(TILE_ROWS as i64);
+        let single = batch.is_empty();
+        let row_groups = if single { gemm::row_groups(m, key.form != LeftForm::Floats) } else { Dim::from(1) };
+        let tasks = if single { pack::group_tasks(m, &row_groups) } else { tiles.clone() };
         let size = matrices * pack::packed_len(m, &elements(key.form, k));
         let elem = if key.form == LeftForm::Floats { Elem::F32 } else { Elem::I32 };
         // A single matrix of bytes may stay in rows.
         let room = match k.as_const() {
-            Some(k) if key.form != LeftForm::Floats && batch.is_empty() => pack::packed_units_len(m, k),
+            Some(k) if key.form != LeftForm::Floats && single => pack::packed_units_len(m, k),
             _ => size.clone(),
         };
         let packed = self.temporary(&Type::new(elem, Shape(vec![room])));
@@ -224,6 +227,7 @@ impl Scheduler {
         let body = Pack {
             batch: args.extents(batch),
             m: args.extent(m),
+            row_groups: args.extent(&row_groups),
             k: args.extent(k),
             tile: TILE_ROWS,
             from: Rows {
@@ -249,7 +253,7 @@ impl Scheduler {
             LeftForm::Quantize(_) => ("quantize_rows+pack", size * Dim::from(8)),
             _ => ("pack", size),
         };
-        self.launch(Body::Pack(body), args, tiles, work, &format!("{what} for {label}"), loc);
+        self.launch(Body::Pack(body), args, tasks, work, &format!("{what} for {label}"), loc);
         let row_zeros = zero.zip(key.zeros.as_ref()).map(|(zero, along)| {
             // In the order of the packed rows, those of a tile that do not exist included.
             let all = batch.iter().cloned().chain([pack::packed_len(m, &Dim::from(1))]).collect();

@@ -59,6 +59,7 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
     let body = Body::Pack(Pack {
         batch: vec![],
         m: extent(pack.m),
+        row_groups: extent(pack.row_groups),
         k: extent(pack.k),
         tile: pack.tile,
         from: Rows { buffer: buffer(pack.from.buffer), batch: vec![], row: extent(pack.from.row), k: extent(pack.from.k) },

@@ -6,7 +6,7 @@ use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Rows, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
 use crate::kernel::Extent;
-use crate::kernel::gemm::{CHUNK, Format, GROUP_ROWS, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, TILE_ROWS};
 use crate::kernel::nest::{Effect, Reduction};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
@@ -21,7 +21,7 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * F32_BYTES;
 /// Emits a matrix product.
 pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let (begin, end) = (b.begin, b.end);
-    let rows = g.group_rows(TILE_ROWS).unwrap_or(GROUP_ROWS as i64);
+    let rows = gemm::group_rows(g.m, g.row_groups, TILE_ROWS).unwrap_or(GROUP_ROWS as i64);
     let sums = tile::scratch(b, rows * CHUNK as i64);
 
     let task = b.f.declare_var(I64);
@@ -222,7 +222,7 @@ fn epilogue(b: &mut KernelBuilder, g: &Gemm, t: &Task, sums: Value) {
 
 /// The rows of each group but the last.
 fn group_rows(b: &mut KernelBuilder, g: &Gemm) -> Value {
-    if let Some(rows) = g.group_rows(TILE_ROWS) {
+    if let Some(rows) = gemm::group_rows(g.m, g.row_groups, TILE_ROWS) {
         return b.int(rows);
     }
     let (m, groups) = (b.extent(g.m), b.extent(g.row_groups));

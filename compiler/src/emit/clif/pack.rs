@@ -17,7 +17,13 @@ const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
 
 /// Emits a packing kernel.
 pub fn emit(b: &mut KernelBuilder, p: &Pack) {
-    let (begin, end) = (b.begin, b.end);
+    let (begin, mut end) = (b.begin, b.end);
+    if p.row_groups != Extent::Const(1) {
+        // Tiles of a single matrix are numbered like tasks, which may be more.
+        let m = b.extent(p.m);
+        let tiles = ceil_div(b, m, p.tile as i64);
+        end = b.f.ins().smin(end, tiles);
+    }
     let Some(task) = b.open_loop(begin, end, 1) else { return };
     b.reload_arguments();
     let height = p.tile as i64;
@@ -178,7 +184,7 @@ fn row_sums(b: &mut KernelBuilder, height: usize, tile: Value, units: Value, sum
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_rows};
+    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_groups, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{Form, LINE, Pack, Rows, SLACK, Sums, pack, pitch};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -228,6 +234,7 @@ mod tests {
         let body = Pack {
             batch: vec![extent(batch)],
             m: extent(m),
+            row_groups: Extent::Const(1),
             k: extent(k),
             tile,
             from,
@@ -309,12 +316,18 @@ mod tests {
                 vec![0x77; batch * tiles * TILE_ROWS * units * 4 + SLACK as usize],
                 vec![0x77; batch * tiles * TILE_ROWS * groups * 4],
             ];
-            for cpu in host_cpus() {
-                self.check_rows(&cpu, &from);
+            let mut kernels = vec![(kernel.clone(), (batch * tiles) as i64)];
+            if batch == 1 {
+                kernels.extend(packing_in_groups(&kernel, m));
+            }
+            for (cpu, (kernel, tasks)) in host_cpus().iter().flat_map(|cpu| kernels.iter().map(move |kernel| (cpu, kernel))) {
+                if let Some(kernel) = packing_in_rows(kernel, cpu) {
+                    self.check_rows(cpu, (&kernel, &ints, *tasks), &from);
+                }
                 let mut buffers = empty.clone();
-                let run = Compiled::new(&kernel, &cpu);
+                let run = Compiled::new(kernel, cpu);
                 assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
-                assert_eq!(run.run(&mut buffers, &ints, 1, (batch * tiles) as i64), 0);
+                assert_eq!(run.run(&mut buffers, &ints, 1, *tasks), 0);
                 let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[2]);
                 for (b, r) in (0..batch).flat_map(|b| (0..m).map(move |r| (b, r))) {
                     let (tile, row) = (b * tiles + r / TILE_ROWS, r % TILE_ROWS);
@@ -333,17 +346,14 @@ mod tests {
     }
 
     impl Bytes {
-        /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
-        fn check_rows(&self, cpu: &Cpu, from: &[i8]) {
+        /// The same of a single matrix that stays in rows.
+        fn check_rows(&self, cpu: &Cpu, (kernel, ints, tasks): (&Kernel, &[i64], i64), from: &[i8]) {
             let Bytes { m, k, group, factor, .. } = *self;
-            let (kernel, ints) = self.kernel();
-            let in_rows = packing_in_rows(kernel, cpu).filter(|_| self.batch == 1);
-            let Some(kernel) = in_rows else { return };
             let (pitch, tiles, groups) = (pitch(k as i64) as usize, m.div_ceil(TILE_ROWS), k.div_ceil(group));
             let mut buffers = [bytemuck::cast_slice(from).to_vec(), vec![0x77; m * pitch + 64], vec![0x77; tiles * TILE_ROWS * groups * 4]];
-            let run = Compiled::new(&kernel, cpu);
-            assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
-            assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+            let run = Compiled::new(kernel, cpu);
+            assert_eq!(run.run(&mut buffers, ints, 1, tasks), 0);
+            assert_eq!(run.run(&mut buffers, ints, 0, 1), 0);
             let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[2]);
             let rows: &[i8] = bytemuck::cast_slice(&buffers[1]);
             for (r, row) in rows.chunks_exact(pitch).take(m).enumerate() {

@@ -201,7 +201,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_rows};
+    use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_groups, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
     use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
@@ -262,6 +262,7 @@ mod tests {
             let body = Pack {
                 batch: vec![extent(self.batch, t)],
                 m: extent(self.m, s),
+                row_groups: Extent::Const(1),
                 k: extent(self.k, t),
                 tile: self.tile,
                 from,
@@ -290,8 +291,14 @@ mod tests {
             }
             let (tiles, untouched) = (batch * m.div_ceil(tile), 0x77);
             let units = k.div_ceil(4);
-            for cpu in host_cpus() {
-                self.check_rows(&cpu, &from, &expected);
+            let mut kernels = vec![(kernel.clone(), tiles as i64)];
+            if batch == 1 && tile == TILE_ROWS {
+                kernels.extend(packing_in_groups(&kernel, m));
+            }
+            for (cpu, (kernel, tasks)) in host_cpus().iter().flat_map(|cpu| kernels.iter().map(move |kernel| (cpu, kernel))) {
+                if let Some(kernel) = packing_in_rows(kernel, cpu) {
+                    self.check_rows(cpu, (&kernel, &ints, *tasks), &from, &expected);
+                }
                 // What a kernel reads ends with the last element.
                 let mut buffers = [
                     bytemuck::cast_slice(&from[..from.len().min((batch - 1) * matrix + (m - 1) * row + k.saturating_sub(1) * step + 1)])
@@ -300,8 +307,8 @@ mod tests {
                     vec![untouched; 4 * expected.scales.len() + 64],
                     vec![untouched; 4 * expected.sums.len() + 64],
                 ];
-                let run = Compiled::new(&kernel, &cpu);
-                assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
+                let run = Compiled::new(kernel, cpu);
+                assert_eq!(run.run(&mut buffers, &ints, 1, *tasks), 0);
                 assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
                 let behind = [expected.codes.len(), 4 * expected.scales.len(), 4 * expected.sums.len()];
                 for (buffer, behind) in buffers[1..].iter().zip(behind) {
@@ -332,11 +339,8 @@ mod tests {
     }
 
     impl Case {
-        /// The same of a single matrix that stays in rows, where a CPU variant and the case have such.
-        fn check_rows(&self, cpu: &Cpu, from: &[f32], expected: &QuantizedRows) {
-            let (kernel, ints) = self.kernel();
-            let in_rows = packing_in_rows(kernel, cpu).filter(|_| self.batch == 1);
-            let Some(kernel) = in_rows else { return };
+        /// The same of a single matrix that stays in rows.
+        fn check_rows(&self, cpu: &Cpu, (kernel, ints, tasks): (&Kernel, &[i64], i64), from: &[f32], expected: &QuantizedRows) {
             let (m, k, pitch) = (self.m, self.k, pack::pitch(self.k as i64) as usize);
             let (tiles, untouched) = (m.div_ceil(TILE_ROWS), 0x77);
             let mut buffers = [
@@ -345,14 +349,14 @@ mod tests {
                 vec![untouched; 4 * expected.scales.len() + 64],
                 vec![untouched; 4 * expected.sums.len() + 64],
             ];
-            let run = Compiled::new(&kernel, cpu);
-            assert_eq!(run.run(&mut buffers, &ints, 1, tiles as i64), 0);
-            assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
+            let run = Compiled::new(kernel, cpu);
+            assert_eq!(run.run(&mut buffers, ints, 1, tasks), 0);
+            assert_eq!(run.run(&mut buffers, ints, 0, 1), 0);
             let at = |what: &str, i: usize| format!("{}, rows: {self:?}: {what} of row {i}", cpu.name);
             let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[2][..4 * expected.scales.len()]);
             let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[3][..4 * expected.sums.len()]);
             let groups = sums.len() / tiles / TILE_ROWS;
-            for (i, (x, y)) in scales.iter().zip(&expected.scales).enumerate() {
+            for (i, (x, y)) in scales.iter().zip(&expected.scales).take(m).enumerate() {
                 assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()), "{}: {x} for {y}", at("scale", i));
             }
             for (i, row) in buffers[1].chunks_exact(pitch).take(m).enumerate() {
@@ -368,7 +372,7 @@ mod tests {
                     assert_eq!(sums[i * groups + group], expected.sums[(tile * groups + group) * TILE_ROWS + r], "{}", at("sums", i));
                 }
             }
-            let behind = [m * pitch, 4 * expected.scales.len(), 4 * expected.sums.len()];
+            let behind = [m * pitch, 4 * m, 4 * m * groups];
             for (buffer, behind) in buffers[1..].iter().zip(behind) {
                 assert!(buffer[behind..].iter().all(|&x| x == untouched), "{}: more is written", at("behind", m));
             }

@@ -6,7 +6,7 @@ use super::target::Cpu;
 use crate::emit::candidates::compile;
 use crate::emit::layout;
 use crate::kernel::gemm::{self, Format};
-use crate::kernel::{Body, Kernel};
+use crate::kernel::{Body, Extent, Kernel, pack};
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AbiParam, Signature};
 use target_lexicon::Triple;
@@ -37,7 +37,7 @@ pub fn check_foreign(kernel: &Kernel) {
 
 /// The groups that a product has of a known number of rows.
 pub fn row_groups(m: usize, format: &Format) -> usize {
-    gemm::row_groups(&(m as i64).into(), format).as_const().expect("the number of rows is known") as usize
+    gemm::row_groups(&(m as i64).into(), format.integers()).as_const().expect("the number of rows is known") as usize
 }
 
 /// The machine code of a kernel.
@@ -51,15 +51,24 @@ pub fn machine_code(kernel: &Kernel, cpu: &Cpu) -> Code {
     })
 }
 
-/// The packing kernel of a single matrix that leaves rows, where a CPU variant has such.
+/// The packing kernel of a left operand of `m` rows that is a single matrix, with one to three groups of rows, and its tasks.
 ///
 /// # Panics
 /// When the kernel does not pack.
-pub fn packing_in_rows(mut kernel: Kernel, cpu: &Cpu) -> Option<Kernel> {
-    let Body::Pack(p) = &mut kernel.body else { panic!("it packs") };
-    p.batch.clear();
-    p.from.batch.clear();
-    layout::in_rows(&kernel).filter(|_| cpu.matrix_tiles())
+pub fn packing_in_groups(kernel: &Kernel, m: usize) -> [(Kernel, i64); 3] {
+    [1, 2, 3].map(|groups| {
+        let mut kernel = kernel.clone();
+        let Body::Pack(p) = &mut kernel.body else { panic!("it packs") };
+        p.batch.clear();
+        p.from.batch.clear();
+        p.row_groups = Extent::Const(groups);
+        (kernel, pack::group_tasks(&(m as i64).into(), &groups.into()).as_const().expect("the number of rows is known"))
+    })
+}
+
+/// The packing kernel that leaves rows, where a CPU variant has such.
+pub fn packing_in_rows(kernel: &Kernel, cpu: &Cpu) -> Option<Kernel> {
+    layout::in_rows(kernel).filter(|_| cpu.matrix_tiles())
 }
 
 /// A kernel compiled for the host.

@@ -9,7 +9,7 @@ use super::expr::Function;
 use super::isa::{Isa, Op};
 use super::row::Streams;
 use crate::kernel::Extent;
-use crate::kernel::gemm::{Dequantized, Gemm, PANEL, TILE_ROWS};
+use crate::kernel::gemm::{self, Dequantized, Gemm, PANEL, TILE_ROWS};
 
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
@@ -33,7 +33,7 @@ pub fn few_rows(isa: Isa, g: &Gemm) -> Option<(i64, bool)> {
     match g.m {
         Extent::Param(_) => Some((most, false)),
         Extent::Const(m) => {
-            let rows = g.group_rows(TILE_ROWS).expect("rows have groups");
+            let rows = gemm::group_rows(g.m, g.row_groups, TILE_ROWS).expect("rows have groups");
             let last = m - (m - 1) / rows.max(1) * rows;
             (1..=most).contains(&last).then_some((most, m <= most))
         }

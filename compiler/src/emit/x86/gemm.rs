@@ -12,7 +12,7 @@ use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
 use super::tile::{self, Product};
-use crate::kernel::gemm::{CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
+use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
 use crate::kernel::{Extent, Kernel};
 use tfc_ir::types::Elem;
@@ -86,7 +86,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
 /// A single row may do all tasks up to another at once, which are neighbours if there is one matrix: then its units are together.
 fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Extent, i64), alone: Option<(&Alone, Option<R>)>) {
     let (m, n) = (f.extent(g.m), f.extent(g.n));
-    let (groups, height) = (f.extent(g.row_groups), group_rows(f, g, TILE_ROWS));
+    let (groups, height) = (f.extent(g.row_groups), group_rows(f, g.m, g.row_groups, TILE_ROWS));
     let chunks = ceil_div(f, n, CHUNK as i64);
     let (number, chunk) = f.a.divide(task, chunks);
     let (matrix, group) = f.a.divide(number, groups);
@@ -542,11 +542,11 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
 }
 
 /// The rows of each group but the last, which are whole tiles of `tile` rows.
-pub fn group_rows(f: &mut Function, g: &Gemm, tile: usize) -> R {
-    if let Some(rows) = g.group_rows(tile) {
+pub fn group_rows(f: &mut Function, m: Extent, groups: Extent, tile: usize) -> R {
+    if let Some(rows) = gemm::group_rows(m, groups, tile) {
         return f.a.imm(rows);
     }
-    let (m, groups) = (f.extent(g.m), f.extent(g.row_groups));
+    let (m, groups) = (f.extent(m), f.extent(groups));
     let tiles = ceil_div(f, m, tile as i64);
     let up = f.a.plus(tiles, groups);
     let up = f.a.lea(Mem::at(up, -1));

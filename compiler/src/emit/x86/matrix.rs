@@ -87,7 +87,7 @@ pub fn emit(f: &mut Function, g: &Gemm, q: &Quantized, first: R, end: R) {
     };
     let (m, n) = (f.extent(g.m), f.extent(g.n));
     let chunks = ceil_div(f, n, CHUNK as i64);
-    let height = group_rows(f, g, MATRIX_ROWS as usize);
+    let height = group_rows(f, g.m, g.row_groups, MATRIX_ROWS as usize);
 
     let task = f.a.copy(first);
     let head = f.a.label();

@@ -3,13 +3,13 @@
 
 use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
-use super::gemm::ceil_div;
+use super::gemm::{ceil_div, group_rows};
 use super::isa::Op;
 use super::nest;
 use super::quantize;
 use super::rows;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, Pack, Sums};
+use crate::kernel::pack::{Form, MATRIX_ROWS, Pack, Sums};
 use crate::kernel::{Extent, Kernel};
 
 /// Bytes of an element of a tile.
@@ -33,6 +33,16 @@ pub fn covers(kernel: &Kernel, p: &Pack) -> bool {
 
 /// Emits a packing kernel.
 pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
+    if let Some(pitch) = p.pitch {
+        return matrix_rows(f, p, pitch, begin, end);
+    }
+    let mut end = end;
+    if p.row_groups != Extent::Const(1) {
+        // Tiles of a single matrix are numbered like tasks, which may be more.
+        let m = f.extent(p.m);
+        let tiles = ceil_div(f, m, p.tile as i64);
+        end = f.a.min(end, tiles);
+    }
     f.tasks(begin, end, |f, task| {
         let m = f.extent(p.m);
         let height = p.tile as i64;
@@ -47,9 +57,6 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         }
         let bytes = if matches!(p.form, Form::Bytes(_)) { 1 } else { ELEMENT };
         let from = matrix_address(f, p.from.buffer, matrix, &p.batch, &p.from.batch, bytes);
-        if let Some(pitch) = p.pitch {
-            return rows_of_tile(f, p, from, number, (first, rows), pitch);
-        }
         let k = match (p.form, p.k) {
             (Form::Floats, k) => f.extent(k),
             (_, Extent::Const(k)) => f.a.imm((k + 3) / 4),
@@ -129,9 +136,38 @@ fn decode(f: &mut Function, p: &Pack, task: R, tiles: R) -> (R, R, R) {
     (matrix, tile, number)
 }
 
-/// Packs the rows of a task, so many from the `first` on, of a matrix whose rows stay rows.
-fn rows_of_tile(f: &mut Function, p: &Pack, from: R, number: R, (first, rows): (R, R), pitch: i64) {
+/// Packs a single matrix whose rows stay rows: a matrix tile a task.
+fn matrix_rows(f: &mut Function, p: &Pack, pitch: i64, begin: R, end: R) {
+    f.tasks(begin, end, |f, task| {
+        let by = f.a.imm(TILE);
+        let tasks_rows = group_rows(f, p.m, p.row_groups, TILE_ROWS);
+        let (tasks, _) = f.a.divide(tasks_rows, by);
+        let (group, tile) = f.a.divide(task, tasks);
+        let height = group_rows(f, p.m, p.row_groups, MATRIX_ROWS as usize);
+        let group_first = f.a.times(group, height);
+        let group_end = f.a.plus(group_first, height);
+        let m = f.extent(p.m);
+        let group_end = f.a.min(group_end, m);
+        let first = f.a.times_imm(tile, MATRIX_ROWS);
+        f.a.add_into(first, group_first);
+        let rows_end = f.a.lea(Mem::at(first, MATRIX_ROWS));
+        let rows_end = f.a.min(rows_end, group_end);
+        let rows = f.a.minus(rows_end, first);
+        let nothing = f.a.label();
+        f.a.compare_imm(rows, 0);
+        f.a.jump_if(Cond::Le, nothing);
+        if let Some(nest) = &p.made_by {
+            nest::emit(f, nest, first, rows_end);
+        }
+        some_rows(f, p, pitch, (first, rows));
+        f.a.bind(nothing);
+    });
+}
+
+/// Packs so many rows of a single matrix from the `first` on, which stay rows.
+fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
     let before = f.times(first, p.from.row);
+    let from = f.buffer(p.from.buffer);
     let from = f.a.lea(Mem::indexed(from, before, if matches!(p.form, Form::Bytes(_)) { 1 } else { 4 }, 0));
     let to = f.buffer(p.to);
     let before = f.a.times_imm(first, pitch);
@@ -145,8 +181,9 @@ fn rows_of_tile(f: &mut Function, p: &Pack, from: R, number: R, (first, rows): (
     };
     let sums = p.form.sums().expect("rows of bytes have sums");
     let k = p.k.as_const().expect("rows have known sizes");
-    let units = f.a.imm((k + 3) / 4);
-    let to_sums = sums_of_tile(f, TILE, units, &sums, number);
+    let to_sums = f.buffer(sums.buffer);
+    let before = f.a.times_imm(first, sums.groups(k) * ELEMENT);
+    f.a.add_into(to_sums, before);
     rows::emit(f, p, (from, rows), to, scales, (to_sums, sums));
 }
 

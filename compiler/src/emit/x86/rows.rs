@@ -29,7 +29,8 @@ pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, scales: Opt
     let step = f.extent(p.from.row);
     let step = f.a.times_imm(step, if scales.is_some() { ELEMENT } else { 1 });
     let a = &mut f.a;
-    let row = Row { k, group, factor: sums.1.factor as i32, from: a.copy(from), to: a.copy(to), sums: a.copy(sums.0) };
+    let row =
+        Row { k, group, groups: sums.1.groups(k), factor: sums.1.factor as i32, from: a.copy(from), to: a.copy(to), sums: a.copy(sums.0) };
     let count = a.copy(rows);
     let Some(scales) = scales else {
         return a.repeat(count, |a| {
@@ -44,9 +45,6 @@ pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, scales: Opt
             row.next(a, step, pitch);
         });
     };
-    // Of rows that do not exist scales are 0.
-    let none = a.vector_of(0);
-    (0..TILE_ROWS as i64 / 4).for_each(|v| a.store_by(Op::StoreXmm, Mem::at(scales, 16 * v), none));
     let at = a.copy(scales);
     a.repeat(count, |a| {
         row.quantize(a, at);
@@ -60,6 +58,7 @@ struct Row {
     k: i64,
     /// Values of k that are summed up.
     group: i64,
+    groups: i64,
     /// What sums are multiplied by.
     factor: i32,
     from: R,
@@ -71,7 +70,7 @@ impl Row {
     fn next(&self, a: &mut Asm, step: R, pitch: i64) {
         a.add_into(self.from, step);
         a.add_imm(self.to, pitch);
-        a.add_imm(self.sums, (self.k + self.group - 1) / self.group * ELEMENT);
+        a.add_imm(self.sums, self.groups * ELEMENT);
     }
 
     /// Writes the bytes of a row, line by line, and the sums of its groups. `line` makes the bytes from a k on; of the last
