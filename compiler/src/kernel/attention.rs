@@ -77,3 +77,14 @@ pub struct Attention {
     /// The result; loops are batch, head, query, value depth.
     pub out: Access,
 }
+
+impl Attention {
+    /// What [`Kernel::in_place`](super::Kernel::in_place) has of it: a task reads its queries before it writes results, which are at
+    /// the same places as a rule.
+    pub fn in_place(&self) -> Option<(u32, u32)> {
+        let (q, out) = (&self.q, &self.out);
+        let same_place = (q.offset, &q.strides, &q.dynamic) == (out.offset, &out.strides, &out.dynamic) && self.depth == self.value_depth;
+        // Keys and values are packed; a bias is read by all tasks of a head.
+        (same_place && self.bias.as_ref().is_none_or(|b| b.buffer != q.buffer)).then_some((q.buffer, out.buffer))
+    }
+}

@@ -95,6 +95,16 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Pairs of buffer parameters, one that is read and one that is written, of which any one pair may be the same memory: a task
+    /// writes what it has read before, and no other task has to do with that. It is for emitters to keep this order.
+    pub fn in_place(&self) -> Vec<(u32, u32)> {
+        match &self.body {
+            Body::Gemm(g) => g.in_place(),
+            Body::Attention(a) => a.in_place().into_iter().collect(),
+            Body::Nest(_) | Body::Pack(_) => vec![],
+        }
+    }
+
     /// Whether it packs or multiplies bytes that stay in [rows](pack).
     pub fn has_rows(&self) -> bool {
         match &self.body {

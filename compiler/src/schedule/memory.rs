@@ -40,7 +40,8 @@ pub fn drop_unread(program: &mut Program, temporaries: &SecondaryMap<Buffer, boo
 }
 
 /// Gives every temporary a slot. `temporaries` says which buffers are in the arena; a buffer lives
-/// from the first step that names it to the last one.
+/// from the first step that names it to the last one, and takes the place of one that dies there if the kernel can work
+/// [in place](Kernel::in_place).
 pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
     let mut lives: SecondaryMap<Buffer, Option<(usize, usize)>> = SecondaryMap::new();
     for (i, step) in program.steps.iter().enumerate() {
@@ -50,6 +51,7 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
         }
     }
     let size = nominal(program);
+    let over = in_place(program, temporaries, &lives);
     let mut order: Vec<Buffer> = program.buffers.keys().filter(|&b| temporaries[b] && lives[b].is_some()).collect();
     order.sort_by_key(|&b| (lives[b].map_or(0, |l| l.0), Reverse(size(&program.buffers[b].bytes)), b));
     let mut slots: PrimaryMap<Slot, (Dim, usize)> = PrimaryMap::new();
@@ -61,6 +63,7 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
         let best = slots.iter().filter(|(_, (_, until))| *until < first).min_by_key(|(s, (have, _))| (size(have).abs_diff(want), *s));
         let grows_too_much = |have: &Dim| size(have) < want / 4;
         let slot = match best {
+            _ if let Some(Storage::Slot(s)) = over[b].map(|from| program.buffers[from].storage) => s,
             Some((s, (have, _))) if !grows_too_much(have) => s,
             _ => slots.push((Dim::from(0), 0)),
         };
@@ -70,6 +73,30 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
         program.buffers[b].storage = Storage::Slot(slot);
     }
     program.slots = slots.into_iter().map(|(_, (bytes, _))| bytes).collect();
+}
+
+/// The buffers that are written over one that is read for the last time, and which that is.
+fn in_place(
+    program: &Program,
+    temporaries: &SecondaryMap<Buffer, bool>,
+    lives: &SecondaryMap<Buffer, Option<(usize, usize)>>,
+) -> SecondaryMap<Buffer, Option<Buffer>> {
+    let mut over: SecondaryMap<Buffer, Option<Buffer>> = SecondaryMap::new();
+    for (i, step) in program.steps.iter().enumerate() {
+        let once = |buffer: Buffer| temporaries[buffer] && step.buffers.iter().filter(|arg| arg.buffer == buffer).count() == 1;
+        let kernel = &program.kernels[step.kernel];
+        let pair = kernel.in_place().into_iter().find(|&(from, to)| {
+            let [from_elem, to_elem] = [from, to].map(|n| kernel.buffers[n as usize].elem);
+            let [from, to] = [from, to].map(|n| &step.buffers[n as usize]);
+            let dies = lives[from.buffer].is_some_and(|(first, last)| first < i && last == i);
+            let begins = lives[to.buffer].is_some_and(|(first, _)| first == i);
+            from_elem == to_elem && from.offset == to.offset && once(from.buffer) && once(to.buffer) && dies && begins
+        });
+        if let Some((from, to)) = pair {
+            over[step.buffers[to as usize].buffer] = Some(step.buffers[from as usize].buffer);
+        }
+    }
+    over
 }
 
 /// Evaluates sizes for comparisons, every free dimension at the nearest value to [`NOMINAL`] in its range.

@@ -763,6 +763,23 @@ mod tests {
     }
 
     #[test]
+    fn queries_are_read_before_results_are_written_over_them() {
+        for (queries, keys, depth) in [(1, 5, 8), (13, 70, 20), (30, 300, 64), (25, 140, 401)] {
+            for [symbolic, rounded] in [[false, false], [true, false], [false, true], [true, true]] {
+                let problem = Problem { groups: 2, queries, keys, depth, width: depth, symbolic, rounded, bias: 1, ..SMALL };
+                let (mut kernel, ints) = problem.kernel();
+                let Body::Attention(a) = &mut kernel.body else { unreachable!("it is attention") };
+                a.out = Access { buffer: a.out.buffer, ..a.q.clone() };
+                assert_eq!(kernel.in_place(), [(0, 4)]);
+                let tasks = (problem.heads() * queries.div_ceil(QUERY_TILE)) as i64;
+                for cpu in host_cpus() {
+                    Compiled::new(&kernel, &cpu).check_in_place(&kernel, &problem.buffers(), &ints, tasks);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn hidden_keys_count_for_nothing() {
         let padded = Problem { queries: 14, keys: 200, bias: 4, ..SMALL };
         for bias in 4..=6 {

@@ -153,7 +153,7 @@ fn widened(b: &mut KernelBuilder, column: i64, x: Value, out: &mut Vec<(i64, Val
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
+    use super::super::testing::{Compiled, check_foreign, check_residual, host_cpus, row_groups};
     use crate::kernel::gemm::{CHUNK, Dequantized, Format, Gemm, Operand, TILE_ROWS, pack_columns, pack_weight_rows};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
     use crate::kernel::pack::pack;
@@ -189,14 +189,18 @@ mod tests {
             self.k.div_ceil(self.group())
         }
 
+        fn format(&self) -> Format {
+            let groups = self.groups() as i64;
+            Format::Dequantized(Dequantized { bits: self.bits, group: self.group() as i64, groups, columns: 2, zeros: self.zeros })
+        }
+
         fn kernel(&self) -> Kernel {
-            let Problem { m, n, k, bits, .. } = *self;
+            let Problem { m, n, k, .. } = *self;
             let extent = |param: u32, x: usize| if self.symbolic { Extent::Param(param) } else { Extent::Const(x as i64) };
             let strides = vec![Extent::Const(n as i64), Extent::Const(1)];
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
             let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
-            let d = Dequantized { bits, group: self.group() as i64, groups: self.groups() as i64, columns: 2, zeros: self.zeros };
-            let format = Format::Dequantized(d);
+            let format = self.format();
             let out = Access { buffer: 3, offset: Extent::Const(0), strides, dynamic: vec![] };
             let body = Gemm {
                 batch: vec![],
@@ -239,18 +243,29 @@ mod tests {
             if (g + j).is_multiple_of(5) { -s } else { s }
         }
 
-        fn check(&self) {
+        fn buffers(&self) -> [Vec<u8>; 4] {
             let Problem { m, n, k, bits, .. } = *self;
             let columns = pack_columns(self.groups(), n, 1 + usize::from(self.zeros), |g, j, word| match word {
                 0 => Self::scale(g, j).to_bits(),
                 _ => self.zero(g, j) as u32,
             });
-            let operands = [
+            [
                 bytemuck::cast_slice(&pack(m, k, TILE_ROWS, |i, x| self.a(i, x))).to_vec(),
                 pack_weight_rows(bits, k, n, |x, j| self.weight(x, j)),
                 bytemuck::cast_slice(&columns).to_vec(),
                 bytemuck::cast_slice(&vec![f32::NAN; m * n]).to_vec(),
-            ];
+            ]
+        }
+
+        /// The integers of a launch, and its tasks.
+        fn launch(&self) -> (Vec<i64>, i64) {
+            let groups = row_groups(self.m, &self.format());
+            let ints = if self.symbolic { vec![self.m as i64, groups as i64] } else { vec![] };
+            (ints, (groups * self.n.div_ceil(CHUNK)) as i64)
+        }
+
+        fn check(&self) {
+            let Problem { n, k, .. } = *self;
             let expected = |i: usize, j: usize| -> (f64, f64) {
                 let products = (0..k).map(|x| {
                     let g = x / self.group();
@@ -258,15 +273,12 @@ mod tests {
                 });
                 products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
             };
-            let kernel = self.kernel();
-            let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
-            let groups = row_groups(m, &g.format);
-            let (ints, tasks) = (if self.symbolic { vec![m as i64, groups as i64] } else { vec![] }, (groups * n.div_ceil(CHUNK)) as i64);
+            let (kernel, (ints, tasks)) = (self.kernel(), self.launch());
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
                 for pieces in [1, 3] {
-                    let buffers = run.run_pieces(operands.to_vec(), &ints, tasks, pieces);
+                    let buffers = run.run_pieces(self.buffers().to_vec(), &ints, tasks, pieces);
                     results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[3]));
                 }
                 for (at, &y) in results[0].iter().enumerate() {
@@ -310,6 +322,17 @@ mod tests {
             for (group, k) in [(1, 5), (3, 130), (32, 100), (33, 300), (64, 192), (100, 129), (128, 383), (130, 400), (300, 700)] {
                 Problem { bits, group, k, zeros: true, m: 13, ..SMALL }.check();
                 Problem { bits, group, k, m: 1, n: 34, ..SMALL }.check();
+            }
+        }
+    }
+
+    #[test]
+    fn residuals_are_read_before_they_are_written_over() {
+        for (m, bits) in [(1, 4), (2, 8), (5, 4), (12, 8), (30, 4)] {
+            for (n, symbolic) in [(37, false), (2 * CHUNK + 32, true)] {
+                let problem = Problem { m, n, bits, symbolic, ..SMALL };
+                let (kernel, (ints, tasks)) = (problem.kernel(), problem.launch());
+                host_cpus().iter().for_each(|cpu| check_residual(&kernel, cpu, problem.buffers().to_vec(), &ints, tasks));
             }
         }
     }

@@ -299,7 +299,7 @@ pub(super) fn address<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
+    use super::super::testing::{Compiled, check_foreign, check_residual, host_cpus, row_groups};
     use super::*;
     use crate::kernel::gemm::{Format, Operand, pack, packed_len};
     use crate::kernel::nest::{Access, Expr, ExprId};
@@ -385,36 +385,50 @@ mod tests {
             (Kernel { buffers, ints: params.len() as u32, body: Body::Gemm(body) }, params)
         }
 
-        fn check(&self) {
+        fn a(&self, b: usize, i: usize, x: usize) -> f32 {
+            value((b * self.m + i) * self.k + x)
+        }
+
+        fn right(&self, b: usize, i: usize, j: usize) -> f32 {
+            let matrix = if self.shared { 0 } else { b };
+            value((matrix * self.k + i) * self.n + j + 7)
+        }
+
+        fn tasks(&self) -> i64 {
+            (self.batch * row_groups(self.m, &Format::F32) * self.n.div_ceil(CHUNK)) as i64
+        }
+
+        /// Left and right operand, bias, what is added, and the result.
+        fn buffers(&self) -> [Vec<u8>; 5] {
             let Problem { batch, m, n, k, .. } = *self;
-            let (kernel, ints) = self.kernel();
-            let a = |b: usize, i: usize, x: usize| value((b * m + i) * k + x);
             let left: Vec<f32> = match self.in_rows {
-                false => (0..batch).flat_map(|b| pack_rows(m, k, TILE_ROWS, |i, x| a(b, i, x))).collect(),
+                false => (0..batch).flat_map(|b| pack_rows(m, k, TILE_ROWS, |i, x| self.a(b, i, x))).collect(),
                 true => {
-                    let row = |i: usize| (0..k).map(move |x| a(i / m, i % m, x)).chain([f32::NAN; 3]);
+                    let row = |i: usize| (0..k).map(move |x| self.a(i / m, i % m, x)).chain([f32::NAN; 3]);
                     let behind = if self.symbolic { (TILE_ROWS - 1) * (k + 3) } else { 0 };
                     (0..batch * m).flat_map(row).chain(vec![f32::NAN; behind]).collect()
                 }
             };
-            let matrix = |b: usize| if self.shared { 0 } else { b };
-            let right = |b: usize, i: usize, j: usize| value((matrix(b) * k + i) * n + j + 7);
-            let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| right(b, i, j))).collect();
+            let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| self.right(b, i, j))).collect();
             let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
             let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
-            let tasks = (batch * row_groups(m, &Format::F32) * n.div_ceil(CHUNK)) as i64;
+            let out = vec![f32::NAN; batch * m * n];
+            [left, packed, bias, other, out].map(|x| bytemuck::cast_slice(&x).to_vec())
+        }
+
+        fn check(&self) {
+            let Problem { batch, m, n, k, .. } = *self;
+            let (kernel, ints) = self.kernel();
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
                 for pieces in [1, 3] {
-                    let out = vec![f32::NAN; batch * m * n];
-                    let buffers = [&left, &packed, &bias, &other, &out].map(|x| bytemuck::cast_slice(x).to_vec());
-                    let buffers = run.run_pieces(buffers.to_vec(), &ints, tasks, pieces);
+                    let buffers = run.run_pieces(self.buffers().to_vec(), &ints, self.tasks(), pieces);
                     results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[4]));
                 }
                 for (b, i, j) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j)))) {
-                    let dot: f64 = (0..k).map(|x| f64::from(a(b, i, x)) * f64::from(right(b, x, j))).sum();
-                    let expected = dot + f64::from(bias[j]) + 2.0 * i as f64 + f64::from(other[b * m * n + j * m + i]);
+                    let dot: f64 = (0..k).map(|x| f64::from(self.a(b, i, x)) * f64::from(self.right(b, x, j))).sum();
+                    let expected = dot + f64::from(value(j + 100)) + 2.0 * i as f64 + f64::from(value(b * m * n + j * m + i + 200));
                     let at = b * m * n + if self.scattered { j * m + i } else { i * n + j };
                     let y = results[0][at];
                     let tolerance = 1e-5 * (1.0 + k as f64).sqrt() * (1.0 + expected.abs());
@@ -452,6 +466,17 @@ mod tests {
         for m in 1..=2 * TILE_ROWS {
             Problem { m, n: 16, k: 35, ..SMALL }.check();
             Problem { m, n: 12, k: 35, symbolic: true, ..SMALL }.check();
+        }
+    }
+
+    #[test]
+    fn residuals_are_read_before_they_are_written_over() {
+        for (m, n, k) in [(1, 70, 40), (2, 33, 7), (5, 9, 7), (12, 32, 64), (29, 2 * CHUNK + 5, 1600)] {
+            for [scattered, symbolic, in_rows] in [[false, false, false], [false, true, true], [true, true, false]] {
+                let problem = Problem { batch: 2, m, n, k, scattered, symbolic, in_rows, ..SMALL };
+                let (kernel, ints) = problem.kernel();
+                host_cpus().iter().for_each(|cpu| check_residual(&kernel, cpu, problem.buffers().to_vec(), &ints, problem.tasks()));
+            }
         }
     }
 

@@ -284,7 +284,7 @@ fn finish(b: &mut KernelBuilder, q: &Quantized, pairs: &[Value], columns: Value,
 #[cfg(test)]
 mod tests {
     use super::super::target::Cpu;
-    use super::super::testing::{Compiled, check_foreign, host_cpus, row_groups};
+    use super::super::testing::{Compiled, check_foreign, check_residual, host_cpus, row_groups};
     use crate::emit::layout;
     use crate::kernel::gemm::{CHUNK, Format, Gemm, Operand, Quantized, RowZeros, TILE_ROWS, pack_columns, pack_weights};
     use crate::kernel::nest::{Access, Effect, Expr, ExprId, Reduction};
@@ -554,10 +554,13 @@ mod tests {
             }
         }
 
-        fn check_kernel(&self, kernel: &Kernel, ints: &[i64], cpu: &Cpu, operands: &[Vec<u8>]) {
-            let Problem { batch, m, n, .. } = *self;
+        fn tasks(&self, kernel: &Kernel) -> i64 {
             let Body::Gemm(g) = &kernel.body else { unreachable!("it is a product") };
-            let tasks = (batch * row_groups(m, &g.format) * n.div_ceil(CHUNK)) as i64;
+            (self.batch * row_groups(self.m, &g.format) * self.n.div_ceil(CHUNK)) as i64
+        }
+
+        fn check_kernel(&self, kernel: &Kernel, ints: &[i64], cpu: &Cpu, operands: &[Vec<u8>]) {
+            let (n, tasks) = (self.n, self.tasks(kernel));
             let run = Compiled::new(kernel, cpu);
             let expected = self.expected(cpu);
             for pieces in [1, 3] {
@@ -611,6 +614,23 @@ mod tests {
                 }
                 for n in [1, 4, 5, 8, 16, 17, 31, 32, 64, CHUNK, 2 * CHUNK + 5] {
                     Problem { n, ..small }.check();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn residuals_are_read_before_they_are_written_over() {
+        for (m, bits) in [(1, 4), (3, 8), (5, 4), (16, 8), (33, 4), (40, 8), (70, 4), (100, 4)] {
+            for (n, k, group, symbolic) in [(37, 67, 0, false), (192, 128, 0, true), (100, 192, 64, true)] {
+                let problem = Problem { m, n, k, bits, group, symbolic, ..SMALL };
+                let ((kernel, ints), operands) = (problem.kernel(), problem.buffers());
+                for cpu in host_cpus() {
+                    check_residual(&kernel, &cpu, operands.to_vec(), &ints, problem.tasks(&kernel));
+                    if let Some(of_rows) = problem.kernel_of_rows().filter(|_| cpu.matrix_tiles()) {
+                        let operands = problem.buffers_of_rows(&operands).to_vec();
+                        check_residual(&of_rows, &cpu, operands, &ints, problem.tasks(&of_rows));
+                    }
                 }
             }
         }

@@ -6,10 +6,13 @@ use super::target::Cpu;
 use crate::emit::candidates::compile;
 use crate::emit::layout;
 use crate::kernel::gemm::{self, Format};
-use crate::kernel::{Body, Extent, Kernel, pack};
+use crate::kernel::nest::{Access, Effect, Expr};
+use crate::kernel::{Body, BufferParam, Extent, Kernel, Use, pack};
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{AbiParam, Signature};
 use target_lexicon::Triple;
+use tfc_ir::scalar::Prim;
+use tfc_ir::types::Elem;
 
 /// The CPU variants of the host that it can run.
 pub fn host_cpus() -> Vec<Cpu> {
@@ -71,6 +74,26 @@ pub fn packing_in_rows(kernel: &Kernel, cpu: &Cpu) -> Option<Kernel> {
     layout::in_rows(kernel).filter(|_| cpu.matrix_tiles())
 }
 
+/// Checks that a product with a residual behind its epilogue, which lies in memory like the result, gives the same in place.
+///
+/// # Panics
+/// When it does not, or the kernel is no product of f32 results.
+pub fn check_residual(kernel: &Kernel, cpu: &Cpu, mut buffers: Vec<Vec<u8>>, ints: &[i64], tasks: i64) {
+    let mut kernel = kernel.clone();
+    let Body::Gemm(g) = &mut kernel.body else { panic!("it is a product") };
+    let Some(Effect::Store(out, y)) = g.effects.pop() else { panic!("it stores its result") };
+    let residual = kernel.buffers.len() as u32;
+    let x = g.exprs.push((Expr::Load(Access { buffer: residual, ..out.clone() }), Elem::F32));
+    let sum = g.exprs.push((Expr::Prim(Prim::Add, vec![y, x]), Elem::F32));
+    let pair = (residual, out.buffer);
+    g.effects.push(Effect::Store(out, sum));
+    kernel.buffers.push(BufferParam { elem: Elem::F32, usage: Use::Read });
+    let numbers: Vec<f32> = (0..buffers[pair.1 as usize].len() / 4).map(|i| (i % 1013) as f32).collect();
+    buffers.push(bytemuck::cast_slice(&numbers).to_vec());
+    assert!(kernel.in_place().contains(&pair), "a residual can be written over");
+    Compiled::new(&kernel, cpu).check_in_place(&kernel, &buffers, ints, tasks);
+}
+
 /// A kernel compiled for the host.
 pub struct Compiled {
     function: unsafe extern "C" fn(*const u64, i64, i64),
@@ -105,9 +128,15 @@ impl Compiled {
     ///
     /// Buffers must be as long as the kernel's accesses with these integers reach.
     pub fn run(&self, buffers: &mut [Vec<u8>], ints: &[i64], begin: i64, end: i64) -> i32 {
+        let addresses: Vec<u64> = buffers.iter_mut().map(|b| b.as_mut_ptr() as u64).collect();
+        self.run_at(&addresses, ints, begin, end)
+    }
+
+    /// Runs the tasks `begin..end` on buffers at addresses.
+    fn run_at(&self, addresses: &[u64], ints: &[i64], begin: i64, end: i64) -> i32 {
         let mut status = 0i32;
         let mut words = vec![&raw mut status as u64];
-        words.extend(buffers.iter_mut().map(|b| b.as_mut_ptr() as u64));
+        words.extend(addresses);
         words.extend(ints.iter().map(|&n| n as u64));
         // SAFETY: `words` has the layout that kernels take, the buffers are alive and, as the caller
         // promises, long enough.
@@ -116,6 +145,21 @@ impl Compiled {
             (self.function)(words.as_ptr(), begin, end);
         }
         status
+    }
+
+    /// Checks that the kernel gives the same where it may work [in place](Kernel::in_place).
+    ///
+    /// # Panics
+    /// When it does not, or a run reports anything but success.
+    pub fn check_in_place(&self, kernel: &Kernel, buffers: &[Vec<u8>], ints: &[i64], tasks: i64) {
+        for (from, to) in kernel.in_place().into_iter().map(|(from, to)| (from as usize, to as usize)) {
+            let apart = self.run_pieces(buffers.to_vec(), ints, tasks, 2);
+            let mut buffers = buffers.to_vec();
+            let mut addresses: Vec<u64> = buffers.iter_mut().map(|b| b.as_mut_ptr() as u64).collect();
+            addresses[to] = addresses[from];
+            assert_eq!(self.run_at(&addresses, ints, 0, tasks), 0);
+            assert!(buffers[from] == apart[to], "buffer {to} has other contents in the place of {from}: {kernel:?}");
+        }
     }
 
     /// Runs `tasks` tasks in so many pieces. Returns the buffers.
