@@ -1,4 +1,5 @@
-//! Memory planning: buffers whose lifetimes do not overlap share a slot of the arena.
+//! Memory planning: buffers whose lifetimes do not overlap share a slot of the arena, and so do a result and an operand that
+//! a kernel may write it over.
 
 use crate::kernel::nest::Expr;
 use crate::kernel::{Body, Buffer, BufferData, Kernel, KernelId, Program, Slot, Step, Storage, Use};

@@ -5,7 +5,8 @@
 //! ([`group`]), a matrix product with epilogue ([`contraction`]), attention ([`attention`]), or a movement of data
 //! ([`movement`]). A fused node whose body does not fit one kernel is scheduled operator by operator,
 //! so fusion is never a question of correctness. At the end kernels that make rows and pack them become one
-//! ([`made_rows`]), and buffers get their places in the arena ([`memory`]).
+//! ([`made_rows`]), steps that free memory go ahead of others ([`order`]), and buffers get their places in the arena
+//! ([`memory`]).
 //!
 //! Before the walk, *destinations* travel backwards: the operand of a reshape, a transpose or a concat
 //! is computed directly into the place where the result is wanted.

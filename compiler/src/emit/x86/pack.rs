@@ -18,6 +18,9 @@ pub const ELEMENT: i64 = 4;
 const TILE: i64 = TILE_ROWS as i64;
 const TILE_ROW: i64 = TILE * ELEMENT;
 
+/// Rows of a matrix tile that are made before they are packed: those of a whole tile leave the first-level cache.
+const MADE_ROWS: i64 = 4;
+
 /// Whether this emitter can emit a packing kernel.
 pub fn covers(kernel: &Kernel, p: &Pack) -> bool {
     // Bytes are packed by units, whose loads may not go beyond a row: rows are known to be whole units.
@@ -156,10 +159,22 @@ fn matrix_rows(f: &mut Function, p: &Pack, pitch: i64, begin: R, end: R) {
         let nothing = f.a.label();
         f.a.compare_imm(rows, 0);
         f.a.jump_if(Cond::Le, nothing);
-        if let Some(nest) = &p.made_by {
-            nest::emit(f, nest, first, rows_end);
+        match &p.made_by {
+            None => some_rows(f, p, pitch, (first, rows)),
+            Some(nest) => {
+                let row = f.a.copy(first);
+                let head = f.a.label();
+                f.a.bind(head);
+                let end = f.a.lea(Mem::at(row, MADE_ROWS));
+                let end = f.a.min(end, rows_end);
+                nest::emit(f, nest, row, end);
+                let rows = f.a.minus(end, row);
+                some_rows(f, p, pitch, (row, rows));
+                f.a.copy_into(row, end);
+                f.a.compare(row, rows_end);
+                f.a.jump_if(Cond::Lt, head);
+            }
         }
-        some_rows(f, p, pitch, (first, rows));
         f.a.bind(nothing);
     });
 }
