@@ -83,7 +83,7 @@ impl Attention {
     /// the same places as a rule.
     pub fn in_place(&self) -> Option<(u32, u32)> {
         let (q, out) = (&self.q, &self.out);
-        let same_place = (q.offset, &q.strides, &q.dynamic) == (out.offset, &out.strides, &out.dynamic) && self.depth == self.value_depth;
+        let same_place = q.same_place(out) && self.depth == self.value_depth;
         // Keys and values are packed; a bias is read by all tasks of a head.
         (same_place && self.bias.as_ref().is_none_or(|b| b.buffer != q.buffer)).then_some((q.buffer, out.buffer))
     }

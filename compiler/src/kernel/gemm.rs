@@ -15,7 +15,7 @@
 //! an order of its own, so results do not depend on how tasks are distributed.
 
 use super::Extent;
-use super::nest::{Access, Effect, Expr, ExprId};
+use super::nest::{Effect, Expr, ExprId};
 use cranelift_entity::PrimaryMap;
 use tfc_ir::dim::Dim;
 use tfc_ir::types::Elem;
@@ -233,8 +233,7 @@ impl Gemm {
     pub fn in_place(&self) -> Vec<(u32, u32)> {
         let Some(Effect::Store(to, _)) = self.effects.last() else { return vec![] };
         let loads = || self.exprs.values().filter_map(|(e, _)| if let Expr::Load(from) = e { Some(from) } else { None });
-        let same_place = |from: &Access| (from.offset, &from.strides, &from.dynamic) == (to.offset, &to.strides, &to.dynamic);
-        let only_there = |buffer: u32| loads().filter(|from| from.buffer == buffer).all(same_place);
+        let only_there = |buffer: u32| loads().filter(|from| from.buffer == buffer).all(|from| from.same_place(to));
         // Rows of f32 may be read where they are, by many tasks.
         let operand = |buffer: u32| [self.left.buffer, self.right.buffer].contains(&buffer);
         let mut from: Vec<u32> = loads().map(|from| from.buffer).filter(|&b| only_there(b) && !operand(b)).collect();

@@ -38,6 +38,13 @@ pub struct Access {
     pub dynamic: Vec<(ExprId, Extent)>,
 }
 
+impl Access {
+    /// Whether the element is at the same place of a buffer as another one is of its own, at every index.
+    pub fn same_place(&self, other: &Access) -> bool {
+        (self.offset, &self.strides, &self.dynamic) == (other.offset, &other.strides, &other.dynamic)
+    }
+}
+
 /// What an expression is.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Expr {

@@ -207,14 +207,14 @@ impl Scheduler {
         let [batch_strides @ .., row, step] = &key.left.strides[..] else { unreachable!("rows and k are loops") };
         let matrices: Dim = batch.iter().cloned().product();
         let tiles = matrices.clone() * m.ceil_div(TILE_ROWS as i64);
-        let single = batch.is_empty();
-        let row_groups = if single { gemm::row_groups(m, key.form != LeftForm::Floats) } else { Dim::from(1) };
+        let (single, integers) = (batch.is_empty(), key.form != LeftForm::Floats);
+        let row_groups = if single { gemm::row_groups(m, integers) } else { Dim::from(1) };
         let tasks = if single { pack::group_tasks(m, &row_groups) } else { tiles.clone() };
         let size = matrices * pack::packed_len(m, &elements(key.form, k));
-        let elem = if key.form == LeftForm::Floats { Elem::F32 } else { Elem::I32 };
+        let elem = if integers { Elem::I32 } else { Elem::F32 };
         // A single matrix of bytes may stay in rows.
         let room = match k.as_const() {
-            Some(k) if key.form != LeftForm::Floats && single => pack::packed_units_len(m, k),
+            Some(k) if integers && single => pack::packed_units_len(m, k),
             _ => size.clone(),
         };
         let packed = self.temporary(&Type::new(elem, Shape(vec![room])));

@@ -273,12 +273,12 @@ mod tests {
                 });
                 products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
             };
-            let (kernel, (ints, tasks)) = (self.kernel(), self.launch());
+            let (kernel, operands, (ints, tasks)) = (self.kernel(), self.buffers(), self.launch());
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
                 for pieces in [1, 3] {
-                    let buffers = run.run_pieces(self.buffers().to_vec(), &ints, tasks, pieces);
+                    let buffers = run.run_pieces(operands.to_vec(), &ints, tasks, pieces);
                     results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[3]));
                 }
                 for (at, &y) in results[0].iter().enumerate() {

@@ -429,12 +429,12 @@ mod tests {
 
         fn check_epilogue(&self) {
             let Problem { batch, m, n, k, .. } = *self;
-            let (kernel, ints) = self.kernel();
+            let ((kernel, ints), operands) = (self.kernel(), self.buffers());
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
                 for pieces in [1, 3] {
-                    let buffers = run.run_pieces(self.buffers().to_vec(), &ints, self.tasks(), pieces);
+                    let buffers = run.run_pieces(operands.to_vec(), &ints, self.tasks(), pieces);
                     results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[4]));
                 }
                 for (b, i, j) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j)))) {
