@@ -671,6 +671,16 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_products_that_are_taken_in_blocks() {
+        for (zeros, row_zeros) in WAYS {
+            for (group, k) in [(128, 2600), (32, 2304), (1024, 5000), (8192, 9000)] {
+                Problem { bits: 4, group, k, m: 41, n: 40, zeros, row_zeros, ..SMALL }.check();
+            }
+            Problem { bits: 8, group: 128, k: 1300, m: 31, n: 40, zeros, row_zeros, ..SMALL }.check();
+        }
+    }
+
+    #[test]
     fn sums_of_extreme_values_are_exact() {
         use Values::{Largest, Mixed, Smallest};
         for bits in [4, 8] {

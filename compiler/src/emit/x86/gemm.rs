@@ -8,6 +8,7 @@ use super::epilogue::Epilogue;
 use super::expr::{Function, supported};
 use super::isa::Isa;
 use super::matrix;
+use super::narrow;
 use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
@@ -138,7 +139,7 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
         }
     };
     let ints = match &g.format {
-        Format::Quantized(q) if q.groups > 1 && !f.a.isa.evex() => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
+        Format::Quantized(q) if q.groups > 1 && !f.a.isa.has_vnni() => Some(f.a.scratch(TILE_ROWS as i64 * PANEL_ROW)),
         _ => None,
     };
     let mut index = split(f, matrix, &g.batch);
@@ -183,7 +184,12 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let units = depth.as_const().expect("weights have known sizes");
             let ints = ints.unwrap_or(sums);
             let o = Operands { left, right, columns, row_sums, group_sums: TILE_ROW, row_zeros, sums, ints };
-            integers(f, g, q, units, &o, rows, &epilogue);
+            if f.a.isa.has_vnni() {
+                integers(f, g, q, units, &o, rows, &epilogue);
+            } else {
+                narrow::product(f, q, g.m, units, &o, rows);
+                epilogue.rows(f, sums, rows);
+            }
         }
         _ => {
             let epilogue = Epilogue::new(f, g, &index, columns_end, None);
@@ -314,17 +320,6 @@ impl Alone {
     }
 }
 
-/// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them and how many these are,
-/// and `next` between tiles.
-fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize, R), next: impl FnOnce(&mut Function)) {
-    let left = f.a.copy(rows);
-    let tile = f.a.label();
-    f.a.bind(tile);
-    tile::by_height(f, &tile::heights(m), left, |f, h| body(f, h, left));
-    next(f);
-    f.a.count_down(left, TILE_ROWS as i64, tile);
-}
-
 /// The f32 sums by a panel of quantized weights: of few rows by themselves, of others by blocks of f32.
 fn weights_as_floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: &Codes, rows: R, sums: R) {
     let Some((most, always)) = dequantized::few_rows(f.a.isa, g) else {
@@ -352,7 +347,7 @@ fn block(isa: Isa) -> i64 {
     if isa.evex() { 1536 } else { 768 }
 }
 
-/// The sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
+/// With VNNI: the sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
 /// and their epilogue.
 fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands, rows: R, epilogue: &Epilogue) {
     let block = &Block::new(f, q, g.m, units);
@@ -370,7 +365,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
     let (left, sums, row_sums) = (f.a.copy(block_left), f.a.copy(o.sums), f.a.copy(block_row_sums));
     let row_zeros = o.row_zeros.map(|at| f.a.copy(at));
     let of_tile = Operands { left, right, columns, row_sums, row_zeros, sums, ..*o };
-    tiles(
+    tile::tiles(
         f,
         g.m,
         rows,
@@ -482,7 +477,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     f.a.bind(strips);
     let strip = f.a.plus(block_right, within);
     let (tile_left, tile_sums) = (f.a.copy(block_left), f.a.plus(sums, within));
-    tiles(
+    tile::tiles(
         f,
         g.m,
         rows,

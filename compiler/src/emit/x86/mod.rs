@@ -18,6 +18,7 @@ mod gemm;
 pub mod isa;
 pub mod math;
 mod matrix;
+mod narrow;
 mod nest;
 mod pack;
 mod quantize;

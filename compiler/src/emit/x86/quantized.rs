@@ -1,13 +1,11 @@
 //! Register tiles of products of `i8` rows with weights of 4 and 8 bits
-//! ([`Quantized`](crate::kernel::gemm::Quantized)).
+//! ([`Quantized`](crate::kernel::gemm::Quantized)), with VNNI; [`narrow`](super::narrow) has those without.
 //!
-//! With VNNI one instruction adds four products of bytes to an i32, and the sums of a group never leave
+//! One instruction adds four products of bytes to an i32, and the sums of a group never leave
 //! their registers. With 32 registers, weights of 4 bits are taken out of their bytes by the first tile of a panel
-//! only, which leaves them on the stack for the tiles behind it ([`Kept`]). Without VNNI, `vpmaddubsw` adds two
-//! products of a nibble and a byte in i16 (at most 15 * 2 * 128), of which eight fit an i16; then they are widened and
-//! added to i32 in memory. Weights of 8 bits are two nibbles there: the sums of the upper ones count sixteen times.
+//! only, which leaves them on the stack for the tiles behind it ([`Kept`]).
 
-use super::asm::{Asm, Cond, Mem, R, Src, V};
+use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
 use super::isa::Op;
 use super::tile::{AHEAD, FAR_AHEAD, heights};
@@ -16,9 +14,6 @@ use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
 const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
 const PANEL_ROW: i64 = PANEL as i64 * 4;
-
-/// Units that are added up in i16.
-pub const NARROW: i64 = 8;
 
 /// Addresses of the operands of a tile.
 #[derive(Clone, Copy)]
@@ -108,7 +103,7 @@ impl Block {
     }
 }
 
-fn ceil_div(x: i64, by: i64) -> i64 {
+pub fn ceil_div(x: i64, by: i64) -> i64 {
     (x + by - 1) / by
 }
 
@@ -261,52 +256,38 @@ const FEW_ROWS: usize = 6;
 
 /// With 16 registers: the sums of a tile of `height` rows by a panel in memory, over `units` units of k.
 pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
-    let isa = f.a.isa;
-    let (lanes, half) = (isa.lanes(), PANEL as i64 / 2);
-    // Four bits: the low and the high nibbles of a vector. Without VNNI, 8 bits are such nibbles too.
-    let strips: Vec<Vec<i64>> = match (q.bits, isa.has_vnni()) {
-        (4, _) => (0..half).step_by(lanes as usize).map(|c| vec![c, c + half]).collect(),
-        (_, true) => (0..2 * half).step_by(2 * lanes as usize).map(|c| vec![c, c + lanes]).collect(),
-        (_, false) => (0..2 * half).step_by(lanes as usize).map(|c| vec![c]).collect(),
+    let (lanes, half) = (f.a.isa.lanes(), PANEL as i64 / 2);
+    // Four bits: the low and the high nibbles of a vector.
+    let strips: Vec<Vec<i64>> = match q.bits {
+        4 => (0..half).step_by(lanes as usize).map(|c| vec![c, c + half]).collect(),
+        _ => (0..2 * half).step_by(2 * lanes as usize).map(|c| vec![c, c + lanes]).collect(),
     };
     for first_row in (0..height).step_by(FEW_ROWS) {
         let rows = FEW_ROWS.min(height - first_row);
         for columns in &strips {
-            groups(f, q, units, &Shape { first_row, rows, columns: columns.clone() }, o);
+            groups(&mut f.a, q, units, &Shape { first_row, rows, columns: columns.clone() }, o);
         }
     }
 }
 
-fn groups(f: &mut Function, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
-    let a = &mut f.a;
+fn groups(a: &mut Asm, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
     let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
     let right = a.lea(Mem::at(o.right, s.columns[0] * 4));
     let count = a.imm(units);
     if q.groups == 1 {
-        let o = Operands { ints: o.sums, ..*o };
-        if a.isa.has_vnni() {
-            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, &o, s.first_row + r, s.columns[v]);
-            let span = Span { left, right, count, usual: units, multiple: power_of_2(units), kept: None };
-            wide_group(a, q, s, &span, begin, |a, r, sums| {
-                for (&c, x) in s.columns.iter().zip(sums) {
-                    a.store_vector(self::place(o.ints, s, r, c), x);
-                }
-            });
-        } else {
-            narrow_group(a, q, s, &o, left, right, count);
-        }
-        return;
+        let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
+        let span = Span { left, right, count, usual: units, multiple: power_of_2(units), kept: None };
+        return wide_group(a, q, s, &span, begin, |a, r, sums| {
+            for (&c, x) in s.columns.iter().zip(sums) {
+                a.store_vector(self::place(o.sums, s, r, c), x);
+            }
+        });
     }
     clear(a, s, o);
     by_group(a, q, count, o, |a, count, o, per_group| {
-        if a.isa.has_vnni() {
-            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
-            let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | units), kept: None };
-            wide_group(a, q, s, &span, begin, |a, r, sums| add_group(a, s, o, r, sums));
-        } else {
-            narrow_group(a, q, s, o, left, right, count);
-            finish(a, s, o);
-        }
+        let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
+        let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | units), kept: None };
+        wide_group(a, q, s, &span, begin, |a, r, sums| add_group(a, s, o, r, sums));
     });
 }
 
@@ -533,90 +514,4 @@ fn wide_group(
 fn advance(a: &mut Asm, q: &Quantized, left: R, right: R, n: i64) {
     a.add_imm(left, n * TILE_ROW);
     a.add_imm(right, n * q.unit_bytes());
-}
-
-fn narrow_group(a: &mut Asm, q: &Quantized, s: &Shape, o: &Operands, left: R, right: R, count: R) {
-    for r in 0..s.rows {
-        for &c in &s.columns {
-            let x = begin(a, q, o, s.first_row + r, c);
-            a.store_vector(place(o.ints, s, r, c), x);
-        }
-    }
-    let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
-        let both = a.vector_of(Mem::at(right, n * q.unit_bytes()));
-        let w = nibbles(a, both);
-        for (r, sums) in acc.iter().enumerate() {
-            let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
-            for (&sum, w) in sums.iter().zip(w) {
-                if first {
-                    a.binary_into(Op::MaddUbs, sum, w, x);
-                } else {
-                    let p = a.binary(Op::MaddUbs, w, x);
-                    a.binary_into(Op::AddW, sum, sum, p);
-                }
-            }
-        }
-    };
-    let widen = |a: &mut Asm, acc: &[[V; 2]]| {
-        for (r, &[low, high]) in acc.iter().enumerate() {
-            let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
-                let at = place(o.ints, s, r, column);
-                let mut sum: Src = at.into();
-                for &(x, factor) in parts {
-                    let x = a.binary(Op::MaddW, x, factor << 16 | factor);
-                    sum = a.binary(Op::AddD, x, sum).into();
-                }
-                let sum = a.vector_of(sum);
-                a.store_vector(at, sum);
-            };
-            match s.columns[..] {
-                [c] => add(a, c, &[(low, 1), (high, 16)]),
-                _ => {
-                    add(a, s.columns[0], &[(low, 1)]);
-                    add(a, s.columns[1], &[(high, 1)]);
-                }
-            }
-        }
-    };
-    let advance = |a: &mut Asm, n: i64| {
-        advance(a, q, left, right, n);
-        a.add_imm(count, -n);
-    };
-    let (head, tail, exit) = (a.label(), a.label(), a.label());
-    a.compare_imm(count, NARROW);
-    a.jump_if(Cond::Lt, tail);
-    a.bind(head);
-    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.v(), a.v()]).collect();
-    for n in 0..NARROW {
-        step(a, &acc, n, n == 0);
-    }
-    widen(a, &acc);
-    advance(a, NARROW);
-    a.compare_imm(count, NARROW);
-    a.jump_if(Cond::Ge, head);
-    a.bind(tail);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Le, exit);
-    let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
-    let one = a.label();
-    a.bind(one);
-    step(a, &acc, 0, false);
-    advance(a, 1);
-    a.compare_imm(count, 0);
-    a.jump_if(Cond::Gt, one);
-    widen(a, &acc);
-    a.bind(exit);
-}
-
-/// Converts the sums of a group, multiplies them by its scales and adds the groups before.
-fn finish(a: &mut Asm, s: &Shape, o: &Operands) {
-    for &c in &s.columns {
-        let scale = a.vector_of(Mem::at(o.columns, c * 4));
-        for r in 0..s.rows {
-            let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
-            let at = place(o.sums, s, r, c);
-            let t = a.fma(x, scale, at);
-            a.store_vector(at, t);
-        }
-    }
 }

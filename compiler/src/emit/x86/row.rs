@@ -5,7 +5,8 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
-use super::quantized::{NARROW, Operands, begin, by_group, most_both, nibbles};
+use super::narrow::NARROW;
+use super::quantized::{Operands, begin, by_group, most_both, nibbles};
 use super::tile::LINE;
 use crate::kernel::gemm::{PANEL, Quantized};
 

@@ -68,6 +68,17 @@ pub fn by_height(f: &mut Function, heights: &[usize], rows: R, mut body: impl Fn
     f.a.bind(done);
 }
 
+/// Runs `body` for the row tiles of `rows` rows, with the height that holds what is left of them and how many these are,
+/// and `next` between tiles.
+pub fn tiles(f: &mut Function, m: Extent, rows: R, body: impl Fn(&mut Function, usize, R), next: impl FnOnce(&mut Function)) {
+    let left = f.a.copy(rows);
+    let tile = f.a.label();
+    f.a.bind(tile);
+    by_height(f, &heights(m), left, |f, h| body(f, h, left));
+    next(f);
+    f.a.count_down(left, TILE_ROWS as i64, tile);
+}
+
 /// Rows by a panel.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {

@@ -1,0 +1,304 @@
+//! Register tiles of products of `i8` rows with weights of 4 and 8 bits, without VNNI
+//! ([`Quantized`](crate::kernel::gemm::Quantized)).
+//!
+//! `vpmaddubsw` adds two products of a nibble and a byte in i16 (at most 15 * 2 * 128), of which eight fit an i16; then they are
+//! widened and added to i32 in memory. Weights of 8 bits are two nibbles: the sums of the upper ones count sixteen times.
+//!
+//! A panel is multiplied strip by strip: the low and the high nibbles of one of the vectors of its units. To take them out of
+//! their bytes takes 3 operations of the 27 of a unit; so the first tile of rows leaves them on the stack for those behind it,
+//! block by block along k.
+
+use super::asm::{Asm, Cond, Mem, R, Src, V};
+use super::expr::Function;
+use super::isa::Op;
+use super::quantized::{Operands, begin, by_group, ceil_div, nibbles};
+use super::tile::{heights, strips, tiles};
+use crate::kernel::Extent;
+use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
+
+const TILE_ROW: i64 = TILE_ROWS as i64 * 4;
+const PANEL_ROW: i64 = PANEL as i64 * 4;
+
+/// Units that are added up in i16.
+pub const NARROW: i64 = 8;
+
+/// Rows of a register tile.
+const ROWS: usize = 6;
+
+/// Bytes of nibbles that are kept on the stack: half of a small first-level cache.
+const KEPT: i64 = 16 * 1024;
+
+/// Where the nibbles of a unit are.
+#[derive(Clone, Copy)]
+enum Nibbles {
+    /// In a vector of the panel.
+    Packed,
+    /// The same; they are left at an address, which moves on.
+    Keep(R),
+    /// Where they were left.
+    Kept(R),
+}
+
+/// Rows of a register tile.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    count: usize,
+}
+
+/// A product of the rows of a task with a strip of a panel.
+struct Strip<'a> {
+    q: &'a Quantized,
+    m: Extent,
+    /// Units of the panel.
+    units: i64,
+    /// Units that all rows are multiplied with before those behind them.
+    block: i64,
+    /// Where the nibbles of a block are left.
+    kept: Option<R>,
+}
+
+/// Emits the sums of `rows` rows, of `m`, by a panel of `units` units, to memory.
+pub fn product(f: &mut Function, q: &Quantized, m: Extent, units: i64, o: &Operands, rows: R) {
+    let bytes = f.a.isa.bytes();
+    let whole = if q.groups > 1 { (q.group + 3) / 4 } else { NARROW };
+    let most = KEPT / (2 * bytes * whole) * whole;
+    let keeps = most > 0 && heights(m).contains(&TILE_ROWS);
+    let blocks = if keeps { ceil_div(units, most) } else { 1 };
+    let block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
+    let kept = keeps.then(|| f.a.scratch(2 * bytes * block));
+    let strip = Strip { q, m, units, block, kept };
+    let mut o = *o;
+    for at in [&mut o.right, &mut o.columns, &mut o.sums, &mut o.ints] {
+        *at = f.a.copy(*at);
+    }
+    let count = f.a.imm(q.unit_bytes() / bytes);
+    f.repeat(count, |f| {
+        strip.emit(f, &o, rows);
+        for at in [o.right, o.columns, o.sums, o.ints] {
+            f.a.add_imm(at, bytes);
+        }
+    });
+}
+
+impl Strip<'_> {
+    /// The first columns of the vectors of a row of sums, from that of the strip on.
+    fn columns(&self) -> &'static [i64] {
+        if self.q.bits == 4 { &[0, PANEL as i64 / 2] } else { &[0] }
+    }
+
+    fn emit(&self, f: &mut Function, o: &Operands, rows: R) {
+        self.begin_in_memory(f, o, rows);
+        let (left, right) = (f.a.copy(o.left), f.a.copy(o.right));
+        let (columns, row_sums) = (f.a.copy(o.columns), f.a.copy(o.row_sums));
+        let of_block = Operands { left, right, columns, row_sums, ..*o };
+        let rest = f.a.imm(self.units);
+        let next = f.a.label();
+        f.a.bind(next);
+        let most = f.a.imm(self.block);
+        let count = f.a.min(rest, most);
+        self.block(f, &of_block, count, rows);
+        if self.block < self.units {
+            f.a.add_imm(left, self.block * TILE_ROW);
+            f.a.add_imm(right, self.block * self.q.unit_bytes());
+            if self.q.groups > 1 {
+                let groups = self.block * 4 / self.q.group;
+                f.a.add_imm(columns, groups * self.q.column_bytes());
+                f.a.add_imm(row_sums, groups * TILE_ROW);
+            }
+            f.a.count_down(rest, self.block, next);
+        }
+    }
+
+    /// What the sums of a strip begin with, to memory: those of several groups are f32.
+    fn begin_in_memory(&self, f: &mut Function, o: &Operands, rows: R) {
+        let a = &mut f.a;
+        let (sums, row_sums, row_zeros) = (a.copy(o.sums), a.copy(o.row_sums), o.row_zeros.map(|at| a.copy(at)));
+        let of_row = Operands { sums, row_sums, row_zeros, ..*o };
+        let count = a.copy(rows);
+        a.repeat(count, |a| {
+            for &c in self.columns() {
+                let x = if self.q.groups == 1 { begin(a, self.q, &of_row, 0, c) } else { a.vector_of(0) };
+                a.store_vector(Mem::at(sums, c * 4), x);
+            }
+            a.add_imm(sums, PANEL_ROW);
+            a.add_imm(row_sums, 4);
+            if let Some(at) = row_zeros {
+                a.add_imm(at, 4);
+            }
+        });
+    }
+
+    /// Adds the products of all rows with `count` units.
+    fn block(&self, f: &mut Function, o: &Operands, count: R, rows: R) {
+        let there = f.a.imm(0);
+        let (left, sums, row_sums) = (f.a.copy(o.left), f.a.copy(o.sums), f.a.copy(o.row_sums));
+        let row_zeros = o.row_zeros.map(|at| f.a.copy(at));
+        let of_tile = Operands { left, row_sums, row_zeros, sums, ..*o };
+        tiles(
+            f,
+            self.m,
+            rows,
+            |f, height, _| {
+                let registers: Vec<Rows> = strips(height, ROWS).map(|(first, count)| Rows { first, count }).collect();
+                let Some(kept) = self.kept.filter(|_| height >= ROWS) else {
+                    return registers.into_iter().for_each(|rows| self.rows(&mut f.a, rows, Nibbles::Packed, &of_tile, count));
+                };
+                let a = &mut f.a;
+                let (&first, others) = registers.split_first().expect("a tile has rows");
+                let (again, done) = (a.label(), a.label());
+                a.compare_imm(there, 0);
+                a.jump_if(Cond::Ne, again);
+                self.rows(a, first, if others.is_empty() { Nibbles::Packed } else { Nibbles::Keep(kept) }, &of_tile, count);
+                a.jump(done);
+                a.bind(again);
+                self.rows(a, first, Nibbles::Kept(kept), &of_tile, count);
+                a.bind(done);
+                others.iter().for_each(|&rows| self.rows(a, rows, Nibbles::Kept(kept), &of_tile, count));
+                if height == TILE_ROWS {
+                    a.imm_into(there, 1);
+                }
+            },
+            |f| {
+                f.a.add_imm(left, self.units * TILE_ROW);
+                f.a.add_imm(sums, TILE_ROWS as i64 * PANEL_ROW);
+                f.a.add_imm(row_sums, self.q.groups * TILE_ROW);
+                if let Some(at) = row_zeros {
+                    f.a.add_imm(at, TILE_ROW);
+                }
+            },
+        );
+    }
+
+    /// Adds the products of the rows of a register tile with `count` units to their sums.
+    fn rows(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, o: &Operands, count: R) {
+        let (left, right) = (a.lea(Mem::at(o.left, rows.first as i64 * 4)), a.copy(o.right));
+        let nibbles = match nibbles {
+            Nibbles::Packed => Nibbles::Packed,
+            Nibbles::Keep(at) => Nibbles::Keep(a.copy(at)),
+            Nibbles::Kept(at) => Nibbles::Kept(a.copy(at)),
+        };
+        let count = a.copy(count);
+        if self.q.groups == 1 {
+            return self.multiply(a, rows, nibbles, (left, right), count, o.sums);
+        }
+        by_group(a, self.q, count, o, |a, count, o, _| {
+            for r in rows.places() {
+                for &c in self.columns() {
+                    let x = begin(a, self.q, o, r as usize, c);
+                    a.store_vector(Mem::at(o.ints, r * PANEL_ROW + c * 4), x);
+                }
+            }
+            self.multiply(a, rows, nibbles, (left, right), count, o.ints);
+            self.add_group(a, rows, o);
+        });
+    }
+
+    /// Adds products to i32 at `ints`. Both operands, and the address of nibbles, move behind `count` units, which becomes 0.
+    fn multiply(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, (left, right): (R, R), count: R, ints: R) {
+        let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
+            let w = self.take(a, nibbles, right, n);
+            for (r, sums) in acc.iter().enumerate() {
+                let x = a.broadcast(Mem::at(left, n * TILE_ROW + r as i64 * 4));
+                for (&sum, w) in sums.iter().zip(w) {
+                    if first {
+                        a.binary_into(Op::MaddUbs, sum, w, x);
+                    } else {
+                        let p = a.binary(Op::MaddUbs, w, x);
+                        a.binary_into(Op::AddW, sum, sum, p);
+                    }
+                }
+            }
+        };
+        let advance = |a: &mut Asm, n: i64| {
+            a.add_imm(left, n * TILE_ROW);
+            match nibbles {
+                Nibbles::Packed => a.add_imm(right, n * self.q.unit_bytes()),
+                Nibbles::Keep(at) => {
+                    a.add_imm(right, n * self.q.unit_bytes());
+                    a.add_imm(at, 2 * n * a.isa.bytes());
+                }
+                Nibbles::Kept(at) => a.add_imm(at, 2 * n * a.isa.bytes()),
+            }
+            a.add_imm(count, -n);
+        };
+        let (head, tail, exit) = (a.label(), a.label(), a.label());
+        a.compare_imm(count, NARROW);
+        a.jump_if(Cond::Lt, tail);
+        a.bind(head);
+        let acc: Vec<[V; 2]> = (0..rows.count).map(|_| [a.v(), a.v()]).collect();
+        for n in 0..NARROW {
+            step(a, &acc, n, n == 0);
+        }
+        self.widen(a, rows, &acc, ints);
+        advance(a, NARROW);
+        a.compare_imm(count, NARROW);
+        a.jump_if(Cond::Ge, head);
+        a.bind(tail);
+        a.compare_imm(count, 0);
+        a.jump_if(Cond::Le, exit);
+        let acc: Vec<[V; 2]> = (0..rows.count).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
+        let one = a.label();
+        a.bind(one);
+        step(a, &acc, 0, false);
+        advance(a, 1);
+        a.compare_imm(count, 0);
+        a.jump_if(Cond::Gt, one);
+        self.widen(a, rows, &acc, ints);
+        a.bind(exit);
+    }
+
+    /// The low and the high nibbles of unit `n`.
+    fn take(&self, a: &mut Asm, from: Nibbles, right: R, n: i64) -> [V; 2] {
+        let kept = |a: &Asm, at: R| [0, 1].map(|v| Mem::at(at, (2 * n + v) * a.isa.bytes()));
+        if let Nibbles::Kept(at) = from {
+            return kept(a, at).map(|at| a.vector_of(at));
+        }
+        let both = a.vector_of(Mem::at(right, n * self.q.unit_bytes()));
+        let w = nibbles(a, both);
+        if let Nibbles::Keep(at) = from {
+            kept(a, at).into_iter().zip(w).for_each(|(at, w)| a.store_vector(at, w));
+        }
+        w
+    }
+
+    /// Adds sums of i16 to i32.
+    fn widen(&self, a: &mut Asm, rows: Rows, acc: &[[V; 2]], ints: R) {
+        for (r, &[low, high]) in rows.places().zip(acc) {
+            let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
+                let at = Mem::at(ints, r * PANEL_ROW + column * 4);
+                let mut sum: Src = at.into();
+                for &(x, factor) in parts {
+                    let x = a.binary(Op::MaddW, x, factor << 16 | factor);
+                    sum = a.binary(Op::AddD, x, sum).into();
+                }
+                let sum = a.vector_of(sum);
+                a.store_vector(at, sum);
+            };
+            match *self.columns() {
+                [c] => add(a, c, &[(low, 1), (high, 16)]),
+                ref columns => columns.iter().zip([low, high]).for_each(|(&c, x)| add(a, c, &[(x, 1)])),
+            }
+        }
+    }
+
+    /// Converts the sums of a group, multiplies them by its scales and adds the groups before.
+    fn add_group(&self, a: &mut Asm, rows: Rows, o: &Operands) {
+        for &c in self.columns() {
+            let scale = a.vector_of(Mem::at(o.columns, c * 4));
+            for r in rows.places() {
+                let place = |sums: R| Mem::at(sums, r * PANEL_ROW + c * 4);
+                let x = a.unary(Op::CvtDq2Ps, place(o.ints));
+                let t = a.fma(x, scale, place(o.sums));
+                a.store_vector(place(o.sums), t);
+            }
+        }
+    }
+}
+
+impl Rows {
+    /// The rows of the tile that they are.
+    fn places(self) -> impl Iterator<Item = i64> {
+        (self.first..self.first + self.count).map(|r| r as i64)
+    }
+}
