@@ -8,10 +8,10 @@ use super::epilogue::Epilogue;
 use super::expr::{Function, supported};
 use super::isa::Isa;
 use super::matrix;
-use super::narrow;
 use super::pack::matrix_address;
 use super::quantized::{self, Block, Operands};
 use super::row;
+use super::strip;
 use super::tile::{self, Product};
 use crate::kernel::gemm::{self, CHUNK, Format, GROUP_ROWS, Gemm, PANEL, Quantized, RowZeros, TILE_ROWS};
 use crate::kernel::nest::{Effect, Expr};
@@ -184,10 +184,10 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
             let units = depth.as_const().expect("weights have known sizes");
             let ints = ints.unwrap_or(sums);
             let o = Operands { left, right, columns, row_sums, group_sums: TILE_ROW, row_zeros, sums, ints };
-            if f.a.isa.has_vnni() {
+            if f.a.isa.evex() {
                 integers(f, g, q, units, &o, rows, &epilogue);
             } else {
-                narrow::product(f, q, g.m, units, &o, rows);
+                strip::product(f, q, g.m, units, &o, rows);
                 epilogue.rows(f, sums, rows);
             }
         }
@@ -347,11 +347,11 @@ fn block(isa: Isa) -> i64 {
     if isa.evex() { 1536 } else { 768 }
 }
 
-/// With VNNI: the sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
+/// With 32 registers: the sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
 /// and their epilogue.
 fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands, rows: R, epilogue: &Epilogue) {
     let block = &Block::new(f, q, g.m, units);
-    let (wide, one_block) = (f.a.isa.evex(), block.units == units);
+    let one_block = block.units == units;
     let (block_left, right, columns, block_row_sums) = (f.a.copy(o.left), f.a.copy(o.right), f.a.copy(o.columns), f.a.copy(o.row_sums));
     let rest = f.a.imm(units);
     if !one_block {
@@ -370,9 +370,6 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
         g.m,
         rows,
         |f, h, left| {
-            if !wide {
-                return quantized::product(f, q, units, h, &of_tile);
-            }
             if one_block {
                 epilogue.fetch(f, h);
             }
@@ -393,7 +390,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
         },
         |f| {
             f.a.add_imm(left, units * TILE_ROW);
-            if wide && one_block {
+            if one_block {
                 epilogue.advance(f, TILE_ROWS as i64);
             } else {
                 f.a.add_imm(sums, TILE_ROWS as i64 * PANEL_ROW);
@@ -414,7 +411,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
         }
         f.a.count_down(rest, block.units, blocks);
     }
-    if !(wide && one_block) {
+    if !one_block {
         epilogue.rows(f, o.sums, rows);
     }
 }

@@ -18,13 +18,13 @@ mod gemm;
 pub mod isa;
 pub mod math;
 mod matrix;
-mod narrow;
 mod nest;
 mod pack;
 mod quantize;
 mod quantized;
 mod row;
 mod rows;
+mod strip;
 #[cfg(test)]
 mod tests;
 mod tile;

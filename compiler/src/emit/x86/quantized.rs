@@ -1,5 +1,5 @@
 //! Register tiles of products of `i8` rows with weights of 4 and 8 bits
-//! ([`Quantized`](crate::kernel::gemm::Quantized)), with VNNI; [`narrow`](super::narrow) has those without.
+//! ([`Quantized`](crate::kernel::gemm::Quantized)), with VNNI; [`strip`](super::strip) has what 16 registers need.
 //!
 //! One instruction adds four products of bytes to an i32, and the sums of a group never leave
 //! their registers. With 32 registers, weights of 4 bits are taken out of their bytes by the first tile of a panel
@@ -8,7 +8,7 @@
 use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
 use super::isa::Op;
-use super::tile::{AHEAD, FAR_AHEAD, heights};
+use super::tile::{AHEAD, FAR_AHEAD, LINE, heights};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, Quantized, RowZeros, TILE_ROWS};
 
@@ -37,11 +37,11 @@ pub struct Operands {
 }
 
 /// Columns and rows of a register tile, of which each row takes two vectors of weights.
-struct Shape {
-    first_row: usize,
-    rows: usize,
+pub struct Shape {
+    pub first_row: usize,
+    pub rows: usize,
     /// The first columns of the vectors of a row of sums.
-    columns: Vec<i64>,
+    pub columns: Vec<i64>,
 }
 
 /// Bytes of weights that are kept on the stack.
@@ -51,7 +51,7 @@ const KEPT: i64 = 64 * 1024;
 /// the place of products in some CPUs. Of a single group they are the low nibbles of all units, since products with whole bytes
 /// give the high ones; of several, units of 8 bits, since every group would have to take its sums apart.
 #[derive(Clone, Copy)]
-struct Kept {
+pub struct Kept {
     at: R,
     /// Whether they are: 0 while the first tile is multiplied. If that is known, they are.
     there: Option<R>,
@@ -66,7 +66,7 @@ impl Kept {
     }
 }
 
-/// How many units of k all tiles of a task are multiplied with before those behind them.
+/// With 32 registers: how many units of k all tiles of a task are multiplied with before those behind them.
 #[derive(Clone, Copy)]
 pub struct Block {
     /// Of all blocks but the last, which has what is left.
@@ -86,7 +86,7 @@ impl Block {
         let whole = if both { per_group } else { UNROLL };
         let most = KEPT / Kept::offset(both, whole) * whole;
         let (mut block, mut kept) = (units, None);
-        if q.bits == 4 && f.a.isa.evex() && most > 0 && heights(m).contains(&TILE_ROWS) {
+        if q.bits == 4 && most > 0 && heights(m).contains(&TILE_ROWS) {
             let blocks = ceil_div(units, most);
             block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
             kept = Some(Kept { at: f.a.scratch(Kept::offset(both, block)), there: Some(f.a.imm(0)), both });
@@ -103,12 +103,13 @@ impl Block {
     }
 }
 
+/// `x / by`, rounded up.
 pub fn ceil_div(x: i64, by: i64) -> i64 {
     (x + by - 1) / by
 }
 
 /// The greatest power of 2 that divides a number; of `x | y`, the greatest that divides both.
-fn power_of_2(x: i64) -> i64 {
+pub fn power_of_2(x: i64) -> i64 {
     1 << x.trailing_zeros()
 }
 
@@ -187,7 +188,7 @@ fn clear(a: &mut Asm, s: &Shape, o: &Operands) {
 }
 
 /// Converts the sums of a row of one of several groups, multiplies them by its scales and adds the groups before.
-fn add_group(a: &mut Asm, s: &Shape, o: &Operands, row: usize, sums: [V; 2]) {
+pub fn add_group(a: &mut Asm, s: &Shape, o: &Operands, row: usize, sums: [V; 2]) {
     for (&c, x) in s.columns.iter().zip(sums) {
         let at = place(o.sums, s, row, c);
         let x = a.unary(Op::CvtDq2Ps, x);
@@ -251,48 +252,8 @@ pub fn by_group(a: &mut Asm, q: &Quantized, rest: R, o: &Operands, body: impl Fn
     a.jump_if(Cond::Gt, head);
 }
 
-/// Rows of a register tile with 16 registers.
-const FEW_ROWS: usize = 6;
-
-/// With 16 registers: the sums of a tile of `height` rows by a panel in memory, over `units` units of k.
-pub fn product(f: &mut Function, q: &Quantized, units: i64, height: usize, o: &Operands) {
-    let (lanes, half) = (f.a.isa.lanes(), PANEL as i64 / 2);
-    // Four bits: the low and the high nibbles of a vector.
-    let strips: Vec<Vec<i64>> = match q.bits {
-        4 => (0..half).step_by(lanes as usize).map(|c| vec![c, c + half]).collect(),
-        _ => (0..2 * half).step_by(2 * lanes as usize).map(|c| vec![c, c + lanes]).collect(),
-    };
-    for first_row in (0..height).step_by(FEW_ROWS) {
-        let rows = FEW_ROWS.min(height - first_row);
-        for columns in &strips {
-            groups(&mut f.a, q, units, &Shape { first_row, rows, columns: columns.clone() }, o);
-        }
-    }
-}
-
-fn groups(a: &mut Asm, q: &Quantized, units: i64, s: &Shape, o: &Operands) {
-    let left = a.lea(Mem::at(o.left, s.first_row as i64 * 4));
-    let right = a.lea(Mem::at(o.right, s.columns[0] * 4));
-    let count = a.imm(units);
-    if q.groups == 1 {
-        let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
-        let span = Span { left, right, count, usual: units, multiple: power_of_2(units), kept: None };
-        return wide_group(a, q, s, &span, begin, |a, r, sums| {
-            for (&c, x) in s.columns.iter().zip(sums) {
-                a.store_vector(self::place(o.sums, s, r, c), x);
-            }
-        });
-    }
-    clear(a, s, o);
-    by_group(a, q, count, o, |a, count, o, per_group| {
-        let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
-        let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | units), kept: None };
-        wide_group(a, q, s, &span, begin, |a, r, sums| add_group(a, s, o, r, sums));
-    });
-}
-
 /// The place of a column of a row of a tile of sums.
-fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
+pub fn place(sums: R, s: &Shape, r: usize, column: i64) -> Mem {
     Mem::at(sums, (s.first_row + r) as i64 * PANEL_ROW + column * 4)
 }
 
@@ -341,15 +302,15 @@ const UNROLL: i64 = 2;
 const LATER: usize = 2;
 
 /// The units of a group, or of a block of a single one, that a tile is multiplied with.
-struct Span {
-    left: R,
-    right: R,
-    count: R,
+pub struct Span {
+    pub left: R,
+    pub right: R,
+    pub count: R,
     /// The most units that there are.
-    usual: i64,
+    pub usual: i64,
     /// A power of 2 that divides their number.
-    multiple: i64,
-    kept: Option<Kept>,
+    pub multiple: i64,
+    pub kept: Option<Kept>,
 }
 
 impl Span {
@@ -377,7 +338,8 @@ impl Span {
     fn take_out(&self, a: &mut Asm, q: &Quantized, n: i64) -> [V; 2] {
         let at = self.at(q, n);
         let first = a.vector_of(at);
-        for line in (0..q.unit_bytes()).step_by(64) {
+        let bytes = if q.bits == 8 { 2 } else { 1 } * a.isa.bytes();
+        for line in (0..bytes).step_by(LINE as usize) {
             a.prefetch(at.plus(line + AHEAD), false);
             a.prefetch_far(at.plus(line + FAR_AHEAD));
         }
@@ -419,7 +381,7 @@ impl Span {
 ///
 /// Unpacking competes with the products for the units that multiply. So of 4 bits the high nibbles are not
 /// taken out: products with whole bytes are the sums of the low nibbles and sixteen times those of the high ones.
-fn wide_group(
+pub fn wide_group(
     a: &mut Asm,
     q: &Quantized,
     s: &Shape,

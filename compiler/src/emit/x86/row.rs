@@ -5,8 +5,8 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
-use super::narrow::NARROW;
 use super::quantized::{Operands, begin, by_group, most_both, nibbles};
+use super::strip::NARROW;
 use super::tile::LINE;
 use crate::kernel::gemm::{PANEL, Quantized};
 

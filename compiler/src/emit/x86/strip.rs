@@ -1,17 +1,16 @@
-//! Register tiles of products of `i8` rows with weights of 4 and 8 bits, without VNNI
-//! ([`Quantized`](crate::kernel::gemm::Quantized)).
+//! Products of `i8` rows with weights of 4 and 8 bits ([`Quantized`](crate::kernel::gemm::Quantized)) with 16 registers: a panel
+//! is multiplied strip by strip, each of two vectors of weights for a row, and block by block along k, of which the part of the
+//! panel stays in the first-level cache.
 //!
-//! `vpmaddubsw` adds two products of a nibble and a byte in i16 (at most 15 * 2 * 128), of which eight fit an i16; then they are
-//! widened and added to i32 in memory. Weights of 8 bits are two nibbles: the sums of the upper ones count sixteen times.
-//!
-//! A panel is multiplied strip by strip: the low and the high nibbles of one of the vectors of its units. To take them out of
-//! their bytes takes 3 operations of the 27 of a unit; so the first tile of rows leaves them on the stack for those behind it,
-//! block by block along k.
+//! With VNNI tiles are those of [`quantized`](super::quantized). Without it, `vpmaddubsw` adds two products of a nibble and a
+//! byte in i16 (at most 15 * 2 * 128), of which eight fit an i16; then they are widened and added to i32 in memory. Weights of
+//! 8 bits are two nibbles there: the sums of the upper ones count sixteen times. To take nibbles out of their bytes takes 3
+//! operations of the 27 of a unit; so the first tile of rows leaves them on the stack for those behind it.
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
-use super::isa::Op;
-use super::quantized::{Operands, begin, by_group, ceil_div, nibbles};
+use super::isa::{Isa, Op};
+use super::quantized::{self, Operands, Shape, Span, begin, by_group, ceil_div, nibbles, power_of_2, wide_group};
 use super::tile::{heights, strips, tiles};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
@@ -25,8 +24,8 @@ pub const NARROW: i64 = 8;
 /// Rows of a register tile.
 const ROWS: usize = 6;
 
-/// Bytes of nibbles that are kept on the stack: half of a small first-level cache.
-const KEPT: i64 = 16 * 1024;
+/// Bytes of the two vectors of all units of a block: half of a small first-level cache.
+const BLOCK: i64 = 16 * 1024;
 
 /// Where the nibbles of a unit are.
 #[derive(Clone, Copy)]
@@ -60,35 +59,49 @@ struct Strip<'a> {
 
 /// Emits the sums of `rows` rows, of `m`, by a panel of `units` units, to memory.
 pub fn product(f: &mut Function, q: &Quantized, m: Extent, units: i64, o: &Operands, rows: R) {
-    let bytes = f.a.isa.bytes();
+    let (isa, bytes) = (f.a.isa, f.a.isa.bytes());
     let whole = if q.groups > 1 { (q.group + 3) / 4 } else { NARROW };
-    let most = KEPT / (2 * bytes * whole) * whole;
-    let keeps = most > 0 && heights(m).contains(&TILE_ROWS);
-    let blocks = if keeps { ceil_div(units, most) } else { 1 };
+    let most = BLOCK / (2 * bytes * whole) * whole;
+    let several = most > 0 && heights(m).contains(&TILE_ROWS);
+    let blocks = if several { ceil_div(units, most) } else { 1 };
     let block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
-    let kept = keeps.then(|| f.a.scratch(2 * bytes * block));
+    let kept = (several && !isa.has_vnni()).then(|| f.a.scratch(2 * bytes * block));
     let strip = Strip { q, m, units, block, kept };
+    let (panel_bytes, columns) = strip.steps(isa);
     let mut o = *o;
     for at in [&mut o.right, &mut o.columns, &mut o.sums, &mut o.ints] {
         *at = f.a.copy(*at);
     }
-    let count = f.a.imm(q.unit_bytes() / bytes);
+    let count = f.a.imm(q.unit_bytes() / panel_bytes);
     f.repeat(count, |f| {
         strip.emit(f, &o, rows);
-        for at in [o.right, o.columns, o.sums, o.ints] {
-            f.a.add_imm(at, bytes);
+        f.a.add_imm(o.right, panel_bytes);
+        for at in [o.columns, o.sums, o.ints] {
+            f.a.add_imm(at, columns * 4);
         }
     });
 }
 
 impl Strip<'_> {
     /// The first columns of the vectors of a row of sums, from that of the strip on.
-    fn columns(&self) -> &'static [i64] {
-        if self.q.bits == 4 { &[0, PANEL as i64 / 2] } else { &[0] }
+    fn columns(&self, isa: Isa) -> Vec<i64> {
+        match (self.q.bits, isa.has_vnni()) {
+            (4, _) => vec![0, PANEL as i64 / 2],
+            (_, true) => vec![0, isa.lanes()],
+            (_, false) => vec![0],
+        }
+    }
+
+    /// Bytes of a unit of the panel, and columns, from strip to strip.
+    fn steps(&self, isa: Isa) -> (i64, i64) {
+        let vectors = if self.q.bits == 8 && isa.has_vnni() { 2 } else { 1 };
+        (vectors * isa.bytes(), vectors * isa.lanes())
     }
 
     fn emit(&self, f: &mut Function, o: &Operands, rows: R) {
-        self.begin_in_memory(f, o, rows);
+        if !self.begins_in_registers(f.a.isa) {
+            self.begin_in_memory(f, o, rows);
+        }
         let (left, right) = (f.a.copy(o.left), f.a.copy(o.right));
         let (columns, row_sums) = (f.a.copy(o.columns), f.a.copy(o.row_sums));
         let of_block = Operands { left, right, columns, row_sums, ..*o };
@@ -110,14 +123,20 @@ impl Strip<'_> {
         }
     }
 
+    /// Whether sums are made as a whole.
+    fn begins_in_registers(&self, isa: Isa) -> bool {
+        isa.has_vnni() && self.q.groups == 1 && self.block == self.units
+    }
+
     /// What the sums of a strip begin with, to memory: those of several groups are f32.
     fn begin_in_memory(&self, f: &mut Function, o: &Operands, rows: R) {
         let a = &mut f.a;
+        let columns = self.columns(a.isa);
         let (sums, row_sums, row_zeros) = (a.copy(o.sums), a.copy(o.row_sums), o.row_zeros.map(|at| a.copy(at)));
         let of_row = Operands { sums, row_sums, row_zeros, ..*o };
         let count = a.copy(rows);
         a.repeat(count, |a| {
-            for &c in self.columns() {
+            for &c in &columns {
                 let x = if self.q.groups == 1 { begin(a, self.q, &of_row, 0, c) } else { a.vector_of(0) };
                 a.store_vector(Mem::at(sums, c * 4), x);
             }
@@ -173,18 +192,21 @@ impl Strip<'_> {
     /// Adds the products of the rows of a register tile with `count` units to their sums.
     fn rows(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, o: &Operands, count: R) {
         let (left, right) = (a.lea(Mem::at(o.left, rows.first as i64 * 4)), a.copy(o.right));
+        let count = a.copy(count);
+        if a.isa.has_vnni() {
+            return self.dots(a, rows, (left, right), o, count);
+        }
         let nibbles = match nibbles {
             Nibbles::Packed => Nibbles::Packed,
             Nibbles::Keep(at) => Nibbles::Keep(a.copy(at)),
             Nibbles::Kept(at) => Nibbles::Kept(a.copy(at)),
         };
-        let count = a.copy(count);
         if self.q.groups == 1 {
             return self.multiply(a, rows, nibbles, (left, right), count, o.sums);
         }
         by_group(a, self.q, count, o, |a, count, o, _| {
             for r in rows.places() {
-                for &c in self.columns() {
+                for c in self.columns(a.isa) {
                     let x = begin(a, self.q, o, r as usize, c);
                     a.store_vector(Mem::at(o.ints, r * PANEL_ROW + c * 4), x);
                 }
@@ -194,7 +216,29 @@ impl Strip<'_> {
         });
     }
 
-    /// Adds products to i32 at `ints`. Both operands, and the address of nibbles, move behind `count` units, which becomes 0.
+    /// The same with VNNI; both operands move behind the units.
+    fn dots(&self, a: &mut Asm, rows: Rows, (left, right): (R, R), o: &Operands, count: R) {
+        let q = self.q;
+        let s = Shape { first_row: rows.first, rows: rows.count, columns: self.columns(a.isa) };
+        if q.groups == 1 {
+            let span = Span { left, right, count, usual: self.block, multiple: power_of_2(self.block | self.units), kept: None };
+            let place = |r: usize, v: usize| quantized::place(o.sums, &s, r, s.columns[v]);
+            let in_registers = self.begins_in_registers(a.isa);
+            let begin = |a: &mut Asm, r: usize, v: usize| match in_registers {
+                true => begin(a, q, o, s.first_row + r, s.columns[v]),
+                false => a.vector_of(place(r, v)),
+            };
+            return wide_group(a, q, &s, &span, begin, |a, r, sums| (0..2).for_each(|v| a.store_vector(place(r, v), sums[v])));
+        }
+        by_group(a, q, count, o, |a, count, o, per_group| {
+            let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | self.units), kept: None };
+            let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
+            wide_group(a, q, &s, &span, begin, |a, r, sums| quantized::add_group(a, &s, o, r, sums));
+        });
+    }
+
+    /// Without VNNI: adds products to i32 at `ints`. Both operands, and the address of nibbles, move behind `count` units, which
+    /// becomes 0.
     fn multiply(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, (left, right): (R, R), count: R, ints: R) {
         let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
             let w = self.take(a, nibbles, right, n);
@@ -275,7 +319,7 @@ impl Strip<'_> {
                 let sum = a.vector_of(sum);
                 a.store_vector(at, sum);
             };
-            match *self.columns() {
+            match self.columns(a.isa)[..] {
                 [c] => add(a, c, &[(low, 1), (high, 16)]),
                 ref columns => columns.iter().zip([low, high]).for_each(|(&c, x)| add(a, c, &[(x, 1)])),
             }
@@ -284,7 +328,7 @@ impl Strip<'_> {
 
     /// Converts the sums of a group, multiplies them by its scales and adds the groups before.
     fn add_group(&self, a: &mut Asm, rows: Rows, o: &Operands) {
-        for &c in self.columns() {
+        for c in self.columns(a.isa) {
             let scale = a.vector_of(Mem::at(o.columns, c * 4));
             for r in rows.places() {
                 let place = |sums: R| Mem::at(sums, r * PANEL_ROW + c * 4);
