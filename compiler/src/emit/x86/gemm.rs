@@ -347,24 +347,25 @@ fn block(isa: Isa) -> i64 {
     if isa.evex() { 1536 } else { 768 }
 }
 
-/// With 32 registers: the sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along k, tile by tile,
-/// and their epilogue.
+/// With 32 registers: the sums of the row tiles of a task by a panel of quantized weights, of `units` units: block by block along
+/// k, tile by tile, and their epilogue.
 fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands, rows: R, epilogue: &Epilogue) {
     let block = &Block::new(f, q, g.m, units);
     let one_block = block.units == units;
-    let (block_left, right, columns, block_row_sums) = (f.a.copy(o.left), f.a.copy(o.right), f.a.copy(o.columns), f.a.copy(o.row_sums));
+    let (left, right, columns, row_sums) = (f.a.copy(o.left), f.a.copy(o.right), f.a.copy(o.columns), f.a.copy(o.row_sums));
+    let of_block = Operands { left, right, columns, row_sums, ..*o };
     let rest = f.a.imm(units);
     if !one_block {
-        quantized::begin_in_memory(f, q, o, rows);
+        quantized::begin_in_memory(f, q, o, &[0, f.a.isa.lanes()], rows);
     }
     let blocks = f.a.label();
     f.a.bind(blocks);
     let most = f.a.imm(block.units);
     let count = f.a.min(rest, most);
     block.begin(f);
-    let (left, sums, row_sums) = (f.a.copy(block_left), f.a.copy(o.sums), f.a.copy(block_row_sums));
+    let (left, sums, row_sums) = (f.a.copy(of_block.left), f.a.copy(o.sums), f.a.copy(of_block.row_sums));
     let row_zeros = o.row_zeros.map(|at| f.a.copy(at));
-    let of_tile = Operands { left, right, columns, row_sums, row_zeros, sums, ..*o };
+    let of_tile = Operands { left, row_sums, row_zeros, sums, ..of_block };
     tile::tiles(
         f,
         g.m,
@@ -389,26 +390,16 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
             }
         },
         |f| {
-            f.a.add_imm(left, units * TILE_ROW);
+            of_tile.next_tile(&mut f.a, q, units);
             if one_block {
                 epilogue.advance(f, TILE_ROWS as i64);
             } else {
                 f.a.add_imm(sums, TILE_ROWS as i64 * PANEL_ROW);
             }
-            f.a.add_imm(row_sums, q.groups * TILE_ROW);
-            if let Some(at) = row_zeros {
-                f.a.add_imm(at, TILE_ROW);
-            }
         },
     );
     if !one_block {
-        f.a.add_imm(block_left, block.units * TILE_ROW);
-        f.a.add_imm(right, block.units * q.unit_bytes());
-        if q.groups > 1 {
-            let groups = block.units * 4 / q.group;
-            f.a.add_imm(columns, groups * q.column_bytes());
-            f.a.add_imm(block_row_sums, groups * TILE_ROW);
-        }
+        of_block.next_block(&mut f.a, q, block.units);
         f.a.count_down(rest, block.units, blocks);
     }
     if !one_block {

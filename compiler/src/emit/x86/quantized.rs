@@ -36,6 +36,28 @@ pub struct Operands {
     pub ints: R,
 }
 
+impl Operands {
+    /// Moves from a tile of rows of `units` units to the next one, but for its sums.
+    pub fn next_tile(&self, a: &mut Asm, q: &Quantized, units: i64) {
+        a.add_imm(self.left, units * TILE_ROW);
+        a.add_imm(self.row_sums, q.groups * TILE_ROW);
+        if let Some(at) = self.row_zeros {
+            a.add_imm(at, TILE_ROW);
+        }
+    }
+
+    /// Moves behind a block of `units` units: of several groups, behind whole ones.
+    pub fn next_block(&self, a: &mut Asm, q: &Quantized, units: i64) {
+        a.add_imm(self.left, units * TILE_ROW);
+        a.add_imm(self.right, units * q.unit_bytes());
+        if q.groups > 1 {
+            let groups = units * 4 / q.group;
+            a.add_imm(self.columns, groups * q.column_bytes());
+            a.add_imm(self.row_sums, groups * TILE_ROW);
+        }
+    }
+}
+
 /// Columns and rows of a register tile, of which each row takes two vectors of weights.
 pub struct Shape {
     pub first_row: usize,
@@ -87,8 +109,7 @@ impl Block {
         let most = KEPT / Kept::offset(both, whole) * whole;
         let (mut block, mut kept) = (units, None);
         if q.bits == 4 && most > 0 && heights(m).contains(&TILE_ROWS) {
-            let blocks = ceil_div(units, most);
-            block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
+            block = even_block(units, most, whole);
             kept = Some(Kept { at: f.a.scratch(Kept::offset(both, block)), there: Some(f.a.imm(0)), both });
         }
         let added_up = if both { per_group } else { block };
@@ -103,8 +124,14 @@ impl Block {
     }
 }
 
+/// The units of blocks of `units` units: of as few, and as even ones, as have at most `most`, and multiples of `whole`.
+pub fn even_block(units: i64, most: i64, whole: i64) -> i64 {
+    let blocks = ceil_div(units, most);
+    (ceil_div(ceil_div(units, blocks), whole) * whole).min(units)
+}
+
 /// `x / by`, rounded up.
-pub fn ceil_div(x: i64, by: i64) -> i64 {
+fn ceil_div(x: i64, by: i64) -> i64 {
     (x + by - 1) / by
 }
 
@@ -204,14 +231,14 @@ pub fn load(f: &mut Function, o: &Operands, height: usize) -> Vec<[V; 2]> {
     (0..height as i64).map(|r| [0, 1].map(|v| f.a.vector_of(Mem::at(o.sums, r * PANEL_ROW + v * width)))).collect()
 }
 
-/// With 32 registers and several blocks: what the sums of a task by a panel begin with, to memory.
-pub fn begin_in_memory(f: &mut Function, q: &Quantized, o: &Operands, rows: R) {
+/// What the sums of a task begin with, in the vectors at some columns of every row, to memory: those of several groups are f32.
+pub fn begin_in_memory(f: &mut Function, q: &Quantized, o: &Operands, columns: &[i64], rows: R) {
     let a = &mut f.a;
     let (at, row_sums) = (a.copy(o.sums), a.copy(o.row_sums));
     let row_zeros = o.row_zeros.map(|at| a.copy(at));
     let count = a.copy(rows);
     a.repeat(count, |a| {
-        for column in [0, a.isa.lanes()] {
+        for &column in columns {
             let x = match q.groups {
                 1 => begin(a, q, &Operands { row_sums, row_zeros, ..*o }, 0, column),
                 _ => a.vector_of(0),

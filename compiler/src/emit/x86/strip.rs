@@ -10,7 +10,7 @@
 use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::isa::{Isa, Op};
-use super::quantized::{self, Operands, Shape, Span, begin, by_group, ceil_div, nibbles, power_of_2, wide_group};
+use super::quantized::{self, Operands, Shape, Span, begin, begin_in_memory, by_group, even_block, nibbles, place, power_of_2, wide_group};
 use super::tile::{heights, strips, tiles};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, Quantized, TILE_ROWS};
@@ -38,17 +38,12 @@ enum Nibbles {
     Kept(R),
 }
 
-/// Rows of a register tile.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: usize,
-    count: usize,
-}
-
 /// A product of the rows of a task with a strip of a panel.
 struct Strip<'a> {
     q: &'a Quantized,
     m: Extent,
+    /// The first columns of the vectors of a row of sums, from that of the strip on.
+    columns: Vec<i64>,
     /// Units of the panel.
     units: i64,
     /// Units that all rows are multiplied with before those behind them.
@@ -63,44 +58,33 @@ pub fn product(f: &mut Function, q: &Quantized, m: Extent, units: i64, o: &Opera
     let whole = if q.groups > 1 { (q.group + 3) / 4 } else { NARROW };
     let most = BLOCK / (2 * bytes * whole) * whole;
     let several = most > 0 && heights(m).contains(&TILE_ROWS);
-    let blocks = if several { ceil_div(units, most) } else { 1 };
-    let block = (ceil_div(ceil_div(units, blocks), whole) * whole).min(units);
+    let block = if several { even_block(units, most, whole) } else { units };
     let kept = (several && !isa.has_vnni()).then(|| f.a.scratch(2 * bytes * block));
-    let strip = Strip { q, m, units, block, kept };
-    let (panel_bytes, columns) = strip.steps(isa);
+    let columns = match (q.bits, isa.has_vnni()) {
+        (4, _) => vec![0, PANEL as i64 / 2],
+        (_, true) => vec![0, isa.lanes()],
+        (_, false) => vec![0],
+    };
+    // Vectors of the panel, and of its columns, from strip to strip.
+    let vectors = if q.bits == 8 && isa.has_vnni() { 2 } else { 1 };
+    let strip = Strip { q, m, columns, units, block, kept };
     let mut o = *o;
     for at in [&mut o.right, &mut o.columns, &mut o.sums, &mut o.ints] {
         *at = f.a.copy(*at);
     }
-    let count = f.a.imm(q.unit_bytes() / panel_bytes);
+    let count = f.a.imm(q.unit_bytes() / (vectors * bytes));
     f.repeat(count, |f| {
         strip.emit(f, &o, rows);
-        f.a.add_imm(o.right, panel_bytes);
-        for at in [o.columns, o.sums, o.ints] {
-            f.a.add_imm(at, columns * 4);
+        for at in [o.right, o.columns, o.sums, o.ints] {
+            f.a.add_imm(at, vectors * bytes);
         }
     });
 }
 
 impl Strip<'_> {
-    /// The first columns of the vectors of a row of sums, from that of the strip on.
-    fn columns(&self, isa: Isa) -> Vec<i64> {
-        match (self.q.bits, isa.has_vnni()) {
-            (4, _) => vec![0, PANEL as i64 / 2],
-            (_, true) => vec![0, isa.lanes()],
-            (_, false) => vec![0],
-        }
-    }
-
-    /// Bytes of a unit of the panel, and columns, from strip to strip.
-    fn steps(&self, isa: Isa) -> (i64, i64) {
-        let vectors = if self.q.bits == 8 && isa.has_vnni() { 2 } else { 1 };
-        (vectors * isa.bytes(), vectors * isa.lanes())
-    }
-
     fn emit(&self, f: &mut Function, o: &Operands, rows: R) {
         if !self.begins_in_registers(f.a.isa) {
-            self.begin_in_memory(f, o, rows);
+            begin_in_memory(f, self.q, o, &self.columns, rows);
         }
         let (left, right) = (f.a.copy(o.left), f.a.copy(o.right));
         let (columns, row_sums) = (f.a.copy(o.columns), f.a.copy(o.row_sums));
@@ -112,13 +96,7 @@ impl Strip<'_> {
         let count = f.a.min(rest, most);
         self.block(f, &of_block, count, rows);
         if self.block < self.units {
-            f.a.add_imm(left, self.block * TILE_ROW);
-            f.a.add_imm(right, self.block * self.q.unit_bytes());
-            if self.q.groups > 1 {
-                let groups = self.block * 4 / self.q.group;
-                f.a.add_imm(columns, groups * self.q.column_bytes());
-                f.a.add_imm(row_sums, groups * TILE_ROW);
-            }
+            of_block.next_block(&mut f.a, self.q, self.block);
             f.a.count_down(rest, self.block, next);
         }
     }
@@ -126,26 +104,6 @@ impl Strip<'_> {
     /// Whether sums are made as a whole.
     fn begins_in_registers(&self, isa: Isa) -> bool {
         isa.has_vnni() && self.q.groups == 1 && self.block == self.units
-    }
-
-    /// What the sums of a strip begin with, to memory: those of several groups are f32.
-    fn begin_in_memory(&self, f: &mut Function, o: &Operands, rows: R) {
-        let a = &mut f.a;
-        let columns = self.columns(a.isa);
-        let (sums, row_sums, row_zeros) = (a.copy(o.sums), a.copy(o.row_sums), o.row_zeros.map(|at| a.copy(at)));
-        let of_row = Operands { sums, row_sums, row_zeros, ..*o };
-        let count = a.copy(rows);
-        a.repeat(count, |a| {
-            for &c in &columns {
-                let x = if self.q.groups == 1 { begin(a, self.q, &of_row, 0, c) } else { a.vector_of(0) };
-                a.store_vector(Mem::at(sums, c * 4), x);
-            }
-            a.add_imm(sums, PANEL_ROW);
-            a.add_imm(row_sums, 4);
-            if let Some(at) = row_zeros {
-                a.add_imm(at, 4);
-            }
-        });
     }
 
     /// Adds the products of all rows with `count` units.
@@ -159,12 +117,13 @@ impl Strip<'_> {
             self.m,
             rows,
             |f, height, _| {
-                let registers: Vec<Rows> = strips(height, ROWS).map(|(first, count)| Rows { first, count }).collect();
-                let Some(kept) = self.kept.filter(|_| height >= ROWS) else {
-                    return registers.into_iter().for_each(|rows| self.rows(&mut f.a, rows, Nibbles::Packed, &of_tile, count));
-                };
                 let a = &mut f.a;
-                let (&first, others) = registers.split_first().expect("a tile has rows");
+                let shape = |(first_row, rows)| Shape { first_row, rows, columns: self.columns.clone() };
+                let registers: Vec<Shape> = strips(height, ROWS).map(shape).collect();
+                let Some(kept) = self.kept.filter(|_| height >= ROWS) else {
+                    return registers.iter().for_each(|s| self.rows(a, s, Nibbles::Packed, &of_tile, count));
+                };
+                let (first, others) = registers.split_first().expect("a tile has rows");
                 let (again, done) = (a.label(), a.label());
                 a.compare_imm(there, 0);
                 a.jump_if(Cond::Ne, again);
@@ -173,28 +132,24 @@ impl Strip<'_> {
                 a.bind(again);
                 self.rows(a, first, Nibbles::Kept(kept), &of_tile, count);
                 a.bind(done);
-                others.iter().for_each(|&rows| self.rows(a, rows, Nibbles::Kept(kept), &of_tile, count));
+                others.iter().for_each(|s| self.rows(a, s, Nibbles::Kept(kept), &of_tile, count));
                 if height == TILE_ROWS {
                     a.imm_into(there, 1);
                 }
             },
             |f| {
-                f.a.add_imm(left, self.units * TILE_ROW);
+                of_tile.next_tile(&mut f.a, self.q, self.units);
                 f.a.add_imm(sums, TILE_ROWS as i64 * PANEL_ROW);
-                f.a.add_imm(row_sums, self.q.groups * TILE_ROW);
-                if let Some(at) = row_zeros {
-                    f.a.add_imm(at, TILE_ROW);
-                }
             },
         );
     }
 
     /// Adds the products of the rows of a register tile with `count` units to their sums.
-    fn rows(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, o: &Operands, count: R) {
-        let (left, right) = (a.lea(Mem::at(o.left, rows.first as i64 * 4)), a.copy(o.right));
+    fn rows(&self, a: &mut Asm, s: &Shape, nibbles: Nibbles, o: &Operands, count: R) {
+        let (left, right) = (a.lea(Mem::at(o.left, s.first_row as i64 * 4)), a.copy(o.right));
         let count = a.copy(count);
         if a.isa.has_vnni() {
-            return self.dots(a, rows, (left, right), o, count);
+            return self.dots(a, s, (left, right), o, count);
         }
         let nibbles = match nibbles {
             Nibbles::Packed => Nibbles::Packed,
@@ -202,44 +157,43 @@ impl Strip<'_> {
             Nibbles::Kept(at) => Nibbles::Kept(a.copy(at)),
         };
         if self.q.groups == 1 {
-            return self.multiply(a, rows, nibbles, (left, right), count, o.sums);
+            return self.multiply(a, s, nibbles, (left, right), count, o.sums);
         }
         by_group(a, self.q, count, o, |a, count, o, _| {
-            for r in rows.places() {
-                for c in self.columns(a.isa) {
-                    let x = begin(a, self.q, o, r as usize, c);
-                    a.store_vector(Mem::at(o.ints, r * PANEL_ROW + c * 4), x);
+            for r in 0..s.rows {
+                for &c in &s.columns {
+                    let x = begin(a, self.q, o, s.first_row + r, c);
+                    a.store_vector(place(o.ints, s, r, c), x);
                 }
             }
-            self.multiply(a, rows, nibbles, (left, right), count, o.ints);
-            self.add_group(a, rows, o);
+            self.multiply(a, s, nibbles, (left, right), count, o.ints);
+            add_group(a, s, o);
         });
     }
 
     /// The same with VNNI; both operands move behind the units.
-    fn dots(&self, a: &mut Asm, rows: Rows, (left, right): (R, R), o: &Operands, count: R) {
+    fn dots(&self, a: &mut Asm, s: &Shape, (left, right): (R, R), o: &Operands, count: R) {
         let q = self.q;
-        let s = Shape { first_row: rows.first, rows: rows.count, columns: self.columns(a.isa) };
         if q.groups == 1 {
             let span = Span { left, right, count, usual: self.block, multiple: power_of_2(self.block | self.units), kept: None };
-            let place = |r: usize, v: usize| quantized::place(o.sums, &s, r, s.columns[v]);
+            let at = |r: usize, v: usize| place(o.sums, s, r, s.columns[v]);
             let in_registers = self.begins_in_registers(a.isa);
             let begin = |a: &mut Asm, r: usize, v: usize| match in_registers {
                 true => begin(a, q, o, s.first_row + r, s.columns[v]),
-                false => a.vector_of(place(r, v)),
+                false => a.vector_of(at(r, v)),
             };
-            return wide_group(a, q, &s, &span, begin, |a, r, sums| (0..2).for_each(|v| a.store_vector(place(r, v), sums[v])));
+            return wide_group(a, q, s, &span, begin, |a, r, sums| (0..2).for_each(|v| a.store_vector(at(r, v), sums[v])));
         }
         by_group(a, q, count, o, |a, count, o, per_group| {
             let span = Span { left, right, count, usual: per_group, multiple: power_of_2(per_group | self.units), kept: None };
             let begin = |a: &mut Asm, r: usize, v: usize| begin(a, q, o, s.first_row + r, s.columns[v]);
-            wide_group(a, q, &s, &span, begin, |a, r, sums| quantized::add_group(a, &s, o, r, sums));
+            wide_group(a, q, s, &span, begin, |a, r, sums| quantized::add_group(a, s, o, r, sums));
         });
     }
 
     /// Without VNNI: adds products to i32 at `ints`. Both operands, and the address of nibbles, move behind `count` units, which
     /// becomes 0.
-    fn multiply(&self, a: &mut Asm, rows: Rows, nibbles: Nibbles, (left, right): (R, R), count: R, ints: R) {
+    fn multiply(&self, a: &mut Asm, s: &Shape, nibbles: Nibbles, (left, right): (R, R), count: R, ints: R) {
         let step = |a: &mut Asm, acc: &[[V; 2]], n: i64, first: bool| {
             let w = self.take(a, nibbles, right, n);
             for (r, sums) in acc.iter().enumerate() {
@@ -270,25 +224,25 @@ impl Strip<'_> {
         a.compare_imm(count, NARROW);
         a.jump_if(Cond::Lt, tail);
         a.bind(head);
-        let acc: Vec<[V; 2]> = (0..rows.count).map(|_| [a.v(), a.v()]).collect();
+        let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.v(), a.v()]).collect();
         for n in 0..NARROW {
             step(a, &acc, n, n == 0);
         }
-        self.widen(a, rows, &acc, ints);
+        widen(a, s, &acc, ints);
         advance(a, NARROW);
         a.compare_imm(count, NARROW);
         a.jump_if(Cond::Ge, head);
         a.bind(tail);
         a.compare_imm(count, 0);
         a.jump_if(Cond::Le, exit);
-        let acc: Vec<[V; 2]> = (0..rows.count).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
+        let acc: Vec<[V; 2]> = (0..s.rows).map(|_| [a.vector_of(0), a.vector_of(0)]).collect();
         let one = a.label();
         a.bind(one);
         step(a, &acc, 0, false);
         advance(a, 1);
         a.compare_imm(count, 0);
         a.jump_if(Cond::Gt, one);
-        self.widen(a, rows, &acc, ints);
+        widen(a, s, &acc, ints);
         a.bind(exit);
     }
 
@@ -305,44 +259,36 @@ impl Strip<'_> {
         }
         w
     }
+}
 
-    /// Adds sums of i16 to i32.
-    fn widen(&self, a: &mut Asm, rows: Rows, acc: &[[V; 2]], ints: R) {
-        for (r, &[low, high]) in rows.places().zip(acc) {
-            let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
-                let at = Mem::at(ints, r * PANEL_ROW + column * 4);
-                let mut sum: Src = at.into();
-                for &(x, factor) in parts {
-                    let x = a.binary(Op::MaddW, x, factor << 16 | factor);
-                    sum = a.binary(Op::AddD, x, sum).into();
-                }
-                let sum = a.vector_of(sum);
-                a.store_vector(at, sum);
-            };
-            match self.columns(a.isa)[..] {
-                [c] => add(a, c, &[(low, 1), (high, 16)]),
-                ref columns => columns.iter().zip([low, high]).for_each(|(&c, x)| add(a, c, &[(x, 1)])),
+/// Adds sums of i16 to i32.
+fn widen(a: &mut Asm, s: &Shape, acc: &[[V; 2]], ints: R) {
+    for (r, &[low, high]) in acc.iter().enumerate() {
+        let add = |a: &mut Asm, column: i64, parts: &[(V, i32)]| {
+            let at = place(ints, s, r, column);
+            let mut sum: Src = at.into();
+            for &(x, factor) in parts {
+                let x = a.binary(Op::MaddW, x, factor << 16 | factor);
+                sum = a.binary(Op::AddD, x, sum).into();
             }
-        }
-    }
-
-    /// Converts the sums of a group, multiplies them by its scales and adds the groups before.
-    fn add_group(&self, a: &mut Asm, rows: Rows, o: &Operands) {
-        for c in self.columns(a.isa) {
-            let scale = a.vector_of(Mem::at(o.columns, c * 4));
-            for r in rows.places() {
-                let place = |sums: R| Mem::at(sums, r * PANEL_ROW + c * 4);
-                let x = a.unary(Op::CvtDq2Ps, place(o.ints));
-                let t = a.fma(x, scale, place(o.sums));
-                a.store_vector(place(o.sums), t);
-            }
+            let sum = a.vector_of(sum);
+            a.store_vector(at, sum);
+        };
+        match s.columns[..] {
+            [c] => add(a, c, &[(low, 1), (high, 16)]),
+            ref columns => columns.iter().zip([low, high]).for_each(|(&c, x)| add(a, c, &[(x, 1)])),
         }
     }
 }
 
-impl Rows {
-    /// The rows of the tile that they are.
-    fn places(self) -> impl Iterator<Item = i64> {
-        (self.first..self.first + self.count).map(|r| r as i64)
+/// Converts the sums of a group, multiplies them by its scales and adds the groups before.
+fn add_group(a: &mut Asm, s: &Shape, o: &Operands) {
+    for &c in &s.columns {
+        let scale = a.vector_of(Mem::at(o.columns, c * 4));
+        for r in 0..s.rows {
+            let x = a.unary(Op::CvtDq2Ps, place(o.ints, s, r, c));
+            let t = a.fma(x, scale, place(o.sums, s, r, c));
+            a.store_vector(place(o.sums, s, r, c), t);
+        }
     }
 }
