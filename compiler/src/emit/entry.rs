@@ -4,14 +4,14 @@
 //! `NAME_run_parallel` is straight-line code: it evaluates the dimension expressions once, then for
 //! every step writes the kernel's arguments and launches it. Kernels are found through a table, one row
 //! per CPU variant, so that this code exists once. The arena begins with the status word and the
-//! argument block ([`ARENA_HEADER`]); the slots follow.
+//! argument block ([`arena_header`]); the slots follow.
 
 use super::clif::target::Cpu;
 use super::cpuid;
 use super::dims::DimEmitter;
 use super::module::{Asking, Emitter, Symbols};
 use crate::cost;
-use crate::kernel::{Step, Storage};
+use crate::kernel::{Program, Step, Storage};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{AbiParam, Block, FuncRef, InstBuilder, MemFlagsData, SigRef, Signature, Value, types};
 use cranelift_entity::EntityRef;
@@ -22,14 +22,17 @@ use tfc_ir::dim::Dim;
 use tfc_runtime::abi::{self, Status, context_offset};
 use tfc_runtime::weights;
 
-/// Bytes at the begin of the arena: the status word, then from [`ARGS_OFFSET`] on the argument block.
-pub const ARENA_HEADER: i64 = 1024;
-
-/// Where the argument block begins in the arena.
+/// Where the argument block begins in the arena; the status word is before it.
 const ARGS_OFFSET: i64 = 64;
 
-/// Most words of an argument block.
-pub const MAX_ARG_WORDS: usize = ((ARENA_HEADER - ARGS_OFFSET) / 8) as usize;
+/// Bytes at the begin of the arena: the status word, then from [`ARGS_OFFSET`] on the argument block, which has room for the
+/// arguments of any step.
+fn arena_header(program: &Program) -> i64 {
+    /// The least size, so that slots of most programs begin at the same place.
+    const LEAST: i64 = 1024;
+    let words = program.steps.iter().map(|s| 1 + s.buffers.len() + s.ints.len()).max().unwrap_or(0);
+    ((ARGS_OFFSET as usize + 8 * words).next_multiple_of(abi::ALIGN) as i64).max(LEAST)
+}
 
 /// The largest arena or tensor, in bytes, that dimensions may ask for.
 const MAX_BYTES: f64 = (1u64 << 47) as f64;
@@ -91,7 +94,7 @@ impl Function<'_, '_> {
 /// Defines all exported functions.
 ///
 /// # Errors
-/// What the module refuses, and a kernel with too many arguments: our bugs.
+/// What the module refuses: our bugs.
 pub fn define(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {
     let check = check_dims(e)?;
     output_bytes(e, s, check)?;
@@ -215,7 +218,7 @@ fn arena_bytes(e: &mut Emitter, s: &Symbols, check: FuncId) -> Result<(), Module
             f.b.ins().return_(&[zero]);
         });
         let mut d = load_dims(e, f, dims);
-        let mut total = f.int(ARENA_HEADER);
+        let mut total = f.int(arena_header(e.program));
         for bytes in e.program.slots.values() {
             let bytes = d.int(f.b, bytes);
             total = f.b.ins().iadd(total, bytes);
@@ -283,11 +286,6 @@ impl Bases {
 }
 
 fn run_parallel(e: &mut Emitter, s: &Symbols, check: FuncId, launch: FuncId) -> Result<(), ModuleError> {
-    let too_many = e.program.steps.iter().find(|s| 1 + s.buffers.len() + s.ints.len() > MAX_ARG_WORDS);
-    if let Some(step) = too_many {
-        let name = step.label.clone();
-        return Err(ModuleError::Undeclared(format!("{name}: more than {MAX_ARG_WORDS} arguments")));
-    }
     let table = s.kernel_table;
     define_function(e, s.run_parallel, |e, f| {
         let [ctx, dims, inputs, outputs, arena, pf, user] = f.params[..] else { unreachable!("seven parameters") };
@@ -329,7 +327,7 @@ fn run_parallel(e: &mut Emitter, s: &Symbols, check: FuncId, launch: FuncId) -> 
         let weights = f.load(PTR, ctx, context_offset::WEIGHTS);
         let mut d = load_dims(e, f, dims);
         let mut slots = vec![];
-        let mut at = f.b.ins().iadd_imm_s(arena, ARENA_HEADER);
+        let mut at = f.b.ins().iadd_imm_s(arena, arena_header(e.program));
         for bytes in e.program.slots.values() {
             slots.push(at);
             let bytes = d.int(f.b, bytes);
