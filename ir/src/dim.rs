@@ -3,6 +3,10 @@
 //! A [`Dim`] is kept in a canonical form, a sum of products with integer coefficients, so that two
 //! dimensions that are equal as polynomials are equal as values: `==` is the question "provably the
 //! same size". What is not polynomial (floor division, remainder, minimum, maximum) is an [`Atom`].
+//!
+//! Atoms have a canonical form as well. With numbers as divisors, multiples of the divisor are outside of the
+//! division, a quotient that is divided again is one division, and a remainder is what the division leaves
+//! (`n-2*div(n, 2)`). A minimum of minima is one with all operands, each once.
 
 use crate::text;
 use std::collections::BTreeMap;
@@ -42,8 +46,11 @@ pub struct Range {
 }
 
 impl Range {
-    /// The range of a symbol that nothing is known about: 1 to 2³¹-1.
-    pub const ANY: Range = Range { min: 1, max: i32::MAX as i64 };
+    /// The range of a symbol that nothing is known about: 0 to 2³¹-1.
+    pub const ANY: Range = Range { min: 0, max: i32::MAX as i64 };
+
+    /// All numbers.
+    const WHOLE: Range = Range { min: i64::MIN, max: i64::MAX };
 
     fn of_products(self, other: Range) -> Range {
         let p = [
@@ -53,6 +60,14 @@ impl Range {
             self.max.saturating_mul(other.max),
         ];
         Range { min: *p.iter().min().expect("four"), max: *p.iter().max().expect("four") }
+    }
+}
+
+/// The range of sums.
+impl Add for Range {
+    type Output = Range;
+    fn add(self, other: Range) -> Range {
+        Range { min: self.min.saturating_add(other.min), max: self.max.saturating_add(other.max) }
     }
 }
 
@@ -75,6 +90,8 @@ pub enum Atom {
     Min(Box<Dim>, Box<Dim>),
     /// The larger one.
     Max(Box<Dim>, Box<Dim>),
+    /// What would need more terms than are kept: nothing is known about it, and all that it is part of is it.
+    Excess,
 }
 
 /// `coefficient * factors[0] * factors[1] * …`, the factors sorted.
@@ -126,7 +143,21 @@ impl Dim {
         }
     }
 
+    /// The largest number of terms, and of factors of a term, that arithmetic keeps.
+    const CAPACITY: usize = 1 << 13;
+
+    fn excess() -> Dim {
+        Dim { terms: vec![Term { factors: vec![Atom::Excess], coefficient: 1 }] }
+    }
+
+    fn is_excess(&self) -> bool {
+        self.terms.iter().any(|t| t.factors.contains(&Atom::Excess))
+    }
+
     fn from_terms(mut terms: Vec<Term>) -> Dim {
+        if terms.len() > Dim::CAPACITY || terms.iter().any(|t| t.factors.contains(&Atom::Excess)) {
+            return Dim::excess();
+        }
         terms.sort_by(|a, b| b.factors.len().cmp(&a.factors.len()).then_with(|| a.factors.cmp(&b.factors)));
         let mut out: Vec<Term> = Vec::with_capacity(terms.len());
         for t in terms {
@@ -139,8 +170,8 @@ impl Dim {
         Dim { terms: out }
     }
 
-    /// `floor(self / by)`. Division that is exact as polynomials is carried out; a constant divisor
-    /// also takes along what it divides of a sum (`(4*s + 6) / 4` is `s + 1` for `s >= 0`).
+    /// `floor(self / by)`. Division that is exact as polynomials is carried out; of a sum, a constant divisor
+    /// takes out its multiples: `(4*s+6) / 4` is `s+1`, `(s-3) / 2` is `div(s+1, 2)-2`.
     pub fn floor_div(&self, by: &Dim) -> Dim {
         if let (Some(a), Some(b)) = (self.as_const(), by.as_const())
             && b != 0
@@ -150,16 +181,37 @@ impl Dim {
         if let Some(q) = self.div_exact(by) {
             return q;
         }
-        if let Some(b) = by.as_const()
-            && b > 0
-        {
-            let (whole, rest): (Vec<_>, Vec<_>) = self.terms.iter().cloned().partition(|t| t.coefficient % b == 0);
-            if !whole.is_empty() {
-                let whole = Dim::from_terms(whole.into_iter().map(|t| Term { coefficient: t.coefficient / b, ..t }).collect());
-                return whole + Dim::from_terms(rest).floor_div(by);
+        match by.as_const() {
+            _ if self.is_excess() || by.is_excess() => Dim::excess(),
+            Some(b) if b > 0 => self.floor_div_number(b),
+            _ => Dim::atom(Atom::FloorDiv(Box::new(self.clone()), Box::new(by.clone()))),
+        }
+    }
+
+    /// [`Dim::floor_div`] by a positive number.
+    fn floor_div_number(&self, by: i64) -> Dim {
+        let (mut whole, mut rest) = (vec![], vec![]);
+        for t in &self.terms {
+            // The rest of the constant is not negative; that of others has their sign, which keeps ranges narrow.
+            let q = if t.factors.is_empty() { floor_div(t.coefficient, by) } else { t.coefficient / by };
+            whole.push(Term { coefficient: q, ..t.clone() });
+            rest.push(Term { coefficient: t.coefficient - q * by, ..t.clone() });
+        }
+        let (whole, rest) = (Dim::from_terms(whole), Dim::from_terms(rest));
+        if rest.as_const().is_some() {
+            return whole;
+        }
+        // floor((floor(x / k) + r) / by) = floor((x + k * r) / (k * by)) for whole r.
+        for t in &rest.terms {
+            if let (1, [Atom::FloorDiv(x, k)]) = (t.coefficient, t.factors.as_slice())
+                && let Some(k) = k.as_const().filter(|&k| k > 0)
+                && let Some(by) = by.checked_mul(k)
+            {
+                let others = rest.clone() - Dim { terms: vec![t.clone()] };
+                return whole + ((**x).clone() + Dim::from(k) * others).floor_div_number(by);
             }
         }
-        Dim::atom(Atom::FloorDiv(Box::new(self.clone()), Box::new(by.clone())))
+        whole + Dim::atom(Atom::FloorDiv(Box::new(rest), Box::new(Dim::from(by))))
     }
 
     /// `ceil(self / by)` for a positive divisor.
@@ -176,6 +228,12 @@ impl Dim {
         }
         if self.div_exact(by).is_some() {
             return Dim::from(0);
+        }
+        if by.as_const().is_some_and(|b| b > 0) {
+            return self.clone() - by.clone() * self.floor_div(by);
+        }
+        if self.is_excess() || by.is_excess() {
+            return Dim::excess();
         }
         Dim::atom(Atom::Rem(Box::new(self.clone()), Box::new(by.clone())))
     }
@@ -201,6 +259,18 @@ impl Dim {
         None
     }
 
+    /// The square root, if it is a number or a product of sizes whatever the symbols are, and these are not negative.
+    pub fn sqrt_exact(&self, symbols: &SymbolTable) -> Option<Dim> {
+        let [Term { factors, coefficient }] = self.terms.as_slice() else {
+            return self.is(0).then(|| self.clone());
+        };
+        let root = u64::try_from(*coefficient).ok()?.isqrt() as i64;
+        // Factors are sorted: pairs of equal ones are neighbours.
+        let pairs = factors.chunks(2).all(|p| matches!(p, [a, b] if a == b && a.range(symbols, 0).min >= 0));
+        let factors = factors.iter().step_by(2).cloned().collect();
+        (root * root == *coefficient && pairs).then(|| Dim { terms: vec![Term { factors, coefficient: root }] })
+    }
+
     /// The smaller of two.
     pub fn minimum(&self, other: &Dim) -> Dim {
         self.extremum(other, true)
@@ -212,21 +282,96 @@ impl Dim {
     }
 
     fn extremum(&self, other: &Dim, min: bool) -> Dim {
-        if let Some(d) = (self.clone() - other.clone()).as_const() {
-            return if (d <= 0) == min { self.clone() } else { other.clone() };
+        Dim::extremum_of(&[self, other], min, |d| d.as_const().map_or(Range::WHOLE, |n| Range { min: n, max: n }))
+    }
+
+    /// The smallest or largest of several. `range` says what is known about differences.
+    fn extremum_of(all: &[&Dim], min: bool, range: impl Fn(&Dim) -> Range) -> Dim {
+        let mut operands = vec![];
+        all.iter().for_each(|d| d.operands(min, &mut operands));
+        operands.sort();
+        operands.dedup();
+        // Whether `b` does not matter beside `a`.
+        let covers = |a: &Dim, b: &Dim| {
+            let r = range(&(a.clone() - b.clone()));
+            if min { r.max <= 0 } else { r.min >= 0 }
+        };
+        let mut kept: Vec<Dim> = vec![];
+        for d in operands {
+            if !kept.iter().any(|k| covers(k, &d)) {
+                kept.retain(|k| !covers(&d, k));
+                kept.push(d);
+            }
         }
-        let (a, b) = if self <= other { (self, other) } else { (other, self) };
-        let (a, b) = (Box::new(a.clone()), Box::new(b.clone()));
-        Dim::atom(if min { Atom::Min(a, b) } else { Atom::Max(a, b) })
+        if kept.len() > Dim::CAPACITY || kept.iter().any(Dim::is_excess) {
+            return Dim::excess();
+        }
+        let pair = |rest: Dim, d: Dim| {
+            let (a, b) = (Box::new(d), Box::new(rest));
+            Dim::atom(if min { Atom::Min(a, b) } else { Atom::Max(a, b) })
+        };
+        kept.into_iter().rev().reduce(pair).unwrap_or_default()
+    }
+
+    /// What it is the minimum or maximum of, itself if it is none.
+    fn operands(&self, min: bool, out: &mut Vec<Dim>) {
+        match self.terms.as_slice() {
+            [Term { factors, coefficient: 1 }] => match factors.as_slice() {
+                [Atom::Min(a, b)] if min => [a, b].into_iter().for_each(|d| d.operands(min, out)),
+                [Atom::Max(a, b)] if !min => [a, b].into_iter().for_each(|d| d.operands(min, out)),
+                _ => out.push(self.clone()),
+            },
+            _ => out.push(self.clone()),
+        }
     }
 
     /// The range of its values when the symbols are in theirs. Unknown symbols have [`Range::ANY`].
     pub fn range(&self, symbols: &SymbolTable) -> Range {
-        self.terms.iter().fold(Range { min: 0, max: 0 }, |sum, t| {
+        /// How many steps down divisions are seen together with other terms: each looks at everything below twice or more.
+        const STEPS: u32 = 6;
+        self.range_within(symbols, STEPS)
+    }
+
+    fn range_within(&self, symbols: &SymbolTable, steps: u32) -> Range {
+        let below = steps.saturating_sub(1);
+        // When each term has any value of its range.
+        let apart = self.terms.iter().fold(Range { min: 0, max: 0 }, |sum, t| {
             let c = Range { min: t.coefficient, max: t.coefficient };
-            let r = t.factors.iter().fold(c, |p, a| p.of_products(a.range(symbols)));
-            Range { min: sum.min.saturating_add(r.min), max: sum.max.saturating_add(r.max) }
-        })
+            sum + t.factors.iter().fold(c, |p, a| p.of_products(a.range(symbols, below)))
+        });
+        match (steps > 0).then(|| self.without_division(symbols, below)).flatten() {
+            Some((whole, rest)) => {
+                let together = whole.range_within(symbols, below) + rest;
+                Range { min: apart.min.max(together.min), max: apart.max.min(together.max) }
+            }
+            None => apart,
+        }
+    }
+
+    /// Takes out a division that depends on other terms: the sum without it, and the range of what is to be added. With
+    /// `floor(x / k) = (x - rem) / k`, `c * floor(x / k)` is `c / k * x` but for a remainder where `k` divides `c`; and
+    /// `floor(x / k) - floor(y / k)` is the quotient of the difference, rounded down or up.
+    fn without_division(&self, symbols: &SymbolTable, steps: u32) -> Option<(Dim, Range)> {
+        let divisions = || {
+            self.terms.iter().filter_map(|t| match t.factors.as_slice() {
+                [Atom::FloorDiv(x, k)] => Some((t, x, k.as_const().filter(|&k| k > 0)?)),
+                _ => None,
+            })
+        };
+        for (i, (t, x, k)) in divisions().enumerate() {
+            let c = t.coefficient;
+            let without = |t: &Term| self.clone() - Dim { terms: vec![t.clone()] };
+            if c % k == 0 && self.terms.len() > 1 {
+                let rest = Range { min: 0, max: k - 1 }.of_products(Range { min: -(c / k), max: -(c / k) });
+                return Some((without(t) + Dim::from(c / k) * (**x).clone(), rest));
+            }
+            if let Some((u, y, _)) = divisions().skip(i + 1).find(|(u, _, l)| u.coefficient == -c && *l == k) {
+                let d = ((**x).clone() - (**y).clone()).range_within(symbols, steps);
+                let difference = Range { min: floor_div(d.min, k), max: -floor_div(d.max.saturating_neg(), k) };
+                return Some((without(t) - Dim { terms: vec![u.clone()] }, difference.of_products(Range { min: c, max: c })));
+            }
+        }
+        None
     }
 
     /// Simplifies minima, maxima, divisions and remainders that the ranges of the symbols decide.
@@ -293,6 +438,7 @@ impl Dim {
                     a.collect_symbols(out);
                     b.collect_symbols(out);
                 }
+                Atom::Excess => {}
             }
         }
     }
@@ -305,6 +451,7 @@ impl Dim {
         let of_atom = |a: &Atom| match a {
             Atom::Symbol(_) => 1,
             Atom::FloorDiv(a, b) | Atom::Rem(a, b) | Atom::Min(a, b) | Atom::Max(a, b) => 1 + a.size() + b.size(),
+            Atom::Excess => Dim::CAPACITY,
         };
         self.terms.iter().map(|t| 1 + t.factors.iter().map(of_atom).sum::<usize>()).sum()
     }
@@ -316,30 +463,31 @@ impl Dim {
 }
 
 impl Atom {
-    fn range(&self, symbols: &SymbolTable) -> Range {
+    fn range(&self, symbols: &SymbolTable, steps: u32) -> Range {
         match self {
             Atom::Symbol(s) => symbols.get(s).copied().unwrap_or(Range::ANY),
             Atom::Min(a, b) => {
-                let (a, b) = (a.range(symbols), b.range(symbols));
+                let (a, b) = (a.range_within(symbols, steps), b.range_within(symbols, steps));
                 Range { min: a.min.min(b.min), max: a.max.min(b.max) }
             }
             Atom::Max(a, b) => {
-                let (a, b) = (a.range(symbols), b.range(symbols));
+                let (a, b) = (a.range_within(symbols, steps), b.range_within(symbols, steps));
                 Range { min: a.min.max(b.min), max: a.max.max(b.max) }
             }
             Atom::FloorDiv(a, b) => {
-                let (a, b) = (a.range(symbols), b.range(symbols));
+                let (a, b) = (a.range_within(symbols, steps), b.range_within(symbols, steps));
                 if b.min > 0 {
                     let q = [floor_div(a.min, b.min), floor_div(a.min, b.max), floor_div(a.max, b.min), floor_div(a.max, b.max)];
                     Range { min: *q.iter().min().expect("four"), max: *q.iter().max().expect("four") }
                 } else {
-                    Range { min: i64::MIN, max: i64::MAX }
+                    Range::WHOLE
                 }
             }
             Atom::Rem(_, b) => {
-                let b = b.range(symbols);
-                if b.min > 0 { Range { min: 0, max: b.max - 1 } } else { Range { min: i64::MIN, max: i64::MAX } }
+                let b = b.range_within(symbols, steps);
+                if b.min > 0 { Range { min: 0, max: b.max - 1 } } else { Range::WHOLE }
             }
+            Atom::Excess => Range::WHOLE,
         }
     }
 
@@ -349,24 +497,21 @@ impl Atom {
                 Some(r) if r.min == r.max => Dim::from(r.min),
                 _ => Dim::atom(self.clone()),
             },
-            Atom::FloorDiv(a, b) => a.simplify(symbols).floor_div(&b.simplify(symbols)),
+            Atom::FloorDiv(a, b) => {
+                let q = a.simplify(symbols).floor_div(&b.simplify(symbols));
+                let r = q.range(symbols);
+                if r.min == r.max { Dim::from(r.min) } else { q }
+            }
             Atom::Rem(a, b) => {
                 let (a, b) = (a.simplify(symbols), b.simplify(symbols));
                 let (ra, rb) = (a.range(symbols), b.range(symbols));
                 if ra.min >= 0 && ra.max < rb.min { a } else { a.rem(&b) }
             }
             Atom::Min(a, b) | Atom::Max(a, b) => {
-                let min = matches!(self, Atom::Min(..));
                 let (a, b) = (a.simplify(symbols), b.simplify(symbols));
-                let d = (a.clone() - b.clone()).range(symbols);
-                if d.max <= 0 {
-                    if min { a } else { b }
-                } else if d.min >= 0 {
-                    if min { b } else { a }
-                } else {
-                    a.extremum(&b, min)
-                }
+                Dim::extremum_of(&[&a, &b], matches!(self, Atom::Min(..)), |d| d.range(symbols))
             }
+            Atom::Excess => Dim::excess(),
         }
     }
 
@@ -383,6 +528,7 @@ impl Atom {
             }
             Atom::Min(a, b) => Some(a.eval(bindings)?.min(b.eval(bindings)?)),
             Atom::Max(a, b) => Some(a.eval(bindings)?.max(b.eval(bindings)?)),
+            Atom::Excess => None,
         }
     }
 
@@ -393,6 +539,7 @@ impl Atom {
             Atom::Rem(a, b) => a.substitute(by).rem(&b.substitute(by)),
             Atom::Min(a, b) => a.substitute(by).minimum(&b.substitute(by)),
             Atom::Max(a, b) => a.substitute(by).maximum(&b.substitute(by)),
+            Atom::Excess => Dim::excess(),
         }
     }
 }
@@ -466,6 +613,10 @@ impl Sub for Dim {
 impl Mul for Dim {
     type Output = Dim;
     fn mul(self, other: Dim) -> Dim {
+        let longest = |d: &Dim| d.terms.iter().map(|t| t.factors.len()).max().unwrap_or(0);
+        if self.terms.len().saturating_mul(other.terms.len()) > Dim::CAPACITY || longest(&self) + longest(&other) > Dim::CAPACITY {
+            return Dim::excess();
+        }
         let mut terms = Vec::with_capacity(self.terms.len() * other.terms.len());
         for a in &self.terms {
             for b in &other.terms {
@@ -498,6 +649,7 @@ impl fmt::Display for Atom {
             Atom::Rem(a, b) => write!(f, "rem({a}, {b})"),
             Atom::Min(a, b) => write!(f, "min({a}, {b})"),
             Atom::Max(a, b) => write!(f, "max({a}, {b})"),
+            Atom::Excess => f.write_str("excess"),
         }
     }
 }
@@ -553,6 +705,90 @@ mod tests {
         assert_eq!(whole.floor_div(&(s("seq") + Dim::from(1))), s("batch") * Dim::from(64));
         assert_eq!((s("n") * Dim::from(4) + Dim::from(6)).floor_div(&Dim::from(4)).to_string(), "n+1");
         assert_eq!(s("n").floor_div(&Dim::from(2)).to_string(), "div(n, 2)");
+    }
+
+    #[test]
+    fn divisions_by_numbers_are_canonical() {
+        let div = |d: Dim, by: i64| d.floor_div(&Dim::from(by));
+        let plus = |d: Dim, n: i64| d + Dim::from(n);
+        assert_eq!(plus(div(plus(s("n"), -1), 16), 1), div(plus(s("n"), 15), 16));
+        assert_eq!(div(s("n") * Dim::from(3) + s("m"), 2), s("n") + div(s("m") + s("n"), 2));
+        // Ceilings of halves of halves are ceilings of quarters.
+        let half = |d: Dim| div(plus(d, 1), 2);
+        assert_eq!(half(half(s("n"))), div(plus(s("n"), 3), 4));
+        assert_eq!(div(div(s("n"), 3) + s("m"), 5), div(s("n") + s("m") * Dim::from(3), 15));
+        // A size that is padded to a multiple of 8 divides by 8.
+        let pad = plus(-s("n").rem(&Dim::from(8)), 8).rem(&Dim::from(8));
+        assert_eq!(div(s("n") + pad.clone(), 8) * Dim::from(8), s("n") + pad.clone());
+        assert_eq!(pad.range(&SymbolTable::new()), Range { min: 0, max: 7 });
+    }
+
+    #[test]
+    fn canonical_forms_have_the_same_values() {
+        let (n, m) = (s("n"), s("m"));
+        for k in [1i64, 2, 3, 5] {
+            for c in -7..8 {
+                let x = n.clone() * Dim::from(c) + m.clone() * Dim::from(3) + Dim::from(c - 2);
+                let once = x.floor_div(&Dim::from(k));
+                let d = [
+                    (once.clone() - m.clone()).floor_div(&Dim::from(3)),
+                    (once.clone() + n.clone()).rem(&Dim::from(4)),
+                    once.minimum(&n.minimum(&m).maximum(&x)),
+                ];
+                for (a, b) in [(0i64, 0i64), (1, 0), (4, 7), (9, 2), (30, 31)] {
+                    let bindings = Bindings::from([(Symbol::new("n"), a), (Symbol::new("m"), b)]);
+                    let x = a * c + b * 3 + c - 2;
+                    let once = x.div_euclid(k);
+                    let wanted = [(once - b).div_euclid(3), (once + a).rem_euclid(4), once.min(a.min(b).max(x))];
+                    assert_eq!(d.each_ref().map(|d| d.eval(&bindings)), wanted.map(Some), "{d:?} at {a}, {b}");
+                    let table =
+                        SymbolTable::from([(Symbol::new("n"), Range { min: 0, max: 40 }), (Symbol::new("m"), Range { min: 0, max: 40 })]);
+                    for (d, v) in d.iter().zip(wanted) {
+                        let r = d.range(&table);
+                        assert!((r.min..=r.max).contains(&v), "{v} of {d} is not in {r:?}");
+                        assert_eq!(d.simplify(&table).eval(&bindings), Some(v), "{d}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn squares_have_roots() {
+        let root = |d: Dim| d.sqrt_exact(&SymbolTable::new());
+        assert_eq!(root(Dim::from(196)), Some(Dim::from(14)));
+        assert_eq!(root(s("n") * s("m") * s("n") * s("m") * Dim::from(9)), Some(s("m") * s("n") * Dim::from(3)));
+        assert!([s("n"), s("n") * s("n") * Dim::from(2), s("n") * s("m"), Dim::from(-4)].into_iter().all(|d| root(d).is_none()));
+    }
+
+    #[test]
+    fn differences_of_quotients_are_bounded() {
+        let table = SymbolTable::new();
+        let quotient = |n: i64| (s("n") * s("m") + Dim::from(n)).floor_div(&Dim::from(4));
+        assert_eq!((quotient(3) - quotient(1)).range(&table), Range { min: 0, max: 1 });
+        assert_eq!(quotient(3).minimum(&quotient(1)).simplify(&table), quotient(1));
+        let whole = s("n") - s("n").floor_div(&Dim::from(4)) * Dim::from(4);
+        assert_eq!(whole.range(&table), Range { min: 0, max: 3 });
+    }
+
+    #[test]
+    fn minima_of_minima_have_each_operand_once() {
+        let max = |list: &[&Dim]| list.iter().fold(Dim::from(0), |m, d| m.maximum(d));
+        let (a, b, c) = (s("a"), s("b") * Dim::from(2), s("c"));
+        let m = max(&[&c, &b, &a]);
+        assert_eq!(m, a.maximum(&b.maximum(&c.maximum(&Dim::from(0)))));
+        assert_eq!(max(&[&m, &a, &m, &c, &b, &Dim::from(-3)]), m);
+        assert_eq!(m.simplify(&SymbolTable::new()), a.maximum(&b).maximum(&c), "sizes are not negative");
+    }
+
+    #[test]
+    fn what_has_too_many_terms_is_nothing_known() {
+        let square = (0..40).fold(s("n") + Dim::from(1), |d, _| d.clone() * d);
+        assert!(square.size() > Dim::MAX_SIZE);
+        assert_eq!(square.same(&square, &SymbolTable::new()), None);
+        assert_eq!(square.eval(&Bindings::from([(Symbol::new("n"), 1)])), None);
+        let nested = (square.clone() - square.clone()).floor_div(&s("m")).maximum(&s("n")).rem(&Dim::from(3));
+        assert_eq!(nested, square);
     }
 
     #[test]

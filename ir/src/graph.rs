@@ -1,10 +1,11 @@
 //! The graph: values with types, operators that define them, in an order that can be executed.
 
-use crate::dim::{Bindings, Dim, Range, SymbolTable};
+use crate::dim::{Bindings, Dim, Range, Symbol, SymbolTable};
 use crate::ops::{EvalError, InferCx, InferError, Op};
 use crate::tensor::Tensor;
 use crate::types::Type;
 use cranelift_entity::{PrimaryMap, SecondaryMap, entity_impl};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -120,6 +121,8 @@ pub struct Graph {
     pub symbols: SymbolTable,
     /// What must hold between dimensions at run time.
     pub checks: Vec<DimCheck>,
+    /// What narrowed the range of a symbol: for messages, not part of the text form.
+    pub bounds: BTreeMap<Symbol, Loc>,
     nodes: PrimaryMap<Node, NodeData>,
     values: PrimaryMap<Value, ValueData>,
     inputs: Vec<Value>,
@@ -137,9 +140,10 @@ impl Graph {
         Graph { symbols, ..Graph::default() }
     }
 
-    /// An empty graph with this one's name, symbols and checks: where a pass starts to rebuild.
+    /// An empty graph with this one's name, symbols, bounds and checks: where a pass starts to rebuild.
     pub fn emptied(&self) -> Graph {
-        Graph { name: self.name.clone(), symbols: self.symbols.clone(), checks: self.checks.clone(), ..Graph::default() }
+        let (symbols, bounds) = (self.symbols.clone(), self.bounds.clone());
+        Graph { name: self.name.clone(), symbols, bounds, checks: self.checks.clone(), ..Graph::default() }
     }
 
     /// Adds an input. Symbols of its shape that the graph does not know yet get [`Range::ANY`].

@@ -139,6 +139,12 @@ impl Shape {
         self.0.iter().cloned().product()
     }
 
+    /// Whether no size is larger than `limit` ([`Dim::size`]) and the number of elements, multiplied out, has no more than
+    /// [`MAX_TERMS`](crate::verify::MAX_TERMS) terms.
+    pub fn has_few_terms(&self, limit: usize) -> bool {
+        self.0.iter().all(|d| d.size() <= limit) && crate::verify::terms_of_product(self.0.iter()) <= crate::verify::MAX_TERMS
+    }
+
     /// The sizes, if all of them are numbers.
     pub fn as_fixed(&self) -> Option<Vec<usize>> {
         self.0.iter().map(|d| d.as_const().and_then(|n| usize::try_from(n).ok())).collect()

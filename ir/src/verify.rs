@@ -317,7 +317,7 @@ impl Verifier<'_> {
 }
 
 /// How many terms the product of dimensions has at most, multiplied out.
-fn terms_of_product<'a>(dims: impl Iterator<Item = &'a Dim>) -> usize {
+pub(crate) fn terms_of_product<'a>(dims: impl Iterator<Item = &'a Dim>) -> usize {
     dims.fold(1, |n: usize, d| n.saturating_mul(d.terms().count().max(1)))
 }
 

@@ -65,6 +65,8 @@ impl DimEmitter {
                 let (x, y) = (self.int(b, x), self.int(b, y));
                 floor_div(b, x, y).1
             }
+            // No program has a size that is too large for [`DimEmitter::magnitude`].
+            Atom::Excess => b.ins().iconst(types::I64, i64::MAX),
         }
     }
 
@@ -81,6 +83,7 @@ impl DimEmitter {
                         let (x, y) = (self.magnitude(b, x), self.magnitude(b, y));
                         b.ins().fmax(x, y)
                     }
+                    Atom::Excess => b.ins().f64const(f64::INFINITY),
                 };
                 product = b.ins().fmul(product, f);
             }

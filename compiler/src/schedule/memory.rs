@@ -63,14 +63,13 @@ pub fn plan(program: &mut Program, temporaries: &SecondaryMap<Buffer, bool>) {
         // The free slot that wastes least; one that must grow counts what it grows by.
         let best = slots.iter().filter(|(_, (_, until))| *until < first).min_by_key(|(s, (have, _))| (size(have).abs_diff(want), *s));
         let grows_too_much = |have: &Dim| size(have) < want / 4;
+        let grown = |have: &Dim| have.maximum(&bytes).simplify(&program.symbols);
         let slot = match best {
             _ if let Some(Storage::Slot(s)) = over[b].map(|from| program.buffers[from].storage) => s,
-            Some((s, (have, _))) if !grows_too_much(have) => s,
+            Some((s, (have, _))) if !grows_too_much(have) && grown(have).size() <= Dim::MAX_SIZE => s,
             _ => slots.push((Dim::from(0), 0)),
         };
-        let (have, until) = &mut slots[slot];
-        *have = have.maximum(&bytes).simplify(&program.symbols);
-        *until = last;
+        slots[slot] = (grown(&slots[slot].0), last);
         program.buffers[b].storage = Storage::Slot(slot);
     }
     program.slots = slots.into_iter().map(|(_, (bytes, _))| bytes).collect();

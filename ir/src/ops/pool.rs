@@ -53,16 +53,22 @@ impl Pool {
         if !self.ceil || padded.is(0) {
             return Ok(fitting);
         }
+        // As many as reach the end, ceil((padded - extent) / stride) + 1, but only those that start before it,
+        // ceil(start_bound / stride): the smaller of both.
         let stride = self.strides[axis];
-        let reaching = (padded - Dim::from(self.windows().extent(axis))).ceil_div(stride) + Dim::from(1);
-        Ok(reaching.minimum(&start_bound.ceil_div(stride)))
+        let beyond = (self.pads_after[axis] + stride).saturating_sub(self.windows().extent(axis)).min(0);
+        Ok((start_bound + Dim::from(beyond)).ceil_div(stride))
     }
 
-    /// How many elements follow the operand along an axis so that all `positions` windows fit.
+    /// How many elements follow the operand along an axis so that all `positions` windows fit. For sizes that are not
+    /// known it is enough for any: the last window ends less than a stride behind the pads.
     fn needed_after(&self, axis: usize, size: &Dim, positions: &Dim) -> Dim {
         let pads = Dim::from(self.pads_after[axis]);
         if !self.ceil || size.is(0) {
             return pads;
+        }
+        if size.as_const().is_none() {
+            return pads + Dim::from(self.strides[axis] - 1);
         }
         let end = (positions.clone() - Dim::from(1)) * Dim::from(self.strides[axis]) + Dim::from(self.windows().extent(axis));
         (end - size.clone() - Dim::from(self.pads_before[axis])).maximum(&pads)

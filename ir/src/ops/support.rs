@@ -188,7 +188,7 @@ pub(super) fn divides(cx: &mut InferCx, by: &Dim, d: &Dim, what: &str) -> Result
 }
 
 /// The row-major positions of the elements along `axis`, one line for every index of the other axes.
-pub(super) fn lines(sizes: &[usize], axis: usize) -> impl Iterator<Item = impl DoubleEndedIterator<Item = usize> + Clone> {
+pub(crate) fn lines(sizes: &[usize], axis: usize) -> impl Iterator<Item = impl DoubleEndedIterator<Item = usize> + Clone> {
     let outer: usize = sizes[..axis].iter().product();
     let n = sizes[axis];
     let inner: usize = sizes[axis + 1..].iter().product();
