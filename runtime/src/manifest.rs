@@ -92,6 +92,9 @@ pub struct Symbol {
     /// Its field in `NAME_dims`: the name made a C identifier.
     #[prost(string, tag = "4")]
     pub c_name: String,
+    /// The ONNX nodes that allow no wider range; empty if the range is as declared.
+    #[prost(string, tag = "5")]
+    pub reason: String,
 }
 
 /// An input or an output.
@@ -315,7 +318,7 @@ mod tests {
         let m = Manifest {
             version: VERSION,
             name: "bert".into(),
-            symbols: vec![Symbol { name: "seq".into(), min: 1, max: 512, c_name: "seq".into() }],
+            symbols: vec![Symbol { name: "seq".into(), min: 1, max: 512, c_name: "seq".into(), reason: String::new() }],
             inputs: vec![TensorInfo {
                 name: "x".into(),
                 c_name: "x".into(),

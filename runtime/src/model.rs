@@ -188,7 +188,8 @@ impl Model {
         }
         let ports = |infos: &[TensorInfo]| infos.iter().map(Port::of).collect::<Result<Vec<_>, _>>().map_err(incompatible);
         let (inputs, outputs) = (ports(&manifest.inputs)?, ports(&manifest.outputs)?);
-        let symbols = manifest.symbols.iter().map(|s| SymbolRange { name: s.name.clone(), min: s.min, max: s.max }).collect();
+        let range = |s: &crate::manifest::Symbol| SymbolRange { name: s.name.clone(), min: s.min, max: s.max, reason: s.reason.clone() };
+        let symbols = manifest.symbols.iter().map(range).collect();
         let condition = |c: &crate::manifest::Check| {
             Ok(Condition {
                 left: Expr::parse(&c.left)?,

@@ -12,6 +12,8 @@ pub struct SymbolRange {
     pub min: i64,
     /// Largest value.
     pub max: i64,
+    /// The ONNX nodes that allow no wider range; empty if the range is as declared.
+    pub reason: String,
 }
 
 /// An equality: the expression is the size, because of what `origin` says.
@@ -66,7 +68,7 @@ pub enum DimsError {
         origin: String,
     },
     /// A value is outside of the range that the model was compiled for.
-    #[error("dimension `{symbol}` is {value} by {origin}, outside of {min}..{max} that the model was compiled for")]
+    #[error("dimension `{symbol}` is {value} by {origin}, outside of {min}..{max} that {}", needs(reason))]
     Range {
         /// The symbol.
         symbol: String,
@@ -78,6 +80,8 @@ pub enum DimsError {
         min: i64,
         /// Largest value.
         max: i64,
+        /// The ONNX nodes that allow no wider range; empty if the range is as declared.
+        reason: String,
     },
     /// Nothing determines the symbol.
     #[error("the value of dimension `{symbol}` ({min}..{max}) does not follow from the shapes of the inputs: give it by name")]
@@ -106,7 +110,10 @@ pub enum DimsError {
         text: String,
     },
     /// A condition of the model between sizes does not hold.
-    #[error("{reason} needs `{left}` = `{right}`, but these are {left_value} and {right_value}")]
+    #[error(
+        "{reason} needs `{left}` = `{right}`, but these are {left_value} and {right_value}{}",
+        repeated(left, left_value, right, right_value)
+    )]
     Condition {
         /// One side.
         left: String,
@@ -119,6 +126,19 @@ pub enum DimsError {
         /// What needs it.
         reason: String,
     },
+}
+
+/// What a range comes from.
+fn needs(reason: &str) -> String {
+    if reason.is_empty() { "the model was compiled for".into() } else { format!("node `{reason}` allows") }
+}
+
+/// What helps where one of two sizes is 1.
+fn repeated(left: &str, left_value: &str, right: &str, right_value: &str) -> String {
+    let one = if left_value == "1" { left } else { right };
+    let other = if left_value == "1" { right_value } else { left_value };
+    let named = [left_value, right_value].contains(&"1") && other != "1" && Expr::parse(one).is_ok_and(|e| matches!(e, Expr::Symbol(_)));
+    if named { format!("; a size of 1 is repeated if it is known to be 1: compile with --dim {one}=1") } else { String::new() }
 }
 
 /// The values of all `symbols` that follow from `known` and from values that were `given` by name.
@@ -169,7 +189,8 @@ pub(crate) fn solve(
         match values.get(&s.name) {
             None => return Err(DimsError::Undetermined { symbol, min, max }),
             Some(&value) if !(min..=max).contains(&value) => {
-                return Err(DimsError::Range { symbol, value, origin: origins[s.name.as_str()].clone(), min, max });
+                let (origin, reason) = (origins[s.name.as_str()].clone(), s.reason.clone());
+                return Err(DimsError::Range { symbol, value, origin, min, max, reason });
             }
             Some(_) => {}
         }
@@ -227,7 +248,10 @@ mod tests {
         let exprs: Vec<Expr> = sizes.iter().map(|(t, _)| Expr::parse(t).unwrap()).collect();
         let mut used = std::collections::BTreeSet::new();
         exprs.iter().for_each(|e| e.collect_symbols(&mut used));
-        let symbols: Vec<SymbolRange> = used.iter().map(|s| SymbolRange { name: (*s).into(), min: 1, max: 512 }).collect();
+        let symbols: Vec<SymbolRange> = used
+            .iter()
+            .map(|s| SymbolRange { name: (*s).into(), min: 1, max: 512, reason: if *s == "b" { "/slice".into() } else { String::new() } })
+            .collect();
         let known: Vec<Known<'_>> = sizes
             .iter()
             .zip(&exprs)
@@ -276,6 +300,7 @@ mod tests {
             error(&[("seq", 513)], &[], &[]),
             "dimension `seq` is 513 by input 0, outside of 1..512 that the model was compiled for"
         );
+        assert_eq!(error(&[("b", 0)], &[], &[]), "dimension `b` is 0 by input 0, outside of 1..512 that node `/slice` allows");
         assert_eq!(
             error(&[("a*b", 6)], &[], &[]),
             "the value of dimension `a` (1..512) does not follow from the shapes of the inputs: give it by name"
@@ -284,6 +309,10 @@ mod tests {
         assert_eq!(error(&[("a", 1)], &[("a", 2)], &[]), "`a` is 2 by the value given by name, but 1 by input 0");
         assert_eq!(error(&[("a", 1)], &[("a", 2), ("a", 3)], &[]), "`a` is 2 by the value given by name, but 3 by the value given by name");
         assert_eq!(error(&[("a", 3), ("b", 2)], &[], &[("a", "2*b")]), "node `/add` needs `a` = `2*b`, but these are 3 and 4");
+        assert_eq!(
+            error(&[("a", 1), ("b", 2)], &[], &[("a", "b")]),
+            "node `/add` needs `a` = `b`, but these are 1 and 2; a size of 1 is repeated if it is known to be 1: compile with --dim a=1"
+        );
         assert_eq!(
             error(&[("a", 3)], &[], &[("div(a, a-3)", "1")]),
             "node `/add` needs `div(a, a-3)` = `1`, but these are not defined and 1"

@@ -27,7 +27,7 @@ fn manifest_of(name: &str, data: &[u8]) -> Manifest {
         elem: elem.into(),
         shape: shape.iter().map(|s| (*s).into()).collect(),
     };
-    let symbol = |name: &str, min, max| manifest::Symbol { name: name.into(), min, max, c_name: name.into() };
+    let symbol = |name: &str, min, max| manifest::Symbol { name: name.into(), min, max, c_name: name.into(), reason: String::new() };
     let variant = |name: &str| manifest::CpuVariant { name: name.into(), ..Default::default() };
     Manifest {
         version: manifest::VERSION,

@@ -212,7 +212,7 @@ fn options_name_what_the_model_has() {
     let g = with(&[("x", &[2, 4])], &[]).unwrap();
     assert_eq!(g.ty(g.inputs()[1]).to_string(), "f32[2, 4]");
     let g = with(&[], &[("batch", 1, 8)]).unwrap();
-    assert_eq!(g.symbols.iter().map(|(s, r)| format!("{s} {} {}", r.min, r.max)).collect::<Vec<_>>(), ["batch 1 8", "x_d1 1 2147483647"]);
+    assert_eq!(g.symbols.iter().map(|(s, r)| format!("{s} {} {}", r.min, r.max)).collect::<Vec<_>>(), ["batch 1 8", "x_d1 0 2147483647"]);
     let e = with(&[("q", &[1])], &[]).unwrap_err().to_string();
     assert!(e.contains("`q`") && e.contains("`x`, `y`"), "{e}");
     let e = with(&[], &[("seq", 1, 2)]).unwrap_err().to_string();

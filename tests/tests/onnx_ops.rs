@@ -1,6 +1,6 @@
 //! Import of operators: what changed between operator sets, symbolic shapes, functions, control flow.
 
-use tfc::onnx::{Error, ImportOptions, load};
+use tfc::onnx::{DimSpec, Error, ImportOptions, load};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_tests::onnx_build::{Model, float, graph, int, ints, node, reference, tensor, text, value_info};
@@ -380,7 +380,148 @@ fn branches_are_inlined_or_selected() {
         .node("Greater", "n zero", "c", &[])
         .node("If", "c", "y", &[branch("then_branch", "Neg"), branch("else_branch", "NonZero")])
         .output("y");
-    assert_eq!(m.import().unwrap().nodes().count(), 1);
+    let g = m.import().unwrap();
+    assert_eq!(g.nodes().count(), 1);
+    assert_eq!((g.symbols.values().map(|r| r.min).max(), g.bounds.len()), (Some(1), 1), "a size of 0 takes the other branch");
+}
+
+#[test]
+fn sizes_choose_between_branches() {
+    // `squeeze` as exporters write it: the branches have different ranks.
+    let squeeze = graph("then_branch", Model::new(17).node("Squeeze", "x one", "r", &[]).output("r").graph);
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["b", "t", "2"])
+        .list("one", &[1])
+        .node("Shape", "x", "s", &[int("start", 1), int("end", 2)])
+        .node("Equal", "s one", "c", &[])
+        .node("If", "c", "y", &[squeeze, branch("else_branch", "Identity")])
+        .output("y");
+    let g = m.import().unwrap();
+    assert_eq!(g.symbols.iter().map(|(s, r)| (s.name(), r.min)).collect::<Vec<_>>(), [("b", 0), ("t", 2)]);
+    assert_eq!(g.bounds.values().map(ToString::to_string).collect::<Vec<_>>(), ["If_0"]);
+    assert!(g.checks.is_empty() && m.run(&[count(&[1, 3, 2])])[0].sizes() == [1, 3, 2]);
+    let fixed = ImportOptions { dims: [("t".into(), DimSpec::Fixed(1))].into(), ..Default::default() };
+    assert_eq!(m.import_with(&fixed).unwrap().ty(g.outputs()[0].value).rank(), 2);
+    // Branches of one type are both computed, and the size chooses at run time.
+    let m = |no: &str| {
+        Model::new(17)
+            .input("x", Elem::F32, &["n"])
+            .node("Shape", "x", "s", &[])
+            .list("many", &[3])
+            .node("Less", "s many", "c", &[])
+            .node("If", "c", "y", &[branch("then_branch", "Neg"), branch("else_branch", no)])
+            .output("y")
+    };
+    close(&m("Abs").run(&[f32s(&[2], &[-1.0, 2.0])])[0], &[2], &[1.0, -2.0]);
+    close(&m("Abs").run(&[f32s(&[3], &[-1.0, 2.0, -5.0])])[0], &[3], &[1.0, 2.0, 5.0]);
+    let e = m("NonZero").import().unwrap_err().to_string();
+    assert!(e.contains("--dim n=N decides it"), "{e}");
+}
+
+#[test]
+fn sizes_may_be_0_where_operators_allow_it() {
+    let m = Model::new(17)
+        .input("past", Elem::F32, &["b", "past", "2"])
+        .input("x", Elem::F32, &["b", "seq", "2"])
+        .node("Concat", "past x", "k", &[int("axis", 1)])
+        .node("Softmax", "k", "y", &[])
+        .output("y");
+    assert!(m.import().unwrap().symbols.values().all(|r| r.min == 0));
+    assert_eq!(m.run(&[count(&[1, 0, 2]), count(&[1, 3, 2])])[0].sizes(), [1, 3, 2]);
+    // The window needs three elements, one less with its pad; the last ones need a size that is not 0.
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["b", "1", "n"])
+        .node("MaxPool", "x", "p", &[ints("kernel_shape", &[3]), ints("pads", &[1, 0])])
+        .node("Shape", "x", "s", &[int("start", 0), int("end", 1)])
+        .node("Neg", "s", "first", &[])
+        .list("end", &[i64::MAX])
+        .list("axis", &[1])
+        .constant("table", count(&[1, 9]))
+        .node("Slice", "table first end axis", "y", &[])
+        .output("p")
+        .output("y");
+    let g = m.import().unwrap();
+    assert_eq!(
+        g.symbols.iter().map(|(s, r)| (s.name(), r.min, r.max)).collect::<Vec<_>>(),
+        [("b", 1, i32::MAX.into()), ("n", 2, i32::MAX.into())]
+    );
+    assert_eq!(g.bounds.values().map(ToString::to_string).collect::<Vec<_>>(), ["Slice_0", "MaxPool_0"]);
+    assert!(g.checks.is_empty(), "{:?}", g.checks);
+}
+
+#[test]
+fn sizes_are_followed_through_floats_and_comparisons() {
+    // Shapes of `n` by expressions on its size, against the same expressions on numbers.
+    let sizes = |expression: &dyn Fn(Model) -> Model, expected: &dyn Fn(i64) -> i64| {
+        let m = Model::new(17)
+            .input("x", Elem::F32, &["n"])
+            .node("Shape", "x", "s", &[])
+            .node("Cast", "s", "f", &[int("to", 1)])
+            .list("seven", &[7])
+            .constant("two", f32s(&[], &[2.0]))
+            .constant("third", f32s(&[], &[3.0]))
+            .constant("half", f32s(&[], &[0.5]));
+        let m = expression(m).node("ConstantOfShape", "y", "z", &[]).output("z");
+        for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 31] {
+            assert_eq!(m.run(&[count(&[n])])[0].sizes(), [expected(n as i64) as usize], "{n}");
+        }
+    };
+    let divided = |rounding: &'static str, by: &'static str| {
+        move |m: Model| m.node("Div", &format!("f {by}"), "q", &[]).node(rounding, "q", "r", &[]).node("Cast", "r", "y", &[int("to", 7)])
+    };
+    sizes(&divided("Ceil", "two"), &|n| (n + 1) / 2);
+    sizes(&divided("Floor", "third"), &|n| n / 3);
+    sizes(&divided("Round", "two"), &|n| (n as f32 / 2.0).round_ties_even() as i64);
+    sizes(&|m| m.node("Div", "f third", "q", &[]).node("Cast", "q", "y", &[int("to", 7)]), &|n| n / 3);
+    sizes(&|m| m.node("Mul", "half f", "q", &[]).node("Ceil", "q", "r", &[]).node("Cast", "r", "y", &[int("to", 7)]), &|n| (n + 1) / 2);
+    sizes(&|m| m.node("Mul", "f f", "q", &[]).node("Sqrt", "q", "r", &[]).node("Cast", "r", "y", &[int("to", 7)]), &|n| n);
+    sizes(&|m| m.node("Pow", "s two", "y", &[]), &|n| n * n);
+    sizes(&|m| m.node("Greater", "s seven", "c", &[]).node("Where", "c seven s", "y", &[]), &|n| n.min(7));
+    sizes(&|m| m.node("Equal", "s seven", "c", &[]).node("Not", "c", "d", &[]).node("Cast", "d", "y", &[int("to", 7)]), &|n| {
+        (n != 7).into()
+    });
+    sizes(&|m| m.node("Concat", "seven s", "l", &[int("axis", 0)]).node("ArgMax", "l", "y", &[int("keepdims", 1)]), &|n| (n > 7).into());
+    sizes(&|m| m.node("Concat", "s s seven", "l", &[int("axis", 0)]).node("ReduceSum", "l", "y", &[int("keepdims", 1)]), &|n| 2 * n + 7);
+    // What is not followed is said to depend on the shapes.
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["n"])
+        .node("Shape", "x", "s", &[])
+        .node("Cast", "s", "f", &[int("to", 1)])
+        .node("Log", "f", "l", &[])
+        .node("Cast", "l", "y", &[int("to", 7)])
+        .node("ConstantOfShape", "y", "z", &[])
+        .output("z");
+    let e = m.import().unwrap_err().to_string();
+    assert!(e.contains("depends on the input shapes") && e.contains("--dim n=N decides it"), "{e}");
+}
+
+#[test]
+fn nested_sizes_end_in_bounded_time() {
+    let m = |op: &str, rounds: usize| {
+        let mut m = Model::new(17).input("x", Elem::F32, &["n", "m"]).node("Shape", "x", "v0", &[]);
+        m = m.node("ReduceMax", "v0", "v1", &[int("keepdims", 1)]).node("ReduceSum", "v0", "w1", &[int("keepdims", 1)]);
+        for i in 1..rounds {
+            m = m.node(op, &format!("v{i} w{i}"), &format!("v{}", i + 1), &[]).node(
+                "Add",
+                &format!("v{i} w{i}"),
+                &format!("w{}", i + 1),
+                &[],
+            );
+        }
+        m.node("ConstantOfShape", &format!("v{rounds}"), "z", &[]).output("z")
+    };
+    m("Max", 20).import().unwrap();
+    let e = m("Mul", 40).import().unwrap_err().to_string();
+    assert!(e.contains("depends on the input shapes") && e.contains("--dim m=N,n=N decides it"), "{e}");
+    // Windows in ceil mode one after the other.
+    let mut pools = Model::new(17).input("v0", Elem::F32, &["1", "1", "n"]);
+    for i in 0..8 {
+        let attributes = [ints("kernel_shape", &[3]), ints("strides", &[2]), ints("pads", &[1, 1]), int("ceil_mode", 1)];
+        pools = pools.node("MaxPool", &format!("v{i}"), &format!("v{}", i + 1), &attributes);
+    }
+    let pools = pools.output("v8");
+    assert_eq!(pools.import().unwrap().ty(pools.import().unwrap().outputs()[0].value).to_string(), "f32[1, 1, div(n+254, 256)+1]");
+    assert_eq!(pools.run(&[count(&[1, 1, 1000])])[0].sizes(), [1, 1, 5]);
 }
 
 #[test]
@@ -525,6 +666,6 @@ fn a_table_of_positions_bounds_the_sequence() {
         .output("y");
     let g = m.import().unwrap();
     let ranges: Vec<_> = g.symbols.values().map(|r| (r.min, r.max)).collect();
-    assert_eq!(ranges, [(1, 16)]);
+    assert_eq!(ranges, [(0, 16)]);
     assert!(g.checks.is_empty(), "{:?}", g.checks);
 }

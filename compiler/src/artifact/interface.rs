@@ -204,7 +204,8 @@ mod tests {
     use tfc_runtime::manifest::{Check, Symbol};
 
     fn manifest() -> Manifest {
-        let symbol = |name: &str, c_name: &str| Symbol { name: name.into(), min: 1, max: 100, c_name: c_name.into() };
+        let symbol =
+            |name: &str, c_name: &str| Symbol { name: name.into(), min: 1, max: 100, c_name: c_name.into(), reason: String::new() };
         let tensor = |name: &str, shape: &[&str]| TensorInfo {
             name: name.into(),
             c_name: name.into(),

@@ -138,7 +138,8 @@ pub struct Shapes {
     /// Fix the shape of an input, such as `input_ids=1x128`. Repeatable, or a list with commas.
     #[arg(long = "shape", value_name = "INPUT=AxB", value_delimiter = ',', value_parser = parse_shape, help_heading = "Shapes")]
     pub shapes: Vec<(String, Vec<i64>)>,
-    /// Bound a free dimension (`seq=1..512`) or fix it (`seq=128`). Repeatable, or a list with commas.
+    /// Bound a free dimension (`seq=1..512`, `past=0..`, `seq=..512`) or fix it (`seq=128`). Repeatable, or a list with
+    /// commas. Without bounds it is 0 or more, as far as all operators take that.
     #[arg(long = "dim", value_name = "NAME=A..B", value_delimiter = ',', value_parser = parse_dim, help_heading = "Shapes")]
     pub dims: Vec<(String, DimSpec)>,
 }
@@ -251,7 +252,9 @@ fn parse_dim(text: &str) -> Result<(String, DimSpec), String> {
     let spec = match size.split_once("..") {
         None => DimSpec::Fixed(number(size)?),
         Some((min, max)) => {
-            let range = Range { min: number(min)?, max: number(max.strip_prefix('=').unwrap_or(max))? };
+            let max = max.strip_prefix('=').unwrap_or(max);
+            let bound = |s: &str, open: i64| if s.is_empty() { Ok(open) } else { number(s) };
+            let range = Range { min: bound(min, Range::ANY.min)?, max: bound(max, Range::ANY.max)? };
             if range.min > range.max {
                 return Err(format!("the range {min}..{max} is empty"));
             }
@@ -348,6 +351,9 @@ mod tests {
         assert!(parse_shape("x=1,2").is_err() && parse_shape("x").is_err() && parse_shape("x=-1").is_err());
         assert_eq!(parse_dim("seq=128").unwrap().1, DimSpec::Fixed(128));
         assert_eq!(parse_dim("seq=1..512").unwrap().1, DimSpec::Range(Range { min: 1, max: 512 }));
+        assert_eq!(parse_dim("past=0..").unwrap().1, DimSpec::Range(Range { min: 0, max: i32::MAX.into() }));
+        assert_eq!(parse_dim("seq=..512").unwrap().1, DimSpec::Range(Range { min: 0, max: 512 }));
+        assert!(parse_dim("seq=..x").is_err() && parse_dim("seq=-1..").is_err());
         assert!(parse_dim("seq=5..2").is_err() && parse_dim("seq=x").is_err());
     }
 

@@ -52,7 +52,13 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
             .dims
             .iter()
             .zip(symbol_names)
-            .map(|(s, c_name)| Symbol { name: s.name().into(), min: program.symbols[s].min, max: program.symbols[s].max, c_name })
+            .map(|(s, c_name)| Symbol {
+                name: s.name().into(),
+                min: program.symbols[s].min,
+                max: program.symbols[s].max,
+                c_name,
+                reason: program.bounds.get(s).map(ToString::to_string).unwrap_or_default(),
+            })
             .collect(),
         inputs: ports(&program.inputs),
         outputs: ports(&program.outputs),

@@ -24,6 +24,7 @@ use cranelift_entity::{PrimaryMap, entity_impl};
 use gemm::Gemm;
 use nest::Nest;
 use pack::Pack;
+use std::collections::BTreeMap;
 use std::fmt;
 use tfc_ir::dim::{Dim, Symbol, SymbolTable};
 use tfc_ir::graph::{DimCheck, Loc};
@@ -223,6 +224,8 @@ pub struct Program {
     pub dims: Vec<Symbol>,
     /// Ranges of the free dimensions.
     pub symbols: SymbolTable,
+    /// The ONNX nodes that narrowed ranges.
+    pub bounds: BTreeMap<Symbol, Loc>,
     /// What must hold between dimensions.
     pub checks: Vec<DimCheck>,
     /// The inputs.

@@ -57,7 +57,13 @@ pub struct ScheduleError {
 pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
     let graph: &Graph = graph;
     let mut s = Scheduler {
-        program: Program { name: graph.name.clone(), symbols: graph.symbols.clone(), checks: graph.checks.clone(), ..Program::default() },
+        program: Program {
+            name: graph.name.clone(),
+            symbols: graph.symbols.clone(),
+            bounds: graph.bounds.clone(),
+            checks: graph.checks.clone(),
+            ..Program::default()
+        },
         temporaries: SecondaryMap::new(),
         slack: SecondaryMap::new(),
         kernel_ids: HashMap::new(),

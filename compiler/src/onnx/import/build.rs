@@ -3,11 +3,14 @@
 //! A value is made a value of the graph when it is first used as data. Until then it may be just
 //! known: a constant, or an integer tensor whose elements are dimensions.
 
+use super::rounded::Quotients;
 use super::{Importer, Res, demand};
+use crate::onnx::error::CheckReport;
 use crate::onnx::import::unsupported;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use tfc_ir::dim::{Atom, Bindings, Dim, Range, Symbol, SymbolTable};
-use tfc_ir::graph::{DimCheck, Value};
+use tfc_ir::graph::{DimCheck, Graph, Value};
 use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::ops::{
     Add, Cast, Concat, Dims, Div, Eq, Exp, Expand, InferCx, Iota, Le, Log, Lt, Matmul, Max, Min, Mul, Neg, Op, Reduce, RemTrunc, Reshape,
@@ -35,14 +38,50 @@ enum Known {
 pub(super) struct Data {
     ty: Type,
     known: Known,
+    /// The symbols that the contents are computed from, if from nothing else.
+    from: Option<BTreeSet<Symbol>>,
+    /// The contents, if they are quotients of sizes that were rounded to floats.
+    quotients: Option<Quotients>,
     /// The value in the graph, once it is there.
     value: Option<Value>,
     name: Option<Arc<str>>,
 }
 
+/// An import as it was, to go back to.
+pub(super) struct State {
+    graph: Graph,
+    values: usize,
+    report: CheckReport,
+}
+
 impl Importer<'_> {
+    /// The state of the import.
+    pub(super) fn state(&self) -> State {
+        State { graph: self.graph.clone(), values: self.values.len(), report: self.report.clone() }
+    }
+
+    /// Whether the graph allows the same sizes as before.
+    pub(super) fn allows_the_same(&self, before: &State) -> bool {
+        (&self.graph.symbols, &self.graph.checks) == (&before.graph.symbols, &before.graph.checks)
+    }
+
+    /// Forgets what was imported since; the nodes still count.
+    pub(super) fn restore(&mut self, state: State) {
+        self.graph = state.graph;
+        self.report = CheckReport { nodes: self.report.nodes, ..state.report };
+        self.values.truncate(state.values);
+        for data in &mut self.values {
+            data.value = data.value.filter(|&v| self.graph.contains(v));
+        }
+    }
+
     fn push(&mut self, ty: Type, known: Known, value: Option<Value>) -> Val {
-        self.values.push(Data { ty, known, value, name: None });
+        let from = match &known {
+            Known::Nothing => None,
+            Known::Const(_) => Some(BTreeSet::new()),
+            Known::Symbolic(s) => Some(symbols_of(&s.values)),
+        };
+        self.values.push(Data { ty, known, from, quotients: None, value, name: None });
         Val(self.values.len() as u32 - 1)
     }
 
@@ -140,6 +179,9 @@ impl Importer<'_> {
         demand!(!self.elem(v).is_float(), "{what} must be integers, but the operand is {}", self.ty(v));
         match self.symbolic(v) {
             Some(s) => Ok(s.values.iter().map(|d| d.simplify(&self.graph.symbols)).collect()),
+            None if let Some(from) = &self.data(v).from => {
+                unsupported!("{what}{} depends on the input shapes in a way that is not followed{}", self.called(v), decided_by(from))
+            }
             None => unsupported!("data-dependent shape: {what}{} depends on what the model computes", self.called(v)),
         }
     }
@@ -150,7 +192,10 @@ impl Importer<'_> {
         let numbers: Option<Vec<i64>> = dims.iter().map(Dim::as_const).collect();
         match numbers {
             Some(n) => Ok(n),
-            None => unsupported!("{what}{} must be known at compile time, but is {}", self.called(v), Shape(dims)),
+            None => {
+                let decided = decided_by(&symbols_of(&dims));
+                unsupported!("{what}{} must be known at compile time, but is {}{decided}", self.called(v), Shape(dims))
+            }
         }
     }
 
@@ -209,16 +254,24 @@ impl Importer<'_> {
         for &v in inputs {
             values.push(self.value(v)?);
         }
-        let value = self.graph.add(op, &values, &self.loc)?;
+        let value = self.graph.add(op.clone(), &values, &self.loc)?;
         self.settle_checks();
-        Ok(self.adopt(value))
+        let v = self.adopt(value);
+        self.values[v.0 as usize].quotients = self.quotients_of(&op, inputs, self.ty(v));
+        let from: Option<Vec<&BTreeSet<Symbol>>> = inputs.iter().map(|&v| self.data(v).from.as_ref()).collect();
+        let sizes = symbols_of(&self.shape(v).0);
+        self.values[v.0 as usize].from = from.map(|all| all.into_iter().flatten().chain(&sizes).cloned().collect());
+        if !self.ty(v).shape.has_few_terms(symbolic::MAX_SIZE) {
+            unsupported!("a size of the result has more terms than are followed{}", decided_by(&sizes));
+        }
+        Ok(v)
     }
 
     /// The result of an operator with known operands, if it can be computed now.
     fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
         let known = |d: &Dim| d.as_const().is_some_and(|n| n <= FOLD_LIMIT);
         let small = |t: &Type| t.shape.0.iter().all(known) && t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
-        let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing);
+        let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing) && self.quotients(*v).is_none();
         if inputs.iter().any(|&v| !small(self.ty(v))) || (!inputs.is_empty() && inputs.iter().all(unknown)) {
             return Ok(None);
         }
@@ -236,7 +289,20 @@ impl Importer<'_> {
             return Ok(Some(self.constant(out[0].clone())));
         }
         let floats = types.iter().chain(&results).any(|t| t.elem.is_float());
-        let out = if floats { self.compute_whole(op, inputs, result) } else { self.compute_dims(op, inputs, result) };
+        let compute = |cx: &Importer, symbols: &SymbolTable| match floats {
+            true => cx.compute_whole(op, inputs, result, symbols),
+            false => cx.compute_dims(op, inputs, result, symbols),
+        };
+        let out = match self.rounded(op, inputs)? {
+            Some(s) => Some(SymTensor { elem: if result.elem.is_float() { Elem::I64 } else { result.elem }, ..s }),
+            None => compute(self, &self.graph.symbols).or_else(|| {
+                // Where only a size of 0 is in the way, as a divisor or for the sign of `n-1`, it is excluded.
+                let symbols = self.symbols_from(1, inputs);
+                let out = compute(self, &symbols)?;
+                self.narrow_ranges(symbols);
+                Some(out)
+            }),
+        };
         Ok(out.map(|s| match s.to_tensor() {
             Some(t) if !result.elem.is_float() => self.constant(t),
             Some(t) => self.constant(Tensor::build(result.elem, t.sizes(), |i| t.get(i))),
@@ -244,29 +310,71 @@ impl Importer<'_> {
         }))
     }
 
-    fn compute_dims(&self, op: &Op, inputs: &[Val], result: &Type) -> Option<SymTensor> {
+    /// The ranges of the symbols when those that some values are computed from are `least` or more, as far as they can be.
+    pub(super) fn symbols_from(&self, least: i64, values: &[Val]) -> SymbolTable {
+        let mut symbols = self.graph.symbols.clone();
+        for s in values.iter().filter_map(|&v| self.data(v).from.as_ref()).flatten() {
+            if let Some(r) = symbols.get_mut(s).filter(|r| r.max >= least) {
+                r.min = r.min.max(least);
+            }
+        }
+        symbols
+    }
+
+    /// The symbols that a value is computed from, if from nothing else.
+    pub(super) fn computed_from(&self, v: Val) -> Option<&BTreeSet<Symbol>> {
+        self.data(v).from.as_ref()
+    }
+
+    /// Whether a condition on sizes holds, if these ranges decide.
+    pub(super) fn holds(&self, condition: Val, symbols: &SymbolTable) -> Option<bool> {
+        match &self.data(condition).known {
+            Known::Symbolic(s) => s.values[0].simplify(symbols).as_const().map(|c| c != 0),
+            _ => None,
+        }
+    }
+
+    /// Narrows ranges for the current node.
+    pub(super) fn narrow_ranges(&mut self, to: SymbolTable) {
+        for (s, r) in &to {
+            if self.graph.symbols[s] != *r {
+                self.graph.bounds.insert(s.clone(), self.loc.clone());
+            }
+        }
+        self.graph.symbols = to;
+    }
+
+    fn compute_dims(&self, op: &Op, inputs: &[Val], result: &Type, symbols: &SymbolTable) -> Option<SymTensor> {
         let operands: Vec<Option<SymTensor>> = inputs.iter().map(|&v| self.symbolic(v)).collect();
-        Some(symbolic::eval(op, std::slice::from_ref(result), &operands, &self.graph.symbols)?.swap_remove(0))
+        Some(symbolic::eval(op, std::slice::from_ref(result), &operands, symbols)?.swap_remove(0))
+    }
+
+    /// The elements of a small tensor of any type, if they are whole numbers, as `i64`.
+    pub(super) fn whole_numbers(&self, v: Val) -> Option<SymTensor> {
+        match &self.data(v).known {
+            Known::Symbolic(s) => Some(SymTensor { elem: Elem::I64, ..s.clone() }),
+            Known::Const(t) if t.iter().all(|x| x.to_f64().fract() == 0.0 && x.to_f64().abs() < 1e9) => Some(SymTensor {
+                elem: Elem::I64,
+                shape: t.sizes().to_vec(),
+                values: t.iter().map(|x| Dim::from(x.to_f64() as i64)).collect(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The elements as quotients of sizes, if they are that.
+    pub(super) fn quotients(&self, v: Val) -> Option<&Quotients> {
+        self.data(v).quotients.as_ref()
     }
 
     /// Arithmetic on sizes that were converted to floats: as long as it stays within whole numbers it
     /// is that of integers.
-    fn compute_whole(&self, op: &Op, inputs: &[Val], result: &Type) -> Option<SymTensor> {
-        let mut operands = Vec::with_capacity(inputs.len());
-        for &v in inputs {
-            operands.push(Some(match &self.data(v).known {
-                Known::Symbolic(s) => SymTensor { elem: Elem::I64, ..s.clone() },
-                Known::Const(t) if t.iter().all(|x| x.to_f64().fract() == 0.0 && x.to_f64().abs() < 1e9) => SymTensor {
-                    elem: Elem::I64,
-                    shape: t.sizes().to_vec(),
-                    values: t.iter().map(|x| Dim::from(x.to_f64() as i64)).collect(),
-                },
-                _ => return None,
-            }));
-        }
+    fn compute_whole(&self, op: &Op, inputs: &[Val], result: &Type, symbols: &SymbolTable) -> Option<SymTensor> {
         let int = |elem: Elem| if elem.is_float() { Elem::I64 } else { elem };
+        let mut operands: Vec<Option<SymTensor>> =
+            inputs.iter().map(|&v| Some(Some(SymTensor { elem: int(self.elem(v)), ..self.whole_numbers(v)? }))).collect::<Option<_>>()?;
         let types = [result.with_elem(int(result.elem))];
-        let eval = |op: &Op| Some(symbolic::eval(op, &types, &operands, &self.graph.symbols)?.swap_remove(0));
+        let eval = |op: &Op| Some(symbolic::eval(op, &types, &operands, symbols)?.swap_remove(0));
         match op {
             Op::Floor(_) | Op::Ceil(_) | Op::Round(_) => operands.swap_remove(0),
             Op::Cast(c) => eval(&Op::Cast(Cast { to: int(c.to) })),
@@ -274,7 +382,14 @@ impl Importer<'_> {
                 let rest = eval(&Op::RemTrunc(RemTrunc {}))?;
                 if rest.values.iter().all(|d| d.is(0)) { eval(op) } else { None }
             }
-            Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Neg(_) | Op::Min(_) | Op::Max(_) => eval(op),
+            Op::Sqrt(_) => {
+                let x = operands.swap_remove(0)?;
+                Some(SymTensor { values: x.values.iter().map(|d| d.sqrt_exact(symbols)).collect::<Option<_>>()?, ..x })
+            }
+            Op::Pow(_) if operands[1].as_ref()?.values.iter().all(|d| d.as_const().is_some()) => eval(op),
+            Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Neg(_) | Op::Abs(_) | Op::Min(_) | Op::Max(_) => eval(op),
+            Op::Eq(_) | Op::Lt(_) | Op::Le(_) | Op::Select(_) | Op::CumSum(_) | Op::ArgReduce(_) => eval(op),
+            Op::Reduce(r) if r.kind != ReduceKind::Mean => eval(op),
             _ if op.traits().moved > 0 => eval(op),
             _ => None,
         }
@@ -315,7 +430,7 @@ impl Importer<'_> {
     /// Turns checks into ranges where they say no more: a size that must equal its minimum with a number
     /// is at most that number (a sequence that positions are added to, which are sliced from a table).
     fn settle_checks(&mut self) {
-        let symbols = &mut self.graph.symbols;
+        let (symbols, bounds) = (&mut self.graph.symbols, &mut self.graph.bounds);
         self.graph.checks.retain(|c| {
             let slack = surplus(&c.left, &c.right).or_else(|| surplus(&c.right, &c.left));
             let Some((symbol, bound)) = slack.as_ref().and_then(not_negative) else { return true };
@@ -324,7 +439,10 @@ impl Importer<'_> {
             if tighter.min > tighter.max {
                 return true;
             }
-            *range = tighter;
+            if *range != tighter {
+                *range = tighter;
+                bounds.insert(symbol.clone(), c.loc.clone());
+            }
             false
         });
     }
@@ -334,6 +452,11 @@ impl Importer<'_> {
         match (self.const_scalar(v), &self.data(v).known) {
             (Some(x), _) if self.elem(v).is_float() && x.fract() == 0.0 => Ok(Dim::from(x as i64)),
             (_, Known::Symbolic(s)) if s.values.len() == 1 => Ok(s.values[0].simplify(&self.graph.symbols)),
+            _ if self.elem(v).is_float()
+                && let Some(from) = self.data(v).from.as_ref().filter(|f| !f.is_empty()) =>
+            {
+                unsupported!("{what}{} depends on the input shapes in a way that is not followed{}", self.called(v), decided_by(from))
+            }
             _ if self.elem(v).is_float() => unsupported!("{what}{} must be known at compile time", self.called(v)),
             _ => self.dim(v, what),
         }
@@ -520,6 +643,21 @@ impl Importer<'_> {
             }
         }
     }
+}
+
+fn symbols_of(dims: &[Dim]) -> BTreeSet<Symbol> {
+    let mut symbols = BTreeSet::new();
+    dims.iter().for_each(|d| d.collect_symbols(&mut symbols));
+    symbols
+}
+
+/// The end of a message about what these symbols decide.
+pub(super) fn decided_by(symbols: &BTreeSet<Symbol>) -> String {
+    if symbols.is_empty() {
+        return String::new();
+    }
+    let options: Vec<String> = symbols.iter().map(|s| format!("{}=N", s.name())).collect();
+    format!(": --dim {} decides it", options.join(","))
 }
 
 /// If `extremum` is a minimum or maximum of `d` and something, what must not be negative for it to be `d`.

@@ -1,6 +1,7 @@
 //! Control flow: branches that a constant decides are inlined, others are computed both; loops whose
 //! number of rounds is known are unrolled.
 
+use super::build::decided_by;
 use super::{Call, Importer, Res, Val, demand, unsupported};
 use crate::onnx::model::{Attribute, Graph};
 use tfc_ir::dim::Dim;
@@ -19,7 +20,7 @@ fn graph<'a>(n: &'a Call, name: &str) -> Res<&'a Graph> {
     }
 }
 
-/// Both branches are pure, so that a run-time condition may choose between their results.
+/// A branch that is known to be taken is inlined. Sizes may decide which one that is.
 pub(super) fn if_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     let condition = n.input(0)?;
     demand!(
@@ -31,6 +32,28 @@ pub(super) fn if_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     if let Some(c) = cx.const_scalar(condition) {
         return cx.subgraph(if c != 0.0 { yes } else { no }, &[]);
     }
+    let sizes = cx.computed_from(condition).cloned();
+    let Some(sizes) = sizes else { return both(cx, condition, yes, no) };
+    // Both branches may be computed only if neither demands anything of the sizes.
+    let before = cx.state();
+    let results = both(cx, condition, yes, no);
+    if results.is_ok() && cx.allows_the_same(&before) {
+        return results;
+    }
+    cx.restore(before);
+    // Exporters choose between branches for sizes of 0 or 1 and for all others: these are the ones that are compiled.
+    for least in [1, 2] {
+        let symbols = cx.symbols_from(least, &[condition]);
+        if let Some(c) = cx.holds(condition, &symbols) {
+            cx.narrow_ranges(symbols);
+            return cx.subgraph(if c { yes } else { no }, &[]);
+        }
+    }
+    unsupported!("the input shapes decide which branch is taken, and the branches do not allow the same shapes{}", decided_by(&sizes))
+}
+
+/// Both branches are pure, so that a run-time condition may choose between their results.
+fn both(cx: &mut Importer, condition: Val, yes: &Graph, no: &Graph) -> Res<Vec<Val>> {
     let (yes, no) = (cx.subgraph(yes, &[])?, cx.subgraph(no, &[])?);
     demand!(yes.len() == no.len(), "the branches have {} and {} results", yes.len(), no.len());
     let c = cx.reshape(condition, Shape::default())?;

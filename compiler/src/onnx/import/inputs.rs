@@ -50,9 +50,11 @@ pub(super) fn declare(cx: &mut Importer, options: &ImportOptions) -> Result<BTre
             return Err(Error::invalid(format!("input `{}`", input.name), format!("a tensor {ty} is too large")));
         }
         for d in &ty.shape.0 {
-            if let Some(s) = d.as_symbol() {
-                let range = symbols.ranges.get(s).copied().unwrap_or(Range::ANY);
-                cx.graph.symbols.insert(s.clone(), range);
+            let mut used = BTreeSet::new();
+            d.collect_symbols(&mut used);
+            for s in used {
+                let range = symbols.ranges.get(&s).copied().unwrap_or(Range::ANY);
+                cx.graph.symbols.insert(s, range);
             }
         }
         let v = cx.graph.add_input(&input.name, ty);

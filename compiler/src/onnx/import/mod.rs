@@ -19,6 +19,7 @@ mod quant;
 mod reduce;
 mod resize;
 mod rnn;
+mod rounded;
 mod sample;
 mod shape;
 mod sort;

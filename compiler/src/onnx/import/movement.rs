@@ -182,12 +182,14 @@ pub(super) fn split(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
 }
 
 /// A bound counted from the start; negative ones count from the end of `size`. A bound that is negative
-/// for some sizes and not for others is meant to be a position: it is checked at run time.
+/// for some sizes and positive for others is meant to be a position, one that is negative or 0 a place counted from the
+/// end: both are checked at run time.
 fn from_start(cx: &mut Importer, bound: &Dim, size: &Dim, what: &str) -> Res<Dim> {
     let range = bound.range(cx.symbols());
     if range.min >= 0 {
         Ok(bound.clone())
-    } else if range.max < 0 {
+    } else if range.max <= 0 {
+        cx.require_equal(bound, &bound.minimum(&Dim::from(-1)), &format!("{what} counts from the end, but may be 0"))?;
         Ok(bound.clone() + size.clone())
     } else {
         cx.require_equal(bound, &bound.maximum(&Dim::from(0)), &format!("{what} is negative"))?;
@@ -302,7 +304,8 @@ pub(super) fn pad(cx: &mut Importer, n: &Call) -> One {
                     starts[a] = -d.clone();
                 }
             } else {
-                unsupported!("the pad {d} may be negative or not; bound its symbols with --dim");
+                cx.require_equal(d, &d.maximum(&Dim::from(0)), "a pad is negative")?;
+                *(if first { &mut before[a] } else { &mut after[a] }) = d.clone();
             }
         }
     }
