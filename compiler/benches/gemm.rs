@@ -163,7 +163,7 @@ fn gemm(m: usize, n: usize, k: usize, gelu: bool, weights: Weights) -> Case {
     let (format, parameters, left, right) = match weights {
         Weights::F32 => {
             let right = values(k * n);
-            (Format::F32, vec![], values(rows * k), pack(k, n, |i, j| right[i * n + j]))
+            (Format::Floats(Elem::F32), vec![], values(rows * k), pack(k, n, |i, j| right[i * n + j]))
         }
         Weights::Codes(bits, group) => {
             let group = if group == 0 { k } else { group };

@@ -75,15 +75,15 @@ pub fn spread(row_bytes: i64, rows: i64) -> bool {
 pub struct Operand {
     /// Buffer parameter.
     pub buffer: u32,
-    /// One per batch loop, in elements of 4 bytes; 0 where matrices are shared.
+    /// One per batch loop, in elements of 4 bytes, those of floats in elements of their type; 0 where matrices are shared.
     pub batch: Vec<Extent>,
 }
 
 /// How the operands are stored.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Format {
-    /// Both as f32.
-    F32,
+    /// Rows of f32 with panels of f32; or of f16 or bf16, whose k is known and not 0, and which are widened when they are read.
+    Floats(Elem),
     /// f32 rows with quantized weights, see [`Dequantized`].
     Dequantized(Dequantized),
     /// `i8` rows with quantized weights, see [`Quantized`].
@@ -221,7 +221,8 @@ pub struct Gemm {
     /// `b`, in panels.
     pub right: Operand,
     /// Expressions of the epilogue with their types. Loops (of accesses and `Index`) are the batch
-    /// loops, then row, then column. The one `Reduced` expression is the dot product, an f32.
+    /// loops, then row, then column. The one `Reduced` expression is the dot product, an f32
+    /// or of a type that is computed in f32.
     pub exprs: PrimaryMap<ExprId, (Expr, Elem)>,
     /// What happens to every element.
     pub effects: Vec<Effect>,
@@ -249,8 +250,8 @@ pub fn packed_len(k: usize, n: usize) -> usize {
 }
 
 /// Packs the row-major `k` x `n` matrix that `at(k, n)` reads.
-pub fn pack(k: usize, n: usize, at: impl Fn(usize, usize) -> f32) -> Vec<f32> {
-    let mut out = vec![0.0; packed_len(k, n)];
+pub fn pack<T: Copy + Default>(k: usize, n: usize, at: impl Fn(usize, usize) -> T) -> Vec<T> {
+    let mut out = vec![T::default(); packed_len(k, n)];
     for (p, panel) in out.chunks_exact_mut((PANEL * k).max(1)).enumerate() {
         let columns = PANEL.min(n - p * PANEL);
         for (row, to) in panel.chunks_exact_mut(PANEL).enumerate() {
@@ -362,7 +363,7 @@ mod tests {
     #[test]
     fn panels_are_where_the_module_says() {
         let (k, n) = (3, 10);
-        let packed = pack(k, n, |i, j| (i * n + j) as f32 + 1.0);
+        let packed: Vec<f32> = pack(k, n, |i, j| (i * n + j) as f32 + 1.0);
         assert_eq!(packed.len(), packed_len(k, n));
         for i in 0..k {
             for j in 0..n {

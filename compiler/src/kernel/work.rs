@@ -73,7 +73,7 @@ pub fn of(program: &Program, step: &Step) -> Work {
             touched.all(gemm.left.buffer);
             touched.all(gemm.right.buffer);
             let arithmetic = match &gemm.format {
-                Format::F32 => Arithmetic::F32,
+                Format::Floats(_) => Arithmetic::F32,
                 Format::Dequantized(d) => {
                     touched.all(d.columns);
                     Arithmetic::F32

@@ -1,6 +1,7 @@
 //! Attention as one kernel behind the packing of its keys and values, or in simpler operators.
 
 use super::args::Args;
+use super::halves::is_half;
 use super::view::View;
 use super::{Scheduler, Source};
 use crate::kernel::attention::{Attention, Bytes, Format, QUERY_TILE};
@@ -44,9 +45,13 @@ impl Scheduler {
         let (Some(depth), Some(value_depth)) = (q.shape[3].as_const(), v.shape[3].as_const()) else { return false };
         let groups = &k.shape[1];
         let Some(per_group) = q.shape[1].div_exact(groups) else { return false };
-        if q.elem != Elem::F32 || value_depth > MAX_VALUE_DEPTH || rounded && !(1..=MAX_BYTES_DEPTH).contains(&depth) {
+        let floats = q.elem == Elem::F32 || is_half(q.elem) && !rounded;
+        if !floats || value_depth > MAX_VALUE_DEPTH || rounded && !(1..=MAX_BYTES_DEPTH).contains(&depth) {
             return false;
         }
+        let inputs: Vec<View> = inputs.iter().map(|x| self.widened(x, loc)).collect();
+        let result = if is_half(out.elem) { &self.temporary(&Type::new(Elem::F32, out.shape.clone())) } else { out };
+        let [q, k, v] = [&inputs[0], &inputs[1], &inputs[2]];
         let (k, v) = (self.unshared(k, loc), self.unshared(v, loc));
         let mut args = Args::default();
         let (keys, values, format) = if rounded {
@@ -83,12 +88,15 @@ impl Scheduler {
             k: args.buffer(&keys, Use::Read),
             v: args.buffer(&values, Use::Read),
             bias,
-            out: args.access(out, Use::Write, &out.strides),
+            out: args.access(result, Use::Write, &result.strides),
         };
         let tasks = q.shape[0].clone() * q.shape[1].clone() * q.shape[2].ceil_div(QUERY_TILE as i64);
         let work = scores.elements() * Dim::from(depth + value_depth + 16);
         let label = if rounded { "quantized_attention" } else { "attention" };
         self.launch(Body::Attention(kernel), args, tasks, work, label, loc);
+        if is_half(out.elem) {
+            self.convert(result, out, loc);
+        }
         true
     }
 

@@ -2,6 +2,7 @@
 
 use super::args::Args;
 use super::exprs::Exprs;
+use super::halves::is_half;
 use super::left::PackedLeft;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
@@ -15,7 +16,7 @@ use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Def, Graph, Loc, NodeData, Value};
 use tfc_ir::ops::Op;
 use tfc_ir::scalar::Prim;
-use tfc_ir::tensor::Tensor;
+use tfc_ir::tensor::{Element, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
 
 /// A packed operand: where it is, and the strides of its batch axes in elements.
@@ -54,7 +55,7 @@ pub(super) struct DequantizedRight {
 
 /// The right operand of a product.
 pub(super) enum RightOperand {
-    /// f32.
+    /// Floats.
     Dense(Source),
     /// Weights of few bits for rows of f32.
     Dequantized(DequantizedRight),
@@ -117,10 +118,13 @@ impl Scheduler {
         let right = source(node.inputs[1])?;
         let rows = &p.domain[p.domain.rank() - 2];
         let few = rows.as_const().is_some_and(|m| m <= cost::few_rows()) && matches!(right, Source::View(_));
-        if body.ty(node.inputs[0]).elem != Elem::F32 || few {
+        let elem = p.left.elem;
+        let tiles = elem == Elem::F32 || is_half(elem) && !p.k.is(0);
+        if !tiles || few {
             let right = self.view(&right);
             return self.product_nest(&p, &right, sources, outputs, loc);
         }
+        p.left = self.widened(&p.left, loc);
         self.gemm(&p, RightOperand::Dense(right), sources, outputs, loc)
     }
 
@@ -181,8 +185,9 @@ impl Scheduler {
         let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
         let mut epilogue =
             Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
-        let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), Elem::F32);
-        let mut format = Format::F32;
+        let elem = if dense { p.body.ty(p.node.outputs[0]).elem } else { Elem::F32 };
+        let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), elem);
+        let mut format = Format::Floats(packed.view.elem);
         if let Some(d) = dequantized {
             format = Format::Dequantized(gemm::Dequantized { columns: args.buffer(&d.columns, Use::Read), ..d.format });
         }
@@ -260,9 +265,12 @@ impl Scheduler {
         let view = match right {
             Source::Const(t) => {
                 let buffer = self.weight(t.content_hash(), Layout::Panels, || pack_constant(t));
-                View::contiguous(buffer, Elem::F32, full.clone())
+                View::contiguous(buffer, t.elem(), full.clone())
             }
-            Source::View(v) => self.pack_at_run_time(v, &full, loc),
+            Source::View(v) => {
+                let v = self.widened(v, loc);
+                self.pack_at_run_time(&v, &full, loc)
+            }
         };
         let missing = batch.len() - own.len();
         let strides = (0..batch.len())
@@ -304,7 +312,7 @@ impl Scheduler {
         to
     }
 
-    /// A product as a nest: for other types than f32, and for few rows.
+    /// A product as a nest: for types that have no tiles, and for few rows.
     fn product_nest(&mut self, p: &Product, right: &View, sources: &[Source], outputs: &[View], loc: &Loc) -> Result<(), Unfit> {
         let rank = p.domain.rank();
         let views = self.epilogue_views(p, sources);
@@ -386,10 +394,18 @@ fn stride(operand: &View, domain: &Shape, axis: usize) -> Dim {
 }
 
 fn pack_constant(t: &Tensor) -> bytes::Bytes {
+    match t.elem() {
+        Elem::F16 => pack_values::<half::f16>(t),
+        Elem::Bf16 => pack_values::<half::bf16>(t),
+        _ => pack_values::<f32>(t),
+    }
+}
+
+fn pack_values<T: Element + Default>(t: &Tensor) -> bytes::Bytes {
     let rank = t.rank();
     let (k, n) = (t.sizes()[rank - 2], t.sizes()[rank - 1]);
-    let values = t.values::<f32>();
-    let mut out: Vec<f32> = Vec::with_capacity(t.len());
+    let values = t.values::<T>();
+    let mut out: Vec<T> = Vec::with_capacity(t.len());
     for i in 0..t.sizes()[..rank - 2].iter().product() {
         let matrix = &values[i * k * n..(i + 1) * k * n];
         out.extend(gemm::pack(k, n, |r, c| matrix[r * n + c]));

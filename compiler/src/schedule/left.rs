@@ -266,11 +266,12 @@ impl Scheduler {
         Shared { key, packed, sums, scales, row_zeros }
     }
 
-    /// Forgets what was packed from buffers that are written to.
+    /// Forgets what was packed or widened from buffers that are written to.
     pub(super) fn forget_packed(&mut self, args: &Args) {
         let written = |buffer: Buffer| args.params.iter().zip(&args.buffers).any(|(p, b)| p.usage == Use::Write && b.buffer == buffer);
         self.packed_lefts.retain(|s| !written(s.key.left.buffer) && s.key.zeros.as_ref().is_none_or(|z| !written(z.buffer)));
         self.quantized_rows.retain(|q| !written(q.rows.buffer));
+        self.forget_widened(written);
     }
 }
 

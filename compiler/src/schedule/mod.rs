@@ -16,6 +16,7 @@ mod attention;
 mod contraction;
 pub mod exprs;
 mod group;
+mod halves;
 mod left;
 mod made_rows;
 mod memory;
@@ -70,6 +71,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         weights: HashMap::new(),
         packed_lefts: vec![],
         quantized_rows: vec![],
+        widened: vec![],
     };
     let port = |name: &str, ty: &Type| Port { name: name.into(), ty: ty.clone() };
     let mut sources = vec![];
@@ -130,6 +132,8 @@ struct Scheduler {
     packed_lefts: Vec<left::Shared>,
     /// Quantized rows in memory of the arena.
     quantized_rows: Vec<left::QuantizedRows>,
+    /// Halves in memory that are there as f32 too.
+    widened: Vec<halves::Widened>,
 }
 
 /// How a constant is stored.

@@ -33,6 +33,12 @@ impl View {
         (0..self.shape.rank()).all(|i| self.shape[i].is(1) || self.strides[i] == expected[i])
     }
 
+    /// Whether another view has the same elements of the same memory.
+    pub fn same_elements(&self, other: &View) -> bool {
+        let place = |v: &View| (v.buffer, v.elem, v.offset.clone());
+        place(self) == place(other) && self.shape == other.shape && self.strides == other.strides
+    }
+
     /// Axis `i` of the result is axis `perm[i]`.
     pub fn transpose(&self, perm: &[usize]) -> View {
         View {

@@ -1,14 +1,14 @@
-//! Products of f32 rows with weights of 4 and 8 bits
-//! ([`Dequantized`]): block by block of a panel, the weights are
-//! converted into scratch memory, and multiplied with all row tiles of a task.
+//! Products of f32 rows with weights of 4 and 8 bits ([`Dequantized`]) and of 16 bits (f16 and bf16): block by block of a
+//! panel, the weights are converted into scratch memory, and multiplied with all row tiles of a task.
 
 use super::gemm::{Task, address, ceil_div, rest};
-use super::tile::{self, Heights, Strips};
-use super::{KernelBuilder, MEM};
+use super::tile::{self, Heights, Rows, Strips};
+use super::{KernelBuilder, LANES, MEM, memory};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{CHUNK, Dequantized, Gemm, PANEL, TILE_ROWS};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32X4};
 use cranelift_codegen::ir::{InstBuilder, Value};
+use tfc_ir::types::Elem;
 
 const ELEMENT: i64 = 4;
 const TILE_ROW: i64 = TILE_ROWS as i64 * ELEMENT;
@@ -20,6 +20,24 @@ const DEPTH: i64 = 128;
 /// Columns of the codes that are loaded at once.
 const CODES: i64 = 16;
 
+/// The weights of a product.
+pub(super) enum Weights<'a> {
+    /// Of 4 or 8 bits.
+    Codes(&'a Dequantized),
+    /// f16 or bf16.
+    Halves(Elem),
+}
+
+impl Weights<'_> {
+    /// Bytes of the weights of one k in a panel.
+    fn row_bytes(&self) -> i64 {
+        match self {
+            Weights::Codes(d) => d.row_bytes(),
+            Weights::Halves(elem) => PANEL as i64 * i64::from(elem.bits() / 8),
+        }
+    }
+}
+
 /// `at + n * bytes`.
 fn offset(b: &mut KernelBuilder, at: Value, n: Value, bytes: i64) -> Value {
     let bytes = b.times(n, Extent::Const(bytes));
@@ -27,17 +45,27 @@ fn offset(b: &mut KernelBuilder, at: Value, n: Value, bytes: i64) -> Value {
 }
 
 /// Emits the dot products of a task, [`CHUNK`] f32 to a row at `sums`.
-pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task, sums: Value) {
+pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, w: &Weights, t: &Task, sums: Value) {
     let heights = Heights::of(g.m);
     let k = g.k.as_const().expect("weights have known sizes");
     let block_of_weights = tile::scratch(b, DEPTH.min(k) * PANEL as i64);
     let left = address(b, g.left.buffer, ELEMENT, t.batch.iter().copied(), &g.left.batch);
-    let left = offset(b, left, t.first_row, k * ELEMENT);
-    let right = address(b, g.right.buffer, ELEMENT, t.batch.iter().copied(), &g.right.batch);
+    // From row to row, and from one k to the next, in rows or in tiles.
+    let (row_bytes, k_bytes) = g.left_pitch.map_or((k * ELEMENT, TILE_ROW), |pitch| (pitch * ELEMENT, ELEMENT));
+    let left = offset(b, left, t.first_row, row_bytes);
+    let right_element = if let Weights::Halves(elem) = w { i64::from(elem.bits() / 8) } else { ELEMENT };
+    let right = address(b, g.right.buffer, right_element, t.batch.iter().copied(), &g.right.batch);
     let first_panel = b.f.ins().ushr_imm_u(t.first_column, i64::from(PANEL.ilog2()));
-    let right = offset(b, right, first_panel, k * d.row_bytes());
-    let of_columns = b.buffer(d.columns);
-    let of_columns = offset(b, of_columns, first_panel, d.groups * d.column_bytes());
+    let right = offset(b, right, first_panel, k * w.row_bytes());
+    let of_columns = match w {
+        Weights::Codes(d) => {
+            let columns = b.buffer(d.columns);
+            Some((d, offset(b, columns, first_panel, d.groups * d.column_bytes())))
+        }
+        Weights::Halves(_) => None,
+    };
+    // Rows are packed tile by tile.
+    let packed = g.left_pitch.map(|_| tile::scratch(b, TILE_ROWS as i64 * DEPTH.min(k)));
 
     let (zero, k_value) = (b.int(0), b.int(k));
     let zeros = b.float_of(F32X4, 0.0);
@@ -48,20 +76,31 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task
     let Some(panel) = b.open_loop(zero, end, PANEL as i64) else { return };
     let columns = rest(b, t.columns, panel.index, PANEL as i64);
     let number = b.f.ins().ushr_imm_u(panel.index, i64::from(PANEL.ilog2()));
-    let right = offset(b, right, number, k * d.row_bytes());
-    let of_columns = offset(b, of_columns, number, d.groups * d.column_bytes());
+    let right = offset(b, right, number, k * w.row_bytes());
+    let of_columns = of_columns.map(|(d, columns)| (d, offset(b, columns, number, d.groups * d.column_bytes())));
     let sums = offset(b, sums, panel.index, ELEMENT);
     let end = b.int(k + DEPTH - 1);
     let block = b.open_loop(zero, end, DEPTH).expect("k is not 0");
     let depth = rest(b, k_value, block.index, DEPTH);
-    let codes = offset(b, right, block.index, d.row_bytes());
-    convert(b, d, [codes, block.index, depth, block_of_weights, of_columns]);
-    let left = offset(b, left, block.index, TILE_ROW);
+    let weights = offset(b, right, block.index, w.row_bytes());
+    match (w, of_columns) {
+        (Weights::Halves(elem), _) => widen(b, *elem, [weights, depth, block_of_weights]),
+        (_, Some((d, columns))) => convert(b, d, [weights, block.index, depth, block_of_weights, columns]),
+        (Weights::Codes(_), None) => unreachable!("codes have columns"),
+    }
+    let left = offset(b, left, block.index, k_bytes);
     let end = b.f.ins().iadd_imm_s(t.rows, TILE_ROWS as i64 - 1);
     if let Some(tile) = b.open_loop(zero, end, TILE_ROWS as i64) {
         let rows = rest(b, t.rows, tile.index, TILE_ROWS as i64);
+        let mut left = offset(b, left, tile.index, row_bytes);
+        if let Some(to) = packed {
+            let row_bytes = b.int(row_bytes);
+            let from = Rows { at: left, rows, k: depth, row_bytes, together: false, k_stride: Extent::Const(1) };
+            tile::pack(b, &from, TILE_ROWS, to);
+            left = to;
+        }
         let strips = Strips {
-            left: offset(b, left, tile.index, k * ELEMENT),
+            left,
             right: block_of_weights,
             panel_bytes: zero,
             rows,
@@ -77,6 +116,24 @@ pub(super) fn product(b: &mut KernelBuilder, g: &Gemm, d: &Dequantized, t: &Task
     }
     b.close_loop(block);
     b.close_loop(panel);
+}
+
+/// Widens weights of 16 bits into a block of an f32 panel, as a helper function. Arguments are the address of the weights, how
+/// many k there are, and the place of the block.
+fn widen(b: &mut KernelBuilder, elem: Elem, args: [Value; 3]) {
+    let element = i64::from(elem.bits() / 8);
+    b.call(format!("widen_{}", elem.name()), &args, |b, p| {
+        let &[weights, count, to] = p else { unreachable!("three parameters") };
+        let zero = b.int(0);
+        let row = b.open_loop(zero, count, 1).expect("a number that is not known");
+        let weights = offset(b, weights, row.index, PANEL as i64 * element);
+        let to = offset(b, to, row.index, PANEL_ROW);
+        for column in (0..PANEL as i64).step_by(LANES) {
+            let x = memory::load_vector(b, weights, column * element, elem);
+            b.f.ins().store(MEM, x, to, (column * ELEMENT) as i32);
+        }
+        b.close_loop(row);
+    });
 }
 
 /// Converts weights into a block of an f32 panel, as a helper function. Arguments are the address of the

@@ -2,6 +2,7 @@
 //! into sums on the stack, so that the block of the right operand comes from the cache for all tiles but
 //! the first. The epilogue runs over the sums.
 
+use super::dequantized::Weights;
 use super::expr::{Evaluator, Lanes, Val};
 use super::tile::{self, Heights, Rows, Strips};
 use super::{KernelBuilder, LANES, MEM, dequantized, quantized};
@@ -12,6 +13,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{F32, F32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use cranelift_entity::EntityRef;
+use tfc_ir::types::Elem;
 
 const F32_BYTES: i64 = 4;
 
@@ -39,8 +41,9 @@ pub fn emit(b: &mut KernelBuilder, g: &Gemm) {
     let t = Task::decode(b, g, number);
     let kept = tile::keep(b, &t.values());
     match &g.format {
-        Format::F32 => product(b, g, &t, sums),
-        Format::Dequantized(d) => dequantized::product(b, g, d, &t, sums),
+        Format::Floats(Elem::F32) => product(b, g, &t, sums),
+        Format::Floats(elem) => dequantized::product(b, g, &Weights::Halves(*elem), &t, sums),
+        Format::Dequantized(d) => dequantized::product(b, g, &Weights::Codes(d), &t, sums),
         Format::Quantized(q) => quantized::product(b, g, q, &t, sums),
     }
     b.reload_arguments();
@@ -308,7 +311,7 @@ mod tests {
     use cranelift_entity::PrimaryMap;
     use proptest::prelude::*;
     use tfc_ir::scalar::Prim;
-    use tfc_ir::types::Elem;
+    use tfc_ir::tensor::{Scalar, Tensor, round_to};
 
     /// `out[b, m, n] = a b + bias[n] + row * 2 + other[b, m, n]`, without the third term if it is plain.
     #[derive(Clone, Debug)]
@@ -328,6 +331,8 @@ mod tests {
         symbolic: bool,
         /// Whether the left operand is in rows, with gaps between them.
         in_rows: bool,
+        /// Type of the right operand, of what is added, and of the result.
+        elem: Elem,
     }
 
     fn value(i: usize) -> f32 {
@@ -336,7 +341,7 @@ mod tests {
 
     impl Problem {
         fn kernel(&self) -> (Kernel, Vec<i64>) {
-            let Problem { batch, m, n, k, .. } = *self;
+            let Problem { batch, m, n, k, elem, .. } = *self;
             let mut params = vec![];
             let mut extent = |x: usize| {
                 if !self.symbolic {
@@ -355,18 +360,18 @@ mod tests {
             let other = access(3, if self.plain { [m * n, n, 1] } else { [m * n, 1, m] });
             let out = access(4, if self.scattered { [m * n, 1, m] } else { [m * n, n, 1] });
             let mut exprs: PrimaryMap<ExprId, (Expr, Elem)> = PrimaryMap::new();
-            let dot = exprs.push((Expr::Reduced(Reduction::new(0)), Elem::F32));
-            let bias = exprs.push((Expr::Load(bias), Elem::F32));
-            let other = exprs.push((Expr::Load(other), Elem::F32));
+            let dot = exprs.push((Expr::Reduced(Reduction::new(0)), elem));
+            let bias = exprs.push((Expr::Load(bias), elem));
+            let other = exprs.push((Expr::Load(other), elem));
             let row = (!self.plain).then(|| {
                 let row = exprs.push((Expr::Index(1), Elem::I64));
-                let row = exprs.push((Expr::Prim(Prim::Cast, vec![row]), Elem::F32));
-                let two = exprs.push((Expr::Float(2f64.to_bits()), Elem::F32));
-                exprs.push((Expr::Prim(Prim::Mul, vec![row, two]), Elem::F32))
+                let row = exprs.push((Expr::Prim(Prim::Cast, vec![row]), elem));
+                let two = exprs.push((Expr::Float(2f64.to_bits()), elem));
+                exprs.push((Expr::Prim(Prim::Mul, vec![row, two]), elem))
             });
             let mut y = dot;
             for x in [Some(bias), row, Some(other)].into_iter().flatten() {
-                y = exprs.push((Expr::Prim(Prim::Add, vec![y, x]), Elem::F32));
+                y = exprs.push((Expr::Prim(Prim::Add, vec![y, x]), elem));
             }
             let mut stride = |x: usize| if x == 1 { Extent::Const(1) } else { extent(x) };
             let left_pitch = self.in_rows.then_some(k as i64 + 3);
@@ -376,17 +381,18 @@ mod tests {
             let body = Gemm {
                 batch: vec![stride(batch)],
                 m: stride(m),
-                row_groups: stride(row_groups(m, &Format::F32)),
+                row_groups: stride(row_groups(m, &Format::Floats(Elem::F32))),
                 n: stride(n),
-                k: stride(k),
-                format: Format::F32,
+                k: if elem == Elem::F32 { stride(k) } else { Extent::Const(k as i64) },
+                format: Format::Floats(elem),
                 left,
                 left_pitch,
                 right,
                 exprs,
                 effects: vec![Effect::Store(out, y)],
             };
-            let buffers = (0..5).map(|i| BufferParam { elem: Elem::F32, usage: if i == 4 { Use::Write } else { Use::Read } }).collect();
+            let param = |i| BufferParam { elem: if i == 0 { Elem::F32 } else { elem }, usage: if i == 4 { Use::Write } else { Use::Read } };
+            let buffers = (0..5).map(param).collect();
             (Kernel { buffers, ints: params.len() as u32, body: Body::Gemm(body) }, params)
         }
 
@@ -396,11 +402,23 @@ mod tests {
 
         fn right(&self, b: usize, i: usize, j: usize) -> f32 {
             let matrix = if self.shared { 0 } else { b };
-            value((matrix * self.k + i) * self.n + j + 7)
+            self.stored((matrix * self.k + i) * self.n + j + 7)
+        }
+
+        /// A value of the type.
+        fn stored(&self, i: usize) -> f32 {
+            match round_to(self.elem, Scalar::Float(value(i).into())) {
+                Scalar::Float(x) => x as f32,
+                Scalar::Int(_) => unreachable!("floats stay floats"),
+            }
+        }
+
+        fn bytes(&self, values: &[f32]) -> Vec<u8> {
+            Tensor::build(self.elem, &[values.len()], |i| Scalar::Float(values[i].into())).bytes().to_vec()
         }
 
         fn tasks(&self) -> i64 {
-            (self.batch * row_groups(self.m, &Format::F32) * self.n.div_ceil(CHUNK)) as i64
+            (self.batch * row_groups(self.m, &Format::Floats(Elem::F32)) * self.n.div_ceil(CHUNK)) as i64
         }
 
         /// Left and right operand, bias, what is added, and the result.
@@ -415,10 +433,11 @@ mod tests {
                 }
             };
             let packed: Vec<f32> = (0..batch).flat_map(|b| pack(k, n, |i, j| self.right(b, i, j))).collect();
-            let bias: Vec<f32> = (0..n).map(|i| value(i + 100)).collect();
-            let other: Vec<f32> = (0..batch * m * n).map(|i| value(i + 200)).collect();
+            let bias: Vec<f32> = (0..n).map(|i| self.stored(i + 100)).collect();
+            let other: Vec<f32> = (0..batch * m * n).map(|i| self.stored(i + 200)).collect();
             let out = vec![f32::NAN; batch * m * n];
-            [left, packed, bias, other, out].map(|x| bytemuck::cast_slice(&x).to_vec())
+            let [packed, bias, other, out] = [packed, bias, other, out].map(|x| self.bytes(&x));
+            [bytemuck::cast_slice(&left).to_vec(), packed, bias, other, out]
         }
 
         fn check(&self) {
@@ -428,34 +447,49 @@ mod tests {
         }
 
         fn check_epilogue(&self) {
-            let Problem { batch, m, n, k, .. } = *self;
+            let Problem { batch, m, n, k, elem, .. } = *self;
             let ((kernel, ints), operands) = (self.kernel(), self.buffers());
             for cpu in host_cpus() {
                 let run = Compiled::new(&kernel, &cpu);
                 let mut results = vec![];
                 for pieces in [1, 3] {
                     let buffers = run.run_pieces(operands.to_vec(), &ints, self.tasks(), pieces);
-                    results.push(bytemuck::pod_collect_to_vec::<u8, f32>(&buffers[4]));
+                    results.push(Tensor::new(elem, vec![batch * m * n], buffers[4].clone().into()).expect("all elements").to_f64s());
                 }
                 for (b, i, j) in (0..batch).flat_map(|b| (0..m).flat_map(move |i| (0..n).map(move |j| (b, i, j)))) {
                     let at = |transposed: bool| b * m * n + if transposed { j * m + i } else { i * n + j };
                     let dot: f64 = (0..k).map(|x| f64::from(self.a(b, i, x)) * f64::from(self.right(b, x, j))).sum();
                     let expected = dot
-                        + f64::from(value(j + 100))
+                        + f64::from(self.stored(j + 100))
                         + if self.plain { 0.0 } else { 2.0 * i as f64 }
-                        + f64::from(value(at(!self.plain) + 200));
+                        + f64::from(self.stored(at(!self.plain) + 200));
                     let at = at(self.scattered);
                     let y = results[0][at];
-                    let tolerance = 1e-5 * (1.0 + k as f64).sqrt() * (1.0 + expected.abs());
-                    assert!((f64::from(y) - expected).abs() <= tolerance, "{}: {self:?}, ({b}, {i}, {j}): {y} for {expected}", cpu.name);
+                    let rounding = match elem {
+                        Elem::F16 => 2f64.powi(-11),
+                        Elem::Bf16 => 2f64.powi(-8),
+                        _ => 0.0,
+                    };
+                    let tolerance = (1e-5 * (1.0 + k as f64).sqrt() + rounding) * (1.0 + expected.abs());
+                    assert!((y - expected).abs() <= tolerance, "{}: {self:?}, ({b}, {i}, {j}): {y} for {expected}", cpu.name);
                     assert_eq!(y.to_bits(), results[1][at].to_bits(), "the distribution of tasks matters");
                 }
             }
         }
     }
 
-    const SMALL: Problem =
-        Problem { batch: 1, m: 5, n: 9, k: 7, shared: false, plain: false, scattered: false, symbolic: false, in_rows: false };
+    const SMALL: Problem = Problem {
+        batch: 1,
+        m: 5,
+        n: 9,
+        k: 7,
+        shared: false,
+        plain: false,
+        scattered: false,
+        symbolic: false,
+        in_rows: false,
+        elem: Elem::F32,
+    };
 
     #[test]
     fn rows_where_they_are() {
@@ -497,8 +531,24 @@ mod tests {
     }
 
     #[test]
+    fn halves_are_widened() {
+        for elem in [Elem::F16, Elem::Bf16] {
+            // More than one block of k.
+            Problem { elem, m: 13, n: 33, k: 1600, ..SMALL }.check();
+            for [symbolic, in_rows, scattered] in [[false, false, false], [true, true, false], [false, true, true]] {
+                let problem = Problem { elem, symbolic, in_rows, scattered, ..SMALL };
+                for m in (1..=TILE_ROWS).chain([30]) {
+                    Problem { m, n: 37, k: 35, ..problem.clone() }.check();
+                }
+                Problem { batch: 3, n: 32, k: 1, shared: true, ..problem }.check();
+            }
+        }
+    }
+
+    #[test]
     fn other_architectures() {
         for symbolic in [false, true] {
+            check_foreign(&Problem { elem: Elem::F16, symbolic, in_rows: symbolic, ..SMALL }.kernel().0);
             check_foreign(&Problem { symbolic, ..SMALL }.kernel().0);
             check_foreign(&Problem { symbolic, in_rows: true, ..SMALL }.kernel().0);
         }

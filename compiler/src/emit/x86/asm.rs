@@ -390,6 +390,13 @@ impl Asm {
         }
     }
 
+    /// `x / 2`, of a number that is not negative.
+    pub fn half(&mut self, x: R) -> R {
+        let r = self.copy(x);
+        self.push(Code::Shr_rm64_imm8, First::Update, vec![long(r), Operand::Imm8(1)]);
+        r
+    }
+
     /// Quotient and remainder of numbers that are not negative.
     pub fn divide(&mut self, x: R, by: R) -> (R, R) {
         let (q, r) = (self.r(), self.r());
@@ -899,6 +906,74 @@ impl Asm {
         } else {
             self.push(code, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full), Operand::Imm8(piece)]);
         }
+    }
+
+    /// The low words of all lanes, together in half a vector; without EVEX lanes must be in the range of `u16`.
+    pub fn low_words(&mut self, x: V) -> V {
+        let words = self.v();
+        if self.isa.evex() {
+            self.push(Code::EVEX_Vpmovdw_ymmm256_k1z_zmm, First::Write, vec![Operand::Reg(words.0, Width::Half), reg(x)]);
+        } else {
+            let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
+            let xmm = |v: V| Operand::Reg(v.0, Width::Xmm);
+            self.push(Code::VEX_Vpackusdw_xmm_xmm_xmmm128, First::Write, vec![xmm(words), xmm(x), xmm(high)]);
+        }
+        words
+    }
+
+    /// Half a vector of the words whose lanes are in a mask, the first so many; the others are 0 and their memory is not touched.
+    pub fn load_words(&mut self, m: Mem, mask: M) -> V {
+        let words = self.v();
+        if self.isa.evex() {
+            self.ins.push(Ins::Code {
+                code: Code::EVEX_Vmovdqu16_ymm_k1z_ymmm256,
+                operands: vec![Operand::Reg(words.0, Width::Half), Operand::Mem(m)],
+                first: First::Write,
+                mask: Some((mask.0, true)),
+            });
+            return words;
+        }
+        self.zero_into(words);
+        let xmm = Operand::Reg(words.0, Width::Xmm);
+        self.first_lanes_of(mask, |a, lane| {
+            let place = Operand::Mem(m.plus(2 * lane));
+            a.push(Code::VEX_Vpinsrw_xmm_xmm_r32m16_imm8, First::Update, vec![xmm, xmm, place, Operand::Imm8(lane as u8)]);
+        });
+        words
+    }
+
+    /// Stores the words of half a vector whose lanes are in a mask, the first so many.
+    pub fn store_words(&mut self, m: Mem, words: V, mask: M) {
+        if self.isa.evex() {
+            self.ins.push(Ins::Code {
+                code: Code::EVEX_Vmovdqu16_ymmm256_k1z_ymm,
+                operands: vec![Operand::Mem(m), Operand::Reg(words.0, Width::Half)],
+                first: First::Read,
+                mask: Some((mask.0, false)),
+            });
+            return;
+        }
+        self.first_lanes_of(mask, |a, lane| {
+            let operands = vec![Operand::Mem(m.plus(2 * lane)), Operand::Reg(words.0, Width::Xmm), Operand::Imm8(lane as u8)];
+            a.push(Code::VEX_Vpextrw_r32m16_xmm_imm8, First::Read, operands);
+        });
+    }
+
+    /// Stores the lowest word of a vector.
+    pub fn store_lowest_word(&mut self, m: Mem, x: V) {
+        let code = if self.isa.evex() { Code::EVEX_Vpextrw_r32m16_xmm_imm8 } else { Code::VEX_Vpextrw_r32m16_xmm_imm8 };
+        self.push(code, First::Read, vec![Operand::Mem(m), Operand::Reg(x.0, Width::Xmm), Operand::Imm8(0)]);
+    }
+
+    /// Without EVEX: emits the body for the lanes of a mask, the first so many, one after the other.
+    fn first_lanes_of(&mut self, mask: M, mut body: impl FnMut(&mut Asm, i64)) {
+        let (bits, done) = (self.lane_bits(mask), self.label());
+        for lane in 0..self.isa.lanes() {
+            self.compare_imm(bits, 1 << lane);
+            self.jump_if(Cond::Lt, done);
+            body(self, lane);
+        }
+        self.bind(done);
     }
 
     /// EVEX: the bytes of a mask's lanes, widened by `op`; other lanes are 0 and their memory is not touched. Bytes are

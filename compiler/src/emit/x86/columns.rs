@@ -3,13 +3,13 @@
 
 use super::asm::{Cond, Mem, R, V};
 use super::expr::{Base, Evaluator, Function, Lanes};
+use super::floats::is_float;
 use super::isa::Op;
-use super::nest::{combine, identity, only_f32, varying, wanted};
+use super::nest::{combine, identity, only_floats, varying, wanted};
 use crate::kernel::Extent;
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
 use cranelift_entity::SecondaryMap;
 use tfc_ir::scalar::Prim;
-use tfc_ir::types::Elem;
 
 /// Vectors of a strip: as many sums as hide how long an addition takes.
 const STRIP: usize = 4;
@@ -39,7 +39,7 @@ pub fn emit(f: &mut Function, nest: &Nest, index: &[R]) {
     if matches!(columns, Extent::Const(n) if n % lanes == 0) {
         return;
     }
-    let maskable = f.a.isa.evex() || nest.stages.iter().all(|s| only_f32(nest, s, &wanted(nest, s)));
+    let maskable = f.a.isa.evex() || nest.stages.iter().all(|s| only_floats(nest, s, &wanted(nest, s)));
     if !maskable {
         return strips.repeat(f, end, &[Lanes::One], true);
     }
@@ -236,7 +236,8 @@ fn places<'p>(point: &'p mut Point) -> impl Iterator<Item = &'p mut Base> {
 /// Adds a value to a sum, or whatever the reduction does. Lanes that do not exist have sums that nobody reads.
 fn accumulate(f: &mut Function, e: &mut Evaluator, op: ReduceOp, x: ExprId, sum: V) {
     if op == ReduceOp::Sum
-        && let (Expr::Prim(Prim::Mul, args), Elem::F32) = &e.exprs[x]
+        && let (Expr::Prim(Prim::Mul, args), elem) = &e.exprs[x]
+        && is_float(*elem)
     {
         let (x, y) = (e.vector(f, args[0]), e.vector(f, args[1]));
         return f.a.update(Op::Fma231, sum, x, y);

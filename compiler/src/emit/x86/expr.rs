@@ -1,11 +1,12 @@
 //! Emission of the expressions of kernels on wide vectors.
 //!
 //! An [`Evaluator`] emits an expression at most once. Along the lane loop values are vectors; what is the
-//! same for all lanes is a vector all the same, or a constant. Types are f32, i32, i8 as it is loaded and stored
-//! (in i32 lanes), `bool` as masks, and `i64` as numbers that do not vary. Everything else is left to the
-//! portable emitter: see [`supported`].
+//! same for all lanes is a vector all the same, or a constant. Types are f32, [f16 and bf16](super::floats) as they are loaded
+//! and stored (in f32 lanes), i32, i8 as it is loaded and stored (in i32 lanes), `bool` as masks, and `i64` as numbers that do
+//! not vary. Everything else is left to the portable emitter: see [`supported`].
 
 use super::asm::{Asm, Cond, M, Mem, R, Src, V};
+use super::floats::{self, is_float};
 use super::gelu::{self, Gelu};
 use super::isa::Op;
 use super::math;
@@ -135,14 +136,13 @@ pub fn supported(kernel: &Kernel, exprs: &Exprs, effects: &[Effect], lane_loop: 
         let stride = a.strides.get(lane_loop as usize).copied().unwrap_or(Extent::Const(0));
         a.dynamic.is_empty()
             && matches!(stride, Extent::Const(0 | 1))
-            && matches!(elem, Elem::F32 | Elem::I8)
+            && (elem == Elem::I8 || is_float(elem))
             && kernel.buffers[a.buffer as usize].elem == elem
     };
     for (id, (expr, elem)) in exprs.iter() {
         ok[id] = match expr {
             Expr::Load(a) => access(a, *elem),
-            Expr::Reduced(_) => *elem == Elem::F32,
-            Expr::Float(_) => *elem == Elem::F32,
+            Expr::Reduced(_) | Expr::Float(_) => is_float(*elem),
             Expr::Int(_) => matches!(elem, Elem::I32 | Elem::I8),
             Expr::Extent(_) => true,
             Expr::Index(_) | Expr::CheckedIndex(..) => false,
@@ -154,26 +154,23 @@ pub fn supported(kernel: &Kernel, exprs: &Exprs, effects: &[Effect], lane_loop: 
             let stride = a.strides.get(lane_loop as usize);
             ok[*x] && access(a, exprs[*x].1) && stride != Some(&Extent::Const(0))
         }
-        Effect::Reduce(_, x) => ok[*x] && exprs[*x].1 == Elem::F32,
+        Effect::Reduce(_, x) => ok[*x] && is_float(exprs[*x].1),
     })
 }
 
 fn prim_supported(p: Prim, of: Elem, to: Elem, args: usize) -> bool {
     use Prim::*;
     match p {
-        Cast => {
-            matches!(
-                (of, to),
-                (Elem::I64, Elem::F32)
-                    | (Elem::F32, Elem::I32 | Elem::I8 | Elem::F32)
-                    | (Elem::I32 | Elem::I8, Elem::F32 | Elem::I32 | Elem::I8)
-            )
-        }
-        Neg | Abs | Sqrt | Exp | Tanh | Erf | Floor | Ceil | Trunc | RoundEven | Div => to == Elem::F32,
-        Add | Sub | Mul | Min | Max => matches!(to, Elem::F32 | Elem::I32),
-        Eq | Lt | Le => of == Elem::F32,
+        Cast => match of {
+            Elem::I64 => is_float(to),
+            Elem::I32 => matches!(to, Elem::F32 | Elem::I32 | Elem::I8),
+            of => (of == Elem::I8 || is_float(of)) && (matches!(to, Elem::I32 | Elem::I8) || is_float(to)),
+        },
+        Neg | Abs | Sqrt | Exp | Tanh | Erf | Floor | Ceil | Trunc | RoundEven | Div => is_float(to),
+        Add | Sub | Mul | Min | Max => to == Elem::I32 || is_float(to),
+        Eq | Lt | Le => is_float(of),
         And => to == Elem::Bool,
-        Select => args == 3 && matches!(to, Elem::F32 | Elem::I32),
+        Select => args == 3 && (to == Elem::I32 || is_float(to)),
         _ => false,
     }
 }
@@ -321,17 +318,17 @@ impl<'a> Evaluator<'a> {
         let m = self.place(b);
         if !b.moves || self.index.is_none() {
             return match b.elem {
-                Elem::F32 => f.a.broadcast(m),
-                _ => {
+                Elem::I8 => {
                     let x = f.a.load_signed_byte(m);
                     f.a.splat_word(x)
                 }
+                elem => floats::broadcast(&mut f.a, elem, m),
             };
         }
         match (b.elem, self.lanes) {
-            (Elem::F32, Lanes::All) => f.a.vector_of(m),
-            (Elem::F32, Lanes::Some(mask)) => f.a.load_masked(m, mask),
-            (Elem::F32, Lanes::One) => f.a.broadcast(m),
+            (elem, Lanes::All) if is_float(elem) => floats::load(&mut f.a, elem, m),
+            (elem, Lanes::Some(mask)) if is_float(elem) => floats::load_masked(&mut f.a, elem, m, mask),
+            (elem, Lanes::One) if is_float(elem) => floats::broadcast(&mut f.a, elem, m),
             (_, Lanes::All) => f.a.unary(Op::WidenI8, m),
             (_, Lanes::Some(mask)) => f.a.widen_masked(Op::WidenI8, m, mask),
             (_, Lanes::One) => {
@@ -352,9 +349,9 @@ impl<'a> Evaluator<'a> {
         let m = self.place(to);
         let lanes = if self.index.is_none() { Lanes::One } else { self.lanes };
         match (to.elem, lanes) {
-            (Elem::F32, Lanes::All) => f.a.store_vector(m, x),
-            (Elem::F32, Lanes::Some(mask)) => f.a.store_masked(m, x, mask),
-            (Elem::F32, Lanes::One) => f.a.store_by(Op::StoreLane, m, x),
+            (elem, Lanes::All) if is_float(elem) => floats::store(&mut f.a, elem, m, x),
+            (elem, Lanes::Some(mask)) if is_float(elem) => floats::store_masked(&mut f.a, elem, m, x, mask),
+            (elem, Lanes::One) if is_float(elem) => floats::store_lane(&mut f.a, elem, m, x),
             (_, Lanes::All) => f.a.store_bytes(m, x, None),
             (_, Lanes::Some(mask)) => f.a.store_bytes(m, x, Some(mask)),
             (_, Lanes::One) => f.a.store_byte(m, x),
@@ -364,7 +361,7 @@ impl<'a> Evaluator<'a> {
     fn prim(&mut self, f: &mut Function, p: Prim, args: &[ExprId], elem: Elem) -> Val {
         use Prim::*;
         let of = self.exprs[args[0]].1;
-        let float = of == Elem::F32;
+        let float = is_float(of);
         let op = |float_op: Op, int_op: Op| if float { float_op } else { int_op };
         let v = match p {
             Cast => return self.cast(f, args[0], elem),
@@ -460,12 +457,13 @@ impl<'a> Evaluator<'a> {
     fn cast(&mut self, f: &mut Function, x: ExprId, to: Elem) -> Val {
         let of = self.exprs[x].1;
         match (of, to) {
-            (Elem::I64, Elem::F32) => {
+            (Elem::I64, to) => {
                 let Val::R(r) = self.value(f, x) else { unreachable!("`i64` values do not vary") };
                 let v = f.a.float_of(r);
-                Val::V(f.a.splat(v))
+                let v = f.a.splat(v);
+                Val::V(floats::rounded(&mut f.a, to, v))
             }
-            (Elem::F32, Elem::I32) => {
+            (of, Elem::I32) if is_float(of) => {
                 // Saturating, NaN gives 0: the instruction gives i32::MIN where it overflows.
                 let x = self.vector(f, x);
                 let ordered = f.a.compare_ps(math::EQUAL, x, x);
@@ -477,7 +475,7 @@ impl<'a> Evaluator<'a> {
                 let most = f.a.vector_of(i32::MAX);
                 Val::V(f.a.select(above, most, y))
             }
-            (Elem::F32, Elem::I8) => {
+            (of, Elem::I8) if is_float(of) => {
                 let x = self.vector(f, x);
                 let ordered = f.a.compare_ps(math::EQUAL, x, x);
                 let (low, high) = (f.a.vector_of(-128.0), f.a.vector_of(127.0));
@@ -487,9 +485,14 @@ impl<'a> Evaluator<'a> {
                 let number = f.a.select(ordered, bounded, zero);
                 Val::V(f.a.unary(Op::CvttPs2Dq, number))
             }
-            (Elem::I32 | Elem::I8, Elem::F32) => {
+            (Elem::I32 | Elem::I8, to) if is_float(to) => {
                 let x = self.src(f, x);
-                Val::V(f.a.unary(Op::CvtDq2Ps, x))
+                let y = f.a.unary(Op::CvtDq2Ps, x);
+                Val::V(floats::rounded(&mut f.a, to, y))
+            }
+            (_, Elem::F16 | Elem::Bf16) => {
+                let x = self.vector(f, x);
+                Val::V(floats::rounded(&mut f.a, to, x))
             }
             // To i8: wraps. Values in the range of i8 stay as they are.
             (Elem::I32, Elem::I8) => {

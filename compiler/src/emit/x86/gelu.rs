@@ -5,13 +5,13 @@
 
 use super::asm::{Asm, V};
 use super::expr::Exprs;
+use super::floats::is_float;
 use super::isa::Op;
 use super::math::{abs, copysign, exp_normal, exp2, polynomial};
 use crate::emit::clif::math::SHIFT_32;
 use crate::kernel::nest::{Expr, ExprId};
 use std::f64::consts::FRAC_1_SQRT_2;
 use tfc_ir::scalar::Prim;
-use tfc_ir::types::Elem;
 
 /// A product that is GELU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +56,9 @@ fn is_number(exprs: &Exprs, e: ExprId, x: f64) -> bool {
 /// The factors of a product that are not products, and `whole` as a whole.
 fn factors(exprs: &Exprs, e: ExprId, whole: Option<ExprId>) -> Vec<ExprId> {
     match &exprs[e] {
-        (Expr::Prim(Prim::Mul, args), Elem::F32) if Some(e) != whole => args.iter().flat_map(|&a| factors(exprs, a, whole)).collect(),
+        (Expr::Prim(Prim::Mul, args), elem) if is_float(*elem) && Some(e) != whole => {
+            args.iter().flat_map(|&a| factors(exprs, a, whole)).collect()
+        }
         _ => vec![e],
     }
 }
@@ -71,7 +73,10 @@ fn other(exprs: &Exprs, args: &[ExprId], x: f64) -> Option<ExprId> {
 }
 
 fn gate_of(exprs: &Exprs, e: ExprId) -> Option<Inner> {
-    let (Expr::Prim(Prim::Add, args), Elem::F32) = &exprs[e] else { return None };
+    let (Expr::Prim(Prim::Add, args), elem) = &exprs[e] else { return None };
+    if !is_float(*elem) {
+        return None;
+    }
     match &exprs[other(exprs, args, 1.0)?].0 {
         Expr::Prim(Prim::Tanh, args) => Some(Inner::Tanh(args[0])),
         Expr::Prim(Prim::Erf, args) => match &exprs[args[0]].0 {
@@ -189,6 +194,7 @@ mod tests {
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use crate::schedule::exprs;
     use tfc_ir::ops;
+    use tfc_ir::types::Elem;
 
     /// `out[i] = y(in[i])` for `n` elements.
     fn kernel(n: usize, y: impl FnOnce(&mut exprs::Exprs, ExprId) -> ExprId) -> Kernel {

@@ -6,6 +6,7 @@ use super::asm::{Asm, Cond, Mem, R, V};
 use super::dequantized::{self, Codes};
 use super::epilogue::Epilogue;
 use super::expr::{Function, supported};
+use super::floats::is_float;
 use super::isa::Isa;
 use super::matrix;
 use super::pack::matrix_address;
@@ -26,9 +27,9 @@ const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 /// set has masks for them.
 pub fn covers(kernel: &Kernel, g: &Gemm) -> bool {
     let lane_loop = g.batch.len() as u32 + 1;
-    let units = matches!((&g.format, g.k), (Format::F32, _) | (Format::Dequantized(_) | Format::Quantized(_), Extent::Const(1..)));
+    let units = matches!((&g.format, g.k), (Format::Floats(Elem::F32), _) | (_, Extent::Const(1..)));
     let whole = matches!(g.n, Extent::Const(n) if n % PANEL as i64 == 0);
-    let fits = |elem: Elem| elem == Elem::F32 || (whole && elem == Elem::I8);
+    let fits = |elem: Elem| is_float(elem) || (whole && elem == Elem::I8);
     let reads = |(expr, elem): &(Expr, Elem)| match expr {
         Expr::Load(a) => fits(*elem) || a.strides[lane_loop as usize] == Extent::Const(0),
         _ => true,
@@ -46,7 +47,7 @@ pub fn emit(f: &mut Function, g: &Gemm, begin: R, end: R) {
     let height = GROUP_ROWS as i64;
     let sums = f.a.scratch(height * PANEL_ROW);
     let (depth, panel_row) = match &g.format {
-        Format::F32 => (g.k, PANEL_ROW),
+        Format::Floats(elem) => (g.k, PANEL as i64 * bytes_of(*elem)),
         Format::Dequantized(d) => (g.k, d.row_bytes()),
         Format::Quantized(q) => {
             let k = g.k.as_const().expect("weights have known sizes");
@@ -108,12 +109,13 @@ fn task(f: &mut Function, g: &Gemm, task: R, sums: R, (depth, panel_row): (Exten
     };
     let skipped = f.a.times_imm(skipped, ELEMENT);
     f.a.add_into(left, skipped);
-    let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch, ELEMENT);
+    let right_element = if let Format::Floats(elem) = g.format { bytes_of(elem) } else { ELEMENT };
+    let right = matrix_address(f, g.right.buffer, matrix, &g.batch, &g.right.batch, right_element);
     let skipped = f.a.times(chunk, k);
     let skipped = f.a.times_imm(skipped, (CHUNK / PANEL) as i64 * panel_row);
     f.a.add_into(right, skipped);
     let parameters = match &g.format {
-        Format::F32 | Format::Dequantized(_) => None,
+        Format::Floats(_) | Format::Dequantized(_) => None,
         Format::Quantized(q) => {
             // The sums of rows are ordered like the row tiles, which lie one behind the other.
             let begin = f.buffer(g.left.buffer);
@@ -241,7 +243,7 @@ impl Alone {
     /// of the weights.
     fn of(f: &mut Function, g: &Gemm, (depth, panel_row): (Extent, i64)) -> Option<Alone> {
         let (at_once, column_bytes) = match &g.format {
-            Format::F32 => return None,
+            Format::Floats(_) => return None,
             Format::Dequantized(d) => (dequantized::panels(f.a.isa), d.groups * d.column_bytes()),
             Format::Quantized(q) => (row::panels(f.a.isa, q), q.groups * q.column_bytes()),
         };
@@ -407,7 +409,7 @@ fn integers(f: &mut Function, g: &Gemm, q: &Quantized, units: i64, o: &Operands,
     }
 }
 
-/// The f32 sums of the row tiles of a task by a panel: block by block along k, strip by strip, tile by tile. A
+/// The f32 sums of the row tiles of a task by a panel of floats: block by block along k, strip by strip, tile by tile. A
 /// panel of `codes` becomes one of f32 block by block. The epilogue follows, or the sums stay in memory.
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and where its sums go")]
 fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, rows: R, sums: R, epilogue: Option<&Epilogue>) {
@@ -415,6 +417,8 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     let one_block = matches!(g.k, Extent::Const(k) if k <= block);
     let in_registers = epilogue.filter(|_| one_block && f.a.isa.evex());
     let strip_bytes = tile::register_tile(f.a.isa).1 as i64 * f.a.isa.bytes();
+    let right_elem = if let Format::Floats(elem) = g.format { elem } else { Elem::F32 };
+    let panel_row = PANEL as i64 * bytes_of(right_elem);
     // Blocks are multiples of every power of 2 that matters.
     let k_multiple = match g.k {
         Extent::Const(k) => 1 << k.trailing_zeros().min(8),
@@ -457,13 +461,15 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
         unpack.emit(f, count);
     }
     // The next block, or the next panel, lies behind this one. The first tiles fetch it.
-    let bytes = f.a.times_imm(count, PANEL_ROW);
+    let bytes = f.a.times_imm(count, panel_row);
     let next = unpack.is_none().then(|| f.a.plus(block_right, bytes));
     let next_end = next.map(|next| f.a.plus(next, bytes));
     let within = f.a.imm(0);
     let strips = f.a.label();
     f.a.bind(strips);
-    let strip = f.a.plus(block_right, within);
+    // The strip of the sums, which are f32, and that of the panel.
+    let before = if right_elem == Elem::F32 { within } else { f.a.half(within) };
+    let strip = f.a.plus(block_right, before);
     let (tile_left, tile_sums) = (f.a.copy(block_left), f.a.plus(sums, within));
     tile::tiles(
         f,
@@ -475,6 +481,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
                 left_row,
                 left_k,
                 right: strip,
+                right_elem,
                 k: count,
                 k_multiple,
                 columns: strip_bytes / ELEMENT,
@@ -513,7 +520,7 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     if !one_block {
         f.a.add_imm(block_left, block * left_k);
         if unpack.is_none() {
-            f.a.add_imm(block_right, block * PANEL_ROW);
+            f.a.add_imm(block_right, block * panel_row);
         }
         f.a.add_imm(rest, -block);
         f.a.jump(blocks);
@@ -522,6 +529,11 @@ fn floats(f: &mut Function, g: &Gemm, left: R, right: R, codes: Option<&Codes>, 
     if let (Some(epilogue), None) = (epilogue, in_registers) {
         epilogue.rows(f, sums, rows);
     }
+}
+
+/// Bytes of a float in memory.
+fn bytes_of(elem: Elem) -> i64 {
+    i64::from(elem.bits() / 8)
 }
 
 /// The rows of each group but the last, which are whole tiles of `tile` rows.

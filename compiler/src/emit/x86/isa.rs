@@ -180,6 +180,8 @@ operations! {
     BroadcastMem: VEX_Vbroadcastss_ymm_m32, EVEX_Vpbroadcastd_zmm_k1z_xmmm32, Full Xmm;
     /// 64 bits of memory in every pair of lanes.
     BroadcastLong: VEX_Vbroadcastsd_ymm_m64, EVEX_Vbroadcastsd_zmm_k1z_xmmm64, Full Xmm;
+    /// 16 bits of memory in every word of half a vector.
+    BroadcastWord: VEX_Vpbroadcastw_xmm_xmmm16, EVEX_Vpbroadcastw_ymm_k1z_xmmm16, Half Xmm;
     /// The lowest lane in every lane.
     Broadcast: VEX_Vbroadcastss_ymm_xmm, EVEX_Vbroadcastss_zmm_k1z_xmmm32, Full Xmm;
     /// 32 bits of memory, the other lanes 0.
@@ -202,6 +204,8 @@ operations! {
     WidenU16: VEX_Vpmovzxwd_ymm_xmmm128, EVEX_Vpmovzxwd_zmm_k1z_ymmm256, Full Half;
     /// f16 to f32.
     WidenF16: VEX_Vcvtph2ps_ymm_xmmm128, EVEX_Vcvtph2ps_zmm_k1z_ymmm256_sae, Full Half;
+    /// f32 to f16 by the rounding mode of the immediate.
+    NarrowF16: VEX_Vcvtps2ph_xmmm128_ymm_imm8, EVEX_Vcvtps2ph_ymmm256_k1z_zmm_imm8_sae, Half Full;
     /// Pairs of 32-bit lanes, the lower ones of every 128 bits.
     UnpackLow: VEX_Vunpcklps_ymm_ymm_ymmm256, EVEX_Vunpcklps_zmm_k1z_zmm_zmmm512b32, Full Full Full;
     /// Pairs of 32-bit lanes, the upper ones of every 128 bits.

@@ -13,6 +13,7 @@ mod dequantized;
 mod encode;
 mod epilogue;
 pub mod expr;
+mod floats;
 mod gelu;
 mod gemm;
 pub mod isa;

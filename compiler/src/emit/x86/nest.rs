@@ -4,11 +4,11 @@
 use super::asm::{Cond, Mem, R, V};
 use super::columns;
 use super::expr::{Base, Evaluator, Function, Lanes, extremum, supported};
+use super::floats::is_float;
 use super::isa::Op;
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
 use crate::kernel::{Extent, Kernel};
 use cranelift_entity::SecondaryMap;
-use tfc_ir::types::Elem;
 
 /// Accumulators of a reduction: additions wait for each other otherwise.
 const ACCUMULATORS: i64 = 4;
@@ -21,7 +21,7 @@ pub fn covers(kernel: &Kernel, nest: &Nest) -> bool {
     let lane_loop = if nest.columns.is_some() { nest.tasks.len() } else { nest.loops() - 1 } as u32;
     // Rows have no lanes in stages that run once: any stride will do.
     let is_scalar = |s: &Stage| s.once && nest.columns.is_none();
-    let reductions = nest.reductions.values().all(|(op, elem)| *elem == Elem::F32 && *op != ReduceOp::Prod);
+    let reductions = nest.reductions.values().all(|(op, elem)| is_float(*elem) && *op != ReduceOp::Prod);
     reductions
         && nest.stages.iter().all(|s| {
             let stores_lanes = s.effects.iter().all(|e| match e {
@@ -305,7 +305,7 @@ fn lanes(
     let exit = f.a.label();
     f.a.compare(i, end);
     f.a.jump_if(Cond::Ge, exit);
-    if f.a.isa.evex() || only_f32(nest, stage, wanted) {
+    if f.a.isa.evex() || only_floats(nest, stage, wanted) {
         let left = f.a.minus(end, i);
         let mask = f.a.first_lanes(left);
         body(f, 0, Lanes::Some(mask), 0);
@@ -320,10 +320,10 @@ fn lanes(
     f.a.bind(exit);
 }
 
-/// Whether all memory that a stage touches along its lanes is f32.
-pub fn only_f32(nest: &Nest, stage: &Stage, wanted: &SecondaryMap<ExprId, bool>) -> bool {
-    let loads = nest.exprs.iter().all(|(id, (e, elem))| !wanted[id] || !matches!(e, Expr::Load(_)) || *elem == Elem::F32);
-    loads && stage.effects.iter().all(|e| matches!(e, Effect::Store(_, x) | Effect::Reduce(_, x) if nest.exprs[*x].1 == Elem::F32))
+/// Whether all memory that a stage touches along its lanes is of floats.
+pub fn only_floats(nest: &Nest, stage: &Stage, wanted: &SecondaryMap<ExprId, bool>) -> bool {
+    let loads = nest.exprs.iter().all(|(id, (e, elem))| !wanted[id] || !matches!(e, Expr::Load(_)) || is_float(*elem));
+    loads && stage.effects.iter().all(|e| matches!(e, Effect::Store(_, x) | Effect::Reduce(_, x) if is_float(nest.exprs[*x].1)))
 }
 
 /// The expressions that differ along a loop; results of reductions do where every iteration has its own.

@@ -2,12 +2,13 @@
 
 use super::asm::{Asm, Cond, Mem, R, V};
 use super::expr::Function;
+use super::floats;
 use super::isa::{Isa, Op};
 use crate::kernel::Extent;
 use crate::kernel::gemm::{PANEL, TILE_ROWS};
+use tfc_ir::types::Elem;
 
 const ELEMENT: i64 = 4;
-const PANEL_ROW: i64 = PANEL as i64 * ELEMENT;
 
 /// Bytes of a line of the caches.
 pub const LINE: i64 = 64;
@@ -90,6 +91,8 @@ pub struct Product {
     pub left_k: i64,
     /// The panel, or a part of its columns.
     pub right: R,
+    /// Type of its elements.
+    pub right_elem: Elem,
     /// Length of the dot products.
     pub k: R,
     /// What is known to divide k.
@@ -131,7 +134,9 @@ impl Product {
 
     /// Emits some rows by some vectors, each given by the first and how many there are; their sums, row by row.
     pub fn strip(&self, f: &mut Function, (first, rows): (usize, usize), (skipped, vectors): (i64, usize)) -> Vec<V> {
-        let (isa, width) = (f.a.isa, f.a.isa.bytes());
+        let isa = f.a.isa;
+        let element = i64::from(self.right_elem.bits() / 8);
+        let (panel_row, width) = (PANEL as i64 * element, isa.lanes() * element);
         let within = skipped * width;
         let place = |i: usize| self.place(isa, ((first, rows), (skipped, vectors)), i);
         // A sum waits for the one before: low tiles keep several for different k.
@@ -148,9 +153,9 @@ impl Product {
         let (p, q) = (f.a.lea(Mem::at(self.left, first as i64 * self.left_row)), f.a.lea(Mem::at(self.right, within)));
         let count = f.a.copy(self.k);
         let step = |a: &mut Asm, n: i64| {
-            let b: Vec<V> = (0..vectors as i64).map(|v| a.vector_of(Mem::at(q, n * PANEL_ROW + v * width))).collect();
+            let b: Vec<V> = (0..vectors as i64).map(|v| floats::load(a, self.right_elem, Mem::at(q, n * panel_row + v * width))).collect();
             for line in (0..vectors as i64 * width).step_by(LINE as usize) {
-                a.prefetch(Mem::at(q, n * PANEL_ROW + line + AHEAD), false);
+                a.prefetch(Mem::at(q, n * panel_row + line + AHEAD), false);
             }
             if let (Some(next), 1) = (self.next, n % 2) {
                 a.prefetch_far(Mem::at(next, n / 2 * LINE));
@@ -167,7 +172,7 @@ impl Product {
         };
         let advance = |a: &mut Asm, n: i64| {
             a.add_imm(p, n * self.left_k);
-            a.add_imm(q, n * PANEL_ROW);
+            a.add_imm(q, n * panel_row);
             if let Some(next) = self.next_rows {
                 a.add_imm(next, n * rows as i64 * ELEMENT);
             }
