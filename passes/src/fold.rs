@@ -14,17 +14,31 @@ use tfc_ir::tensor::Tensor;
 /// from. So tables of positions, masks and transposed weights are folded, and a small tensor that
 /// is expanded to a large one stays small. What fails to evaluate (an index out of range) stays
 /// and reports at run time.
+///
+/// The pass has a budget of memory and of arithmetic, a fixed part and one in proportion to the constants of the
+/// graph: what exceeds it is computed at run time, so a few bytes of model cannot make a compiler of gigabytes.
 pub const PASS: Pass = Pass { name: "fold", summary: "evaluate what is constant", run };
 
 /// How many bytes a folded constant may be larger than those it replaces: a table of 512 by 512
 /// floats is worth keeping, and a model has few of them.
 const MAX_GROWTH: usize = 1 << 20;
 
-/// The largest intermediate result, in bytes: bounds the memory of the compiler.
-const MAX_BYTES: usize = 1 << 30;
+/// Bytes that results take at one time, besides so many times those of the graph's constants.
+const HELD_BYTES: usize = 64 << 20;
+const HELD_TIMES: usize = 4;
 
 /// The most arithmetic in one node: bounds the time, at some 10⁸ operations a second.
 const MAX_WORK: f64 = 3e8;
+
+/// The most arithmetic in all nodes, besides so much for each byte of the graph's constants.
+const TOTAL_WORK: f64 = 1e8;
+const WORK_PER_BYTE: f64 = 8.0;
+
+/// What is left for further nodes.
+struct Budget {
+    bytes: usize,
+    work: f64,
+}
 
 /// A constant value, and the bytes of the graph's constants that it is computed from.
 struct Known {
@@ -41,15 +55,32 @@ impl Known {
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut known: Vec<Option<Known>> = Vec::new();
     known.resize_with(graph.values().len(), || None);
+    let mut constants = 0usize;
     for (v, d) in graph.values() {
         if let Def::Const(t) = &d.def {
-            known[index(v)] = Some(Known { tensor: t.clone(), source: t.bytes().len() });
+            let source = t.bytes().len();
+            constants += source;
+            known[index(v)] = Some(Known { tensor: t.clone(), source });
         }
     }
-    for (_, data) in graph.nodes() {
-        if let Some(results) = evaluate(&graph, data, &known, cx) {
+    let mut budget = Budget {
+        bytes: HELD_BYTES.saturating_add(constants.saturating_mul(HELD_TIMES)),
+        work: TOTAL_WORK + WORK_PER_BYTE * constants as f64,
+    };
+    let mut last_use = vec![None; graph.values().len()];
+    for (n, data) in graph.nodes() {
+        data.inputs.iter().for_each(|&v| last_use[index(v)] = Some(n));
+    }
+    for (n, data) in graph.nodes() {
+        if let Some(results) = evaluate(&graph, data, &known, &mut budget, cx) {
             for (&v, r) in data.outputs.iter().zip(results) {
                 known[index(v)] = Some(r);
+            }
+        }
+        // What is too large to become a constant is only needed as an operand.
+        for &v in data.inputs.iter().filter(|&&v| last_use[index(v)] == Some(n)) {
+            if let Some(k) = known[index(v)].take_if(|k| !k.is_small()) {
+                budget.bytes += k.tensor.bytes().len();
             }
         }
     }
@@ -72,27 +103,29 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     Ok((out.finish(), stats))
 }
 
-/// The results of a node, if all operands are known and the rules of the pass allow it.
-fn evaluate(graph: &Graph, data: &NodeData, known: &[Option<Known>], cx: &Context) -> Option<Vec<Known>> {
+/// The results of a node, if all operands are known and the rules of the pass and its budget allow it.
+fn evaluate(graph: &Graph, data: &NodeData, known: &[Option<Known>], budget: &mut Budget, cx: &Context) -> Option<Vec<Known>> {
     let quantized = |v: &Value| graph.ty(*v).quant.is_some();
     if data.inputs.iter().chain(&data.outputs).any(quantized) {
         return None;
     }
     let operands: Vec<&Known> = data.inputs.iter().map(|&v| known[index(v)].as_ref()).collect::<Option<_>>()?;
+    let mut bytes = 0usize;
     for &v in &data.outputs {
         let ty = graph.ty(v);
         let elements = ty.shape.as_fixed()?.into_iter().try_fold(1usize, usize::checked_mul)?;
-        if ty.elem.bytes(elements) > MAX_BYTES {
-            return None;
-        }
+        bytes = bytes.checked_add(ty.elem.bytes(elements))?;
     }
     let types: Vec<_> = data.inputs.iter().map(|&v| graph.ty(v)).collect();
     let results: Vec<_> = data.outputs.iter().map(|&v| graph.ty(v)).collect();
-    if cost::work(&data.op, &types, &results, cx) > MAX_WORK {
+    let work = cost::work(&data.op, &types, &results, cx);
+    if bytes > budget.bytes || work > MAX_WORK.min(budget.work) {
         return None;
     }
     let source = operands.iter().fold(0usize, |n, k| n.saturating_add(k.source));
     let tensors: Vec<Tensor> = operands.iter().map(|k| k.tensor.clone()).collect();
+    budget.work -= work;
     let results = data.op.eval(&Bindings::new(), &tensors).ok()?;
+    budget.bytes -= bytes;
     Some(results.into_iter().map(|tensor| Known { tensor, source }).collect())
 }

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Build, assert_exact, constants, count, run};
-use tfc_ir::graph::Loc;
-use tfc_ir::ops::{Add, Exp, Mul, Sub};
+use common::{Build, assert_exact, constants, count, run, shape};
+use tfc_ir::graph::{Loc, Value};
+use tfc_ir::ops::reduce::{Reduce, ReduceKind};
+use tfc_ir::ops::{Add, Exp, Iota, Mul, Sub};
+use tfc_ir::types::Elem;
 
 #[test]
 fn dce_removes_what_no_output_needs_and_keeps_inputs() {
@@ -81,4 +83,46 @@ fn fold_does_not_blow_up_small_constants() {
     let (out, _) = run(&g, "fold,dce");
     assert_eq!(count(&out, "mul"), 1, "600 x 600 floats from 1200 are not worth storing");
     assert_exact(&g, &out);
+}
+
+/// `[1]`: the sum of the numbers below `n`.
+fn sum_of_numbers(b: &mut Build, n: i64) -> Value {
+    let numbers = b.op(Iota { elem: Elem::I64, shape: shape(&n.to_string()), axis: 0 }, &[]);
+    b.op(Reduce { kind: ReduceKind::Sum, axes: vec![0], keep: true }, &[numbers])
+}
+
+#[test]
+fn fold_leaves_what_exceeds_its_memory_to_the_run() {
+    let mut b = Build::new();
+    let x = b.input_of(Elem::I64, "1");
+    let sum = sum_of_numbers(&mut b, 1 << 30);
+    let y = b.op(Add {}, &[x, sum]);
+    let (out, stats) = run(&b.done(y), "fold,dce");
+    assert_eq!((stats.get("nodes folded"), count(&out, "iota"), count(&out, "reduce")), (0, 1, 1));
+}
+
+#[test]
+fn fold_gives_back_the_memory_of_operands() {
+    let mut b = Build::new();
+    let x = b.input_of(Elem::I64, "1");
+    // Together they take 72 MiB.
+    let y = (0..9).fold(x, |y, _| {
+        let sum = sum_of_numbers(&mut b, 1 << 20);
+        b.op(Add {}, &[y, sum])
+    });
+    let (out, _) = run(&b.done(y), "fold,dce");
+    assert_eq!((count(&out, "iota"), count(&out, "add"), constants(&out).len()), (0, 9, 9));
+}
+
+#[test]
+fn fold_keeps_the_constants_of_small_models_small() {
+    let mut b = Build::new();
+    let x = b.input_of(Elem::I64, "1");
+    // 1 MiB each.
+    let y = (0..100).fold(x, |y, _| {
+        let numbers = b.op(Iota { elem: Elem::I64, shape: shape("131072"), axis: 0 }, &[]);
+        b.op(Add {}, &[y, numbers])
+    });
+    let (out, _) = run(&b.done(y), "fold,dce");
+    assert_eq!((count(&out, "iota"), constants(&out).len()), (36, 64));
 }
