@@ -20,7 +20,9 @@
 //!   ([`Status::Context`]), each dimension in its range ([`Status::DimensionRange`]), the conditions
 //!   between dimensions ([`Status::DimensionMismatch`]), the arena ([`Status::Arena`]).
 //! - Whatever the numbers in the inputs are, it reads and writes only within the buffers.
-//! - A call, of `run` or of a part of a parallel loop, takes less than [`STACK_BYTES`] of the stack of its thread.
+//! - A call, of `run` or of a part of a parallel loop, takes at most as much of the stack of its thread as
+//!   `NAME_STACK_BYTES` in the model's header says. On the way down it touches every page, so a stack that is too
+//!   small ends in a fault at its guard page and never in a write beyond it.
 //!
 //! # What callers promise
 //!
@@ -39,8 +41,6 @@ use std::mem::{offset_of, size_of};
 pub const ABI_VERSION: u32 = 1;
 /// Alignment in bytes of the arena, of every slot in it, and of each packed weight.
 pub const ALIGN: usize = 64;
-/// Bytes of the stack that a thread in generated code has use for.
-pub const STACK_BYTES: usize = 256 << 10;
 /// Bytes of a context.
 pub const CONTEXT_BYTES: usize = 64;
 /// The first word of a context that `init` has filled.

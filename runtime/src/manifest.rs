@@ -75,6 +75,10 @@ pub struct Manifest {
     /// What was measured for the whole model on the calibration data, in name order.
     #[prost(message, repeated, tag = "20")]
     pub accuracy: Vec<Measure>,
+    /// Bytes of stack that a thread needs that runs the model or parts of its loops; 0 in the manifest of an object,
+    /// which is made before its code.
+    #[prost(uint64, tag = "21")]
+    pub stack_bytes: u64,
 }
 
 /// A free dimension.

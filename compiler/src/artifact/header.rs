@@ -52,6 +52,9 @@ fn write_header(o: &mut String, i: &Interface) -> std::fmt::Result {
     writeln!(o, "#ifdef __cplusplus\nextern \"C\" {{\n#endif\n")?;
     writeln!(o, "/* Version of this interface. */\n#define {n}_ABI_VERSION {}", abi::ABI_VERSION)?;
     writeln!(o, "/* Alignment in bytes of the arena and of weights in memory. */\n#define {n}_ALIGN {}", abi::ALIGN)?;
+    writeln!(o, "/* Bytes of stack that a call of {n}_run needs at most, and each call of a loop's part by {n}_run_parallel. Pages are")?;
+    writeln!(o, " * touched in their order: a stack that is too small ends in a fault at its guard page, not in a write beyond it. */")?;
+    writeln!(o, "#define {n}_STACK_BYTES {}", m.stack_bytes)?;
     writeln!(o, "/* Numbers of free dimensions, inputs and outputs. */")?;
     writeln!(o, "#define {n}_DIMS {}", m.symbols.len())?;
     writeln!(o, "#define {n}_INPUTS {}\n#define {n}_OUTPUTS {}", i.inputs.len(), i.outputs.len())?;
@@ -138,7 +141,7 @@ const char *{n}_cpu_variant(const {n}_context *ctx);
 size_t {n}_arena_bytes(const {n}_dims *dims);
 /* Bytes of each output at these dimensions, in the order of {n}_outputs. */
 int {n}_output_bytes(const {n}_dims *dims, size_t {array});
-/* Runs the model on the calling thread, which needs {stack} KiB of stack. Give each call in flight an arena of its own. */
+/* Runs the model on the calling thread, which needs {n}_STACK_BYTES of stack. Give each call in flight an arena of its own. */
 int {n}_run(const {n}_context *ctx, const {n}_dims *dims, const {n}_inputs *in, {n}_outputs *out, void *arena);
 /* Runs the model with pf(user, ...) for its parallel loops, whose threads need as much stack; NULL runs them on the
  * calling thread. */
@@ -153,6 +156,5 @@ extern const uint64_t {n}_entry[{}];
 
 ",
         abi::entry_offset::END / 8,
-        stack = abi::STACK_BYTES >> 10,
     )
 }

@@ -29,6 +29,7 @@ pub fn value(m: &Manifest) -> Value {
         "cpu_variants": each(&m.cpu_variants, |v| json!({ "name": v.name, "features": v.features, "code_bytes": v.code_bytes })),
         "code_bytes": m.code_bytes,
         "table_bytes": m.table_bytes,
+        "stack_bytes": m.stack_bytes,
         "undefined_symbols": m.undefined_symbols,
         "kernels": each(&m.kernels, |k| json!({
             "name": k.name,

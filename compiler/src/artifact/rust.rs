@@ -60,6 +60,9 @@ fn write_module(o: &mut String, i: &Interface) -> std::fmt::Result {
     writeln!(o, "use std::ffi::{{CStr, c_char, c_int, c_void}};\nuse std::fmt;\nuse std::marker::PhantomData;\n")?;
     writeln!(o, "/// Version of the C interface.\npub const ABI_VERSION: u32 = {};", abi::ABI_VERSION)?;
     writeln!(o, "/// Alignment in bytes of the arena and of weights in memory.\npub const ALIGN: usize = {};", abi::ALIGN)?;
+    writeln!(o, "/// Bytes of stack that a thread needs at most that runs the model or parts of its loops. As with all functions of")?;
+    writeln!(o, "/// Rust, a stack that is too small ends in a fault at its guard page: pages are touched in their order.")?;
+    writeln!(o, "pub const STACK_BYTES: usize = {};", m.stack_bytes)?;
     match i.weights_file() {
         Some((file, bytes)) => {
             writeln!(o, "/// Name of the weights file.\npub const WEIGHTS_FILE: &str = \"{file}\";")?;
@@ -225,7 +228,7 @@ impl{generics} Model{generics} {{
         text(unsafe {{ {n}_cpu_variant(&self.context) }})
     }}
 
-    /// Runs the model on this thread, which needs {stack} KiB of stack.
+    /// Runs the model on this thread, which needs [`STACK_BYTES`] of stack.
     pub fn run(&self, dims: &Dims, inputs: &{inputs_ty}, outputs: &mut {outputs_ty}, arena: &mut Arena) -> Result<(), Error> {{
         // SAFETY: without a callback there is nothing to promise.
         unsafe {{ self.run_parallel(dims, inputs, outputs, arena, None, std::ptr::null_mut()) }}
@@ -268,7 +271,6 @@ impl{generics} Model{generics} {{
         lengths(&i.outputs, "outputs"),
         i.inputs.len(),
         i.outputs.len(),
-        stack = abi::STACK_BYTES >> 10,
     )
 }
 

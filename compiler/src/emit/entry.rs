@@ -107,7 +107,9 @@ pub fn define(e: &mut Emitter, s: &Symbols) -> Result<(), ModuleError> {
     init(e, s)?;
     cpu_variant(e, s)?;
     status_string(e, s)?;
-    build_info(e, s)
+    build_info(e, s)?;
+    e.set_stack(&[s.run, s.run_parallel, check, launch]);
+    Ok(())
 }
 
 fn define_function(e: &mut Emitter, id: FuncId, build: impl FnOnce(&mut Emitter, &mut Function)) -> Result<(), ModuleError> {

@@ -191,7 +191,14 @@ fn variant(triple: &Triple, name: Option<&str>) -> Result<Cpu, JitError> {
 /// The instruction set for what is not a kernel: the JIT wants absolute addresses.
 fn module_isa() -> Option<OwnedTargetIsa> {
     let mut flags = settings::builder();
-    for (setting, value) in [("opt_level", "speed"), ("is_pic", "false"), ("use_colocated_libcalls", "false"), ("unwind_info", "false")] {
+    for (setting, value) in [
+        ("opt_level", "speed"),
+        ("is_pic", "false"),
+        ("use_colocated_libcalls", "false"),
+        ("enable_probestack", "true"),
+        ("probestack_strategy", "inline"),
+        ("unwind_info", "false"),
+    ] {
         flags.set(setting, value).ok()?;
     }
     cranelift_native::builder().ok()?.finish(settings::Flags::new(flags)).ok()

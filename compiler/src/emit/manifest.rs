@@ -10,6 +10,10 @@ use tfc_runtime::abi;
 use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, QuantEntry, Symbol, TensorInfo, VERSION, WeightsInfo};
 use tfc_runtime::weights::Header;
 
+/// Bytes of the stack for what is not code of the object: the functions of the C library that it calls, and what the
+/// loader does when they are called for the first time.
+const STACK_RESERVE: u64 = 16 << 10;
+
 /// What a manifest says besides the program.
 pub struct Info<'a> {
     /// Prefix of all symbols.
@@ -109,6 +113,7 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         undefined_symbols: vec![],
         quantization: program.ledger.iter().map(quantized).collect(),
         accuracy: vec![],
+        stack_bytes: 0,
     }
 }
 
@@ -142,6 +147,7 @@ pub fn add_sizes(manifest: &mut Manifest, program: &Program, sizes: &Sizes) {
     }
     manifest.code_bytes = sizes.glue + manifest.cpu_variants.iter().map(|v| v.code_bytes).sum::<u64>();
     manifest.table_bytes = sizes.data;
+    manifest.stack_bytes = (sizes.stack + STACK_RESERVE).next_multiple_of(4096);
 }
 
 /// Names made C identifiers, different from each other and from C's keywords.

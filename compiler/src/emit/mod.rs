@@ -12,5 +12,5 @@ pub mod module;
 pub mod object;
 pub mod x86;
 
-/// The largest frame of a kernel, in bytes: what the ABI [asks for](tfc_runtime::abi::STACK_BYTES) less what calls it takes.
-const FRAME_BYTES: u64 = tfc_runtime::abi::STACK_BYTES as u64 - (64 << 10);
+/// The largest frame of a kernel, in bytes: threads with small stacks have 256 KiB and more.
+const FRAME_BYTES: u64 = 192 << 10;

@@ -5,7 +5,7 @@
 //! ABI and the entry are exported.
 
 use super::candidates::{Candidate, candidates};
-use super::clif::code::Code;
+use super::clif::code::{Code, frame_bytes};
 use super::clif::target::Cpu;
 use super::cpuid;
 use super::entry;
@@ -13,7 +13,7 @@ use super::layout;
 use crate::kernel::{KernelId, Program};
 use cranelift_codegen::Context;
 use cranelift_codegen::ir::{self, InstBuilder, Signature, Value, types};
-use cranelift_entity::EntityRef;
+use cranelift_entity::{EntityRef, SecondaryMap};
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleError};
 use iced_x86::IcedError;
@@ -60,6 +60,8 @@ pub struct Sizes {
     pub glue: u64,
     /// Bytes of tables and strings.
     pub data: u64,
+    /// The most bytes of the stack that a call of `NAME_run` takes, of whichever variant.
+    pub stack: u64,
 }
 
 /// A module under construction.
@@ -78,6 +80,10 @@ pub struct Emitter<'a> {
     pub build_info: String,
     name: &'a str,
     sizes: Sizes,
+    /// Bytes of the stack that each function takes that is not a kernel.
+    frames: SecondaryMap<FuncId, u64>,
+    /// The most that a kernel takes.
+    kernel_stack: u64,
 }
 
 /// The exported functions, declared.
@@ -154,6 +160,8 @@ pub fn emit(module: &mut dyn Module, program: &Program, weights: Header, options
         build_info: options.build_info.into(),
         name: options.name,
         sizes: Sizes::default(),
+        frames: SecondaryMap::new(),
+        kernel_stack: 0,
     };
     let failed = |what: &str| {
         let what = what.to_string();
@@ -239,6 +247,7 @@ fn kernels(e: &mut Emitter, symbols: &Symbols, candidate: usize) -> Result<(), E
                         let func = e.module.declare_function(&name, Linkage::Local, &sig).map_err(wrap)?;
                         e.module.define_function_bytes(func, code.align, &code.bytes, &[]).map_err(wrap)?;
                         let bytes = code.bytes.len() as u64;
+                        e.kernel_stack = e.kernel_stack.max(code.stack);
                         shared.push(Shared { code, func, way, cpu: i });
                         (func, bytes)
                     }
@@ -337,8 +346,16 @@ impl Emitter<'_> {
     /// Compiles and defines a function that is not a kernel.
     pub(super) fn define(&mut self, id: FuncId, mut context: Context) -> Result<(), ModuleError> {
         self.module.define_function(id, &mut context)?;
-        self.sizes.glue += context.compiled_code().map_or(0, |c| c.code_buffer().len() as u64);
+        if let Some(code) = context.compiled_code() {
+            self.sizes.glue += code.code_buffer().len() as u64;
+            self.frames[id] = frame_bytes(code);
+        }
         Ok(())
+    }
+
+    /// Takes down what a call of `NAME_run` takes of the stack. On its way to a kernel it goes through these functions.
+    pub(super) fn set_stack(&mut self, way: &[FuncId]) {
+        self.sizes.stack = way.iter().map(|&f| self.frames[f]).sum::<u64>() + self.kernel_stack;
     }
 
     /// Constant data without references.

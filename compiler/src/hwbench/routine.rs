@@ -19,7 +19,7 @@ impl Routine {
             a.assemble(0)
         });
         let bytes = assembled.expect("the instructions are valid");
-        Loose::new(&Code { bytes, align: 64 }).map(Routine)
+        Loose::new(&Code { bytes, align: 64, stack: 0 }).map(Routine)
     }
 
     /// Calls it.

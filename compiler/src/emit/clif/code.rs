@@ -8,7 +8,7 @@ use crate::kernel::Kernel;
 use cranelift_codegen::binemit::Reloc;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::ExternalName;
-use cranelift_codegen::{CodegenError, Context, FinalizedRelocTarget};
+use cranelift_codegen::{CodegenError, CompiledCode, Context, FinalizedRelocTarget};
 
 /// The machine code of one kernel, which begins with its entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,10 +17,14 @@ pub struct Code {
     pub bytes: Vec<u8>,
     /// Alignment of the begin.
     pub align: u64,
+    /// The most bytes of the stack that a call takes, with its return address and what it calls.
+    pub stack: u64,
 }
 
 /// A call of a helper function.
 struct Call {
+    /// Number of the function that calls.
+    from: usize,
     /// The bytes to patch.
     at: usize,
     kind: Reloc,
@@ -34,8 +38,8 @@ struct Call {
 /// # Errors
 /// What Cranelift refuses: a bug of ours.
 pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
-    let mut out = Code { bytes: vec![], align: 1 };
-    let (mut begins, mut calls) = (vec![], vec![]);
+    let mut out = Code { bytes: vec![], align: 1, stack: 0 };
+    let (mut begins, mut calls, mut frames) = (vec![], vec![], vec![]);
     for function in kernel_functions(kernel, cpu) {
         // Values that registers have no room for come on top, a small part of what is left to callers.
         let frame: u64 = function.sized_stack_slots.values().map(|s| u64::from(s.size)).sum();
@@ -47,6 +51,7 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
         out.align = out.align.max(align);
         out.bytes.resize(out.bytes.len().next_multiple_of(align as usize), 0);
         let begin = out.bytes.len();
+        frames.push(frame_bytes(code));
         begins.push(begin);
         out.bytes.extend_from_slice(code.code_buffer());
         for r in code.buffer.relocs() {
@@ -54,13 +59,25 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
                 return Err(CodegenError::Unsupported(format!("a kernel refers to {:?}", r.target)));
             };
             let to = context.func.params.user_named_funcs()[*name].index as usize;
-            calls.push(Call { at: begin + r.offset as usize, kind: r.kind, addend: r.addend, to });
+            calls.push(Call { from: begins.len() - 1, at: begin + r.offset as usize, kind: r.kind, addend: r.addend, to });
         }
     }
-    for call in calls {
-        patch(&mut out.bytes, &call, begins[call.to])?;
+    for call in &calls {
+        patch(&mut out.bytes, call, begins[call.to])?;
     }
+    out.stack = deepest(0, &frames, &calls);
     Ok(out)
+}
+
+/// Bytes of the stack that a call of a function takes by itself: its frame, the frame pointer and the return address.
+pub fn frame_bytes(code: &CompiledCode) -> u64 {
+    16 + u64::from(code.buffer.frame_layout().expect("of a whole function").frame_to_fp_offset)
+}
+
+/// Bytes of the stack that a call of a function takes with what it calls. Helper functions do not call themselves.
+fn deepest(function: usize, frames: &[u64], calls: &[Call]) -> u64 {
+    let below = calls.iter().filter(|c| c.from == function).map(|c| deepest(c.to, frames, calls)).max();
+    frames[function] + below.unwrap_or(0)
 }
 
 fn patch(bytes: &mut [u8], call: &Call, target: usize) -> Result<(), CodegenError> {

@@ -145,7 +145,8 @@ impl Cpu {
             ("opt_level", "speed"),
             ("is_pic", "true"),
             ("enable_verifier", verify),
-            ("enable_probestack", "false"),
+            ("enable_probestack", "true"),
+            ("probestack_strategy", "inline"),
             ("unwind_info", "false"),
             ("preserve_frame_pointers", "false"),
         ] {

@@ -4,9 +4,12 @@
 use super::alloc::{self, Place, Places};
 use super::asm::{Asm, Class, Cond, First, Ins, Label, Mem, Operand, Reg};
 use super::isa::{Isa, Op, Width};
-use crate::emit::FRAME_BYTES;
+use crate::emit::{FRAME_BYTES, clif};
 use iced_x86::{Code, Encoder, IcedError, Instruction, OpKind, Register};
 use std::collections::BTreeMap;
+
+/// The distance between touched places of a frame: that of the smallest pages less what alignment and a call take.
+const PROBE: i64 = 4096 - 128;
 
 /// General registers for values of the frame: `rax`, `rcx`, `rdx`.
 const SPARE: [usize; 3] = [0, 1, 2];
@@ -45,16 +48,17 @@ impl Asm {
     ///
     /// # Errors
     /// When the encoder refuses an instruction: a bug of ours.
-    pub fn finish(self) -> Result<Vec<u8>, IcedError> {
+    pub fn finish(self) -> Result<clif::code::Code, IcedError> {
         let places = alloc::allocate(&self);
         let mut e = Encode { a: &self, places, items: vec![], pool: BTreeMap::new(), pool_bytes: 0 };
-        e.function();
-        e.assemble()
+        let stack = e.function();
+        Ok(clif::code::Code { bytes: e.assemble()?, align: 64, stack })
     }
 }
 
 impl Encode<'_> {
-    fn function(&mut self) {
+    /// Encodes the function. Returns the bytes of the stack that a call takes.
+    fn function(&mut self) -> u64 {
         let a = self.a;
         let saved: Vec<usize> = SAVED.into_iter().filter(|n| self.uses(*n)).collect();
         for &n in &saved {
@@ -67,7 +71,13 @@ impl Encode<'_> {
         let rsp = Fixed::Reg(Register::RSP);
         let word = |n: i64| Fixed::Mem { base: Register::RSP, index: None, disp: words + 8 * n };
         self.emit(Code::Mov_r64_rm64, &[Fixed::Reg(Register::RAX), rsp]);
-        self.emit(Code::Sub_rm64_imm32, &[rsp, Fixed::Imm32(frame as i32)]);
+        // No page is left out on the way down: where the stack ends, its guard page is touched.
+        for _ in 0..frame / PROBE {
+            let top = Fixed::Mem { base: Register::RSP, index: None, disp: 0 };
+            self.emit(Code::Sub_rm64_imm32, &[rsp, Fixed::Imm32(PROBE as i32)]);
+            self.emit(Code::Test_rm64_r64, &[top, Fixed::Reg(Register::RAX)]);
+        }
+        self.emit(Code::Sub_rm64_imm32, &[rsp, Fixed::Imm32((frame % PROBE) as i32)]);
         self.emit(Code::And_rm64_imm32, &[rsp, Fixed::Imm32(-64)]);
         self.emit(Code::Mov_rm64_r64, &[word(3), Fixed::Reg(Register::RAX)]);
         for (i, r) in [Register::RDI, Register::RSI, Register::RDX].into_iter().enumerate() {
@@ -94,6 +104,8 @@ impl Encode<'_> {
         }
         self.emit(Code::VEX_Vzeroupper, &[]);
         self.emit(Code::Retnq, &[]);
+        // The return address, what is saved, the frame, and the most that its alignment takes.
+        (8 + 8 * saved.len() as i64 + frame + 63) as u64
     }
 
     fn uses(&self, n: usize) -> bool {

@@ -71,6 +71,5 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
         Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
         Body::Attention(a) => attention::emit(&mut f, a, begin, end),
     }
-    let bytes = f.a.finish().map_err(|e| CodegenError::Unsupported(format!("wide code: {e}")))?;
-    Ok(Code { bytes, align: 64 })
+    f.a.finish().map_err(|e| CodegenError::Unsupported(format!("wide code: {e}")))
 }

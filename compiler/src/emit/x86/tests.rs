@@ -3,7 +3,6 @@
 
 use super::asm::{Asm, Cond, Mem, R};
 use super::isa::Op;
-use crate::emit::clif::code::Code;
 use crate::emit::clif::target::Cpu;
 use crate::emit::clif::testing::{Compiled, host_cpus};
 use proptest::prelude::*;
@@ -17,7 +16,7 @@ fn run(cpu: &Cpu, from: &[u8], to: usize, emit: impl FnOnce(&mut Asm, R, R)) -> 
     let (mut a, [args, ..]) = Asm::new(cpu.wide.expect("a wide CPU"));
     let (x, y) = (a.load(Mem::at(args, 8)), a.load(Mem::at(args, 16)));
     emit(&mut a, x, y);
-    let code = Code { bytes: a.finish().expect("valid instructions"), align: 64 };
+    let code = a.finish().expect("valid instructions");
     let mut buffers = [from.to_vec(), vec![0xaa; to]];
     assert_eq!(Compiled::of(&code, cpu).run(&mut buffers, &[], 0, 1), 0);
     buffers[1].clone()
