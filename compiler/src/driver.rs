@@ -12,7 +12,7 @@
 
 use crate::diag::{self, Diagnostic, Result};
 use crate::emit::jit;
-use crate::files::Pending;
+use crate::files::{Pending, Place};
 use crate::kernel::Program;
 use crate::onnx::{self, ImportOptions};
 use crate::schedule::schedule;
@@ -173,11 +173,15 @@ pub fn jit(optimized: &Optimized) -> Result<Model> {
     Ok(jit::load(&program, "model", cpu.as_deref())?)
 }
 
-/// Writes a graph as text, and its large constants to the companion file if it has any.
+/// Writes a graph as text, and its large constants to the companion file if it has any. A device or a pipe has no
+/// companion: large constants are left out there.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub fn write_tir(graph: &Graph, path: &Path, out: &mut Pending) -> Result<()> {
+    if Place::is_stream(path) {
+        return out.write(path, |w| text::write(graph, w, None).map(|_| ()));
+    }
     let mut text = vec![];
     let mut bytes = 0;
     out.write(&companion(path), |blob| {

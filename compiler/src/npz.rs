@@ -83,10 +83,10 @@ impl Archive {
     /// Opens an archive and reads the headers of all arrays in it.
     ///
     /// # Errors
-    /// When the file cannot be read, is not an archive, or a header is not one.
+    /// When the file is not a regular one, cannot be read, is not an archive, or a header is not one.
     pub fn open(path: &Path) -> Result<Archive, NpzError> {
         let whole = |reason: String| NpzError { path: path.into(), member: String::new(), reason };
-        let file = File::open(path).map_err(|e| whole(format!("cannot open the file: {e}")))?;
+        let file = tfc_runtime::file::open(path).map_err(|e| whole(format!("cannot open the file: {e}")))?;
         let zip =
             ZipArchive::new(BufReader::new(file)).map_err(|e| whole(format!("this is not an .npz archive, or it is damaged: {e}")))?;
         let mut archive = Archive { path: path.into(), zip, members: vec![] };

@@ -652,3 +652,110 @@ fn models_are_quantized() {
     p.run("run p.so --inputs p.npz").expect(0, &[]);
     p.run("check p.tir --quant w4a8").expect(0, &["everything is supported"]);
 }
+
+/// What is not a regular file is refused before it is opened: a pipe would block.
+#[cfg(target_os = "linux")]
+#[test]
+fn pipes_and_devices_are_no_inputs() {
+    use std::os::unix::fs::symlink;
+    let p = Place::new();
+    let pipe = |name: &str| rustix::fs::mkfifoat(rustix::fs::CWD, p.path(name), rustix::fs::Mode::RWXU).unwrap();
+    for name in ["pipe", "pipe.onnx", "pipe.tir", "pipe.so", "pipe.npz", "with.tir.bin"] {
+        pipe(name);
+    }
+    fs::write(p.path("with.tir"), "tfc.ir 1\n").unwrap();
+    symlink("/dev/zero", p.path("zero.onnx")).unwrap();
+    fs::create_dir(p.path("bundle")).unwrap();
+    pipe("bundle/m.so");
+    pipe("bundle/m.manifest.json");
+    let before = p.files();
+    for (line, what) in [
+        ("check pipe", "a named pipe, not a regular file"),
+        ("compile pipe.onnx -o x.o", "a named pipe"),
+        ("compile pipe.tir -o x.o", "a named pipe"),
+        ("compile with.tir -o x.o", "a named pipe"),
+        ("compile zero.onnx -o x.o", "a device"),
+        ("compile bundle -o x.o", "a folder"),
+        ("run pipe --inputs in.npz", "a named pipe"),
+        ("run pipe.so --inputs in.npz", "a named pipe"),
+        ("run bundle --inputs in.npz", "a named pipe"),
+        ("run m.onnx --inputs pipe.npz", "a named pipe"),
+        ("run m.onnx --inputs /dev/zero", "a device"),
+        ("verify m.onnx --inputs in.npz --reference pipe.npz", "a named pipe"),
+        ("inspect pipe.so", "a named pipe"),
+        ("inspect bundle", "a named pipe"),
+    ] {
+        p.run(line).expect(1, &[what]);
+    }
+    p.run("compile m.onnx -o b --weights external -q").expect(0, &[]);
+    if p.path("b/m.so").exists() {
+        fs::remove_file(p.path("b/m.weights.bin")).unwrap();
+        pipe("b/m.weights.bin");
+        p.run("run b --inputs in.npz").expect(1, &["m.weights.bin", "a named pipe"]);
+    }
+    fs::remove_dir_all(p.path("b")).unwrap();
+    assert_eq!(p.files(), before);
+}
+
+/// Devices and streams of the process are written into, links are written through.
+#[cfg(target_os = "linux")]
+#[test]
+fn outputs_go_into_devices_and_through_links() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let p = Place::new();
+    let before = p.files();
+    p.run("run m.onnx --inputs in.npz --outputs /dev/null").expect(0, &[]);
+    p.run("compile m.onnx -o /dev/null").expect(0, &[]);
+    p.run("compile m.onnx --emit shared -o /dev/null").expect(0, &[]);
+    p.run("compile m.onnx --emit tir -o /dev/null").expect(0, &[]);
+    p.run("compile m.onnx --emit bundle -o /dev/null").expect(1, &["a device or a pipe"]);
+    p.run("compile m.onnx --weights external --emit obj -o /dev/null").expect(1, &["--weights embedded"]);
+    for line in ["run m.onnx --inputs in.npz --outputs /dev/full", "compile m.onnx -o /dev/full", "compile m.onnx --emit dot -o /dev/full"]
+    {
+        p.run(line).expect(1, &["cannot write `/dev/full`: No space left on device"]);
+    }
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    assert!(p.run("compile m.onnx --emit dot -o /dev/stdout -q").expect(0, &[]).out.starts_with("digraph"));
+    assert_eq!(p.files(), before);
+
+    fs::create_dir(p.path("far")).unwrap();
+    for (link, to) in [("out.npz", "far/out.npz"), ("m.o", "far/m.o"), ("m.tir", "far/m.tir"), ("bundle", "far/bundle")] {
+        symlink(to, p.path(link)).unwrap();
+    }
+    for _ in 0..2 {
+        p.run("run m.onnx --inputs in.npz --outputs out.npz").expect(0, &[]);
+        p.run("compile m.onnx -o m.o").expect(0, &[]);
+        p.run("compile m.onnx -o m.tir").expect(0, &[]);
+        p.run("compile m.onnx -o bundle").expect(0, &[]);
+    }
+    for link in ["out.npz", "m.o", "m.tir", "bundle"] {
+        assert!(p.path(link).is_symlink() && p.path("far").join(link).exists(), "{link}");
+    }
+    assert_eq!(fs::read_dir(p.path("far")).unwrap().count(), 4);
+    p.run("inspect bundle").expect(0, &[]);
+}
+
+/// A limit on the size of files stands for a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let p = Place::new();
+    p.inputs("large.npz", &[("x", Elem::F32, &[4000, 4]), ("index", Elem::I64, &[2])]);
+    let before = p.files();
+    for line in [
+        "run m.onnx --inputs large.npz --outputs out.npz",
+        "compile m.onnx -o m.o",
+        "compile m.onnx -o m.a",
+        "compile m.onnx -o bundle",
+        "compile m.onnx --weights external -o bundle",
+        "compile m.onnx -o m.s",
+    ] {
+        let tfc = p.command(line);
+        let words = tfc.get_args().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+        let script = format!("ulimit -f 4; exec {} {words}", env!("CARGO_BIN_EXE_tfc"));
+        let r = ran(Command::new("bash").args(["-c", &script]).current_dir(p.0.path()).output().expect("a shell"));
+        let out = line.split(' ').next_back().unwrap();
+        r.expect(1, &[&format!("cannot write `{out}`: File too large")]);
+        assert_eq!(p.files(), before, "{line}");
+    }
+}

@@ -10,7 +10,6 @@ use libloading::Library;
 use memmap2::Mmap;
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_void};
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -43,10 +42,10 @@ enum Owner {
     Memory(#[expect(dead_code, reason = "held to be dropped")] Mutex<Box<dyn Any + Send>>),
 }
 
-/// Maps a file for reading.
+/// Maps a regular file for reading.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
-    let file = File::open(path).map_err(io("open"))?;
+    let file = crate::file::open(path).map_err(io("open"))?;
     // SAFETY: the contract of every loader: who changes a file while it is in use gets what they ask for.
     unsafe { Mmap::map(&file) }.map_err(io("map"))
 }

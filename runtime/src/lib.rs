@@ -16,6 +16,7 @@
 //! | [`cpu`] | what a process has to ask for before code may use it |
 //! | [`profile`] | how long each step of a run took |
 //! | [`buffer`] | aligned memory |
+//! | [`file`] | opening files that have to be regular |
 //! | [`error`] | everything that can go wrong |
 //!
 //! ```no_run
@@ -38,6 +39,7 @@ pub mod elem;
 mod elf;
 pub mod error;
 pub mod expr;
+pub mod file;
 pub mod manifest;
 pub mod model;
 pub mod pool;

@@ -1,9 +1,8 @@
 //! Models with reference answers: where they are, their inputs and outputs, and comparison.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use tfc::npz::Archive;
 use tfc_ir::dim::Bindings;
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::{Element, Tensor};
@@ -33,32 +32,9 @@ pub fn folders(root: &Path) -> Vec<PathBuf> {
 
 /// Tensors of a `.npz` file by name.
 pub fn read_npz(path: &Path) -> BTreeMap<String, Tensor> {
-    let mut archive = npyz::npz::NpzArchive::new(BufReader::new(File::open(path).expect("a file"))).expect("an archive");
-    let names: Vec<String> = archive.array_names().map(String::from).collect();
-    let mut out = BTreeMap::new();
-    for name in names {
-        let npy = archive.by_name(&name).expect("readable").expect("listed");
-        let sizes: Vec<usize> = npy.shape().iter().map(|&n| n as usize).collect();
-        assert_eq!(npy.order(), npyz::Order::C, "{name}");
-        fn numbers<T: npyz::Deserialize + Element, R: std::io::Read>(npy: npyz::NpyFile<R>, sizes: &[usize]) -> Tensor {
-            Tensor::of(sizes, npy.into_vec::<T>().expect("numbers"))
-        }
-        let dtype = npy.dtype().descr();
-        let tensor = match dtype.trim_matches('\'') {
-            "<f4" => numbers::<f32, _>(npy, &sizes),
-            "<f8" => numbers::<f64, _>(npy, &sizes),
-            "<i8" => numbers::<i64, _>(npy, &sizes),
-            "<i4" => numbers::<i32, _>(npy, &sizes),
-            "|u1" => numbers::<u8, _>(npy, &sizes),
-            "|b1" => {
-                let values = npy.into_vec::<bool>().expect("truth values");
-                Tensor::build(Elem::Bool, &sizes, |i| tfc_ir::tensor::Scalar::Int(values[i].into()))
-            }
-            other => panic!("{name} has the type {other}"),
-        };
-        out.insert(name, tensor);
-    }
-    out
+    let mut archive = Archive::open(path).expect("an archive");
+    let names: Vec<String> = archive.members().iter().map(|m| m.name.clone()).collect();
+    names.into_iter().map(|name| (name.clone(), archive.tensor(&name).expect("a tensor"))).collect()
 }
 
 /// The values that the symbols of a graph have for these inputs.

@@ -2,9 +2,10 @@
 //! its place and renamed at the end.
 
 use super::ArtifactError;
+use crate::files::{self, Place};
 use crate::kernel::Program;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use tfc_runtime::weights::{Header, write_header};
@@ -14,19 +15,25 @@ pub struct Staging {
     folder: TempDir,
     /// Where files are put that will be renamed: made with the usual permissions.
     pub inside: PathBuf,
+    /// What the user calls the artifact.
+    out: PathBuf,
 }
 
 impl Staging {
-    /// A staging folder beside `out`.
+    /// A staging folder for `out`, which is at `place`.
     ///
     /// # Errors
     /// When the parent folder of `out` is not there or not writable.
-    pub fn beside(out: &Path) -> Result<Staging, ArtifactError> {
-        let parent = parent(out);
-        let folder = tempfile::Builder::new().prefix(".tfc-").tempdir_in(parent).map_err(|e| ArtifactError::io("write to", parent, e))?;
+    pub fn beside(out: &Path, place: &Place) -> Result<Staging, ArtifactError> {
+        let parent = match place {
+            Place::Name(name) => files::folder(name).into(),
+            Place::Stream(_) => std::env::temp_dir(),
+        };
+        let failed = |e| ArtifactError::io("write", out, files::without_path(e));
+        let folder = tempfile::Builder::new().prefix(".tfc-").tempdir_in(parent).map_err(failed)?;
         let inside = folder.path().join("new");
-        fs::create_dir(&inside).map_err(|e| ArtifactError::io("create", &inside, e))?;
-        Ok(Staging { folder, inside })
+        fs::create_dir(&inside).map_err(failed)?;
+        Ok(Staging { folder, inside, out: out.into() })
     }
 
     /// Writes a file to be renamed later and returns where it is.
@@ -35,7 +42,7 @@ impl Staging {
     /// When the file system refuses.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<PathBuf, ArtifactError> {
         let path = self.inside.join(name);
-        fs::write(&path, contents).map_err(|e| ArtifactError::io("write", &path, e))?;
+        fs::write(&path, contents).map_err(|e| ArtifactError::io("write", &self.out, e))?;
         Ok(path)
     }
 
@@ -45,7 +52,7 @@ impl Staging {
     /// When the file system refuses.
     pub fn write_weights(&self, name: &str, program: &Program, header: &Header) -> Result<PathBuf, ArtifactError> {
         let path = self.inside.join(name);
-        let failed = |e| ArtifactError::io("write", &path, e);
+        let failed = |e| ArtifactError::io("write", &self.out, e);
         let mut file = BufWriter::new(File::create(&path).map_err(failed)?);
         file.write_all(&write_header(header)).map_err(failed)?;
         let mut at = 0;
@@ -58,40 +65,65 @@ impl Staging {
         Ok(path)
     }
 
-    /// Puts a written file in its place, over what is there.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub fn place(&self, file: &Path, out: &Path) -> Result<(), ArtifactError> {
-        fs::rename(file, out).map_err(|e| ArtifactError::io("write", out, e))
-    }
-
-    /// Puts all files in place as the folder `out`. A folder that is there must be empty or an earlier
-    /// bundle of the same name ([`check_place`]).
+    /// Puts all files in place as the folder `place`. A folder that is there must be empty or an earlier bundle of the
+    /// same name ([`check_place`]). At every moment there is a whole bundle at `place`, the earlier one or the new one,
+    /// where the file system can exchange two folders; elsewhere a process that ends between two steps leaves the
+    /// earlier one aside, and [`recover`] brings it back.
     ///
     /// # Errors
     /// When the file system refuses; then the earlier bundle is still there.
-    pub fn place_folder(self, out: &Path, name: &str) -> Result<(), ArtifactError> {
-        check_place(out, name)?;
-        let failed = |e| ArtifactError::io("write", out, e);
-        if !out.exists() {
-            return fs::rename(&self.inside, out).map_err(failed);
+    pub fn place_folder(self, place: &Path, name: &str) -> Result<(), ArtifactError> {
+        check_place(place, name)?;
+        let failed = |e| ArtifactError::io("write", &self.out, e);
+        if !place.exists() {
+            return fs::rename(&self.inside, place).map_err(failed);
         }
-        let old = self.folder.path().join("old");
-        fs::rename(out, &old).map_err(failed)?;
-        fs::rename(&self.inside, out).map_err(|e| {
+        if exchange(&self.inside, place).is_ok() {
+            return Ok(());
+        }
+        let old = aside(place);
+        fs::rename(place, &old).map_err(failed)?;
+        if let Err(e) = fs::rename(&self.inside, place) {
             // The first error is the one to tell.
-            let _ = fs::rename(&old, out);
-            failed(e)
-        })
+            let _ = fs::rename(&old, place);
+            return Err(failed(e));
+        }
+        fs::rename(&old, self.folder.path().join("old")).map_err(failed)
     }
 }
 
-fn parent(out: &Path) -> &Path {
-    match out.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
+/// Exchanges two folders in one step, where the system can.
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
     }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+    {
+        let _ = (a, b);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Where an earlier bundle is while its place is taken, on systems that cannot exchange folders.
+fn aside(place: &Path) -> PathBuf {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    place.with_file_name(format!(".{name}.tfc-old"))
+}
+
+/// Ends what a process left that was stopped while it replaced a bundle: the earlier bundle comes back if there is
+/// none, else it goes.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn recover(place: &Path, name: &str) -> Result<(), ArtifactError> {
+    let old = aside(place);
+    if !old.is_dir() || check_place(&old, name).is_err() {
+        return Ok(());
+    }
+    let done = if place.exists() { fs::remove_dir_all(&old) } else { fs::rename(&old, place) };
+    done.map_err(|e| ArtifactError::io("write", place, e))
 }
 
 /// Whether a bundle called `name` may be put at `out`: nothing is there, or an empty folder, or a bundle
@@ -122,5 +154,53 @@ pub fn check_place(out: &Path, name: &str) -> Result<(), ArtifactError> {
     match entries.iter().find(|f| !own(f)) {
         Some(other) => occupied(format!("`{other}` in it is not part of a bundle and would be lost")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bundle called `m` whose manifest has this text.
+    fn bundle(at: &Path, text: &str) {
+        fs::create_dir(at).unwrap();
+        fs::write(at.join("m.manifest.json"), text).unwrap();
+    }
+
+    fn text(at: &Path) -> String {
+        fs::read_to_string(at.join("m.manifest.json")).unwrap()
+    }
+
+    #[test]
+    fn a_bundle_takes_the_place_of_the_earlier_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("m");
+        for n in ["first", "second", "third"] {
+            let staging = Staging::beside(&place, &Place::Name(place.clone())).unwrap();
+            staging.write("m.manifest.json", n.as_bytes()).unwrap();
+            staging.place_folder(&place, "m").unwrap();
+            assert_eq!(text(&place), n);
+            assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_a_stopped_process_left_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("m");
+        // Between the two renames: the earlier bundle is aside.
+        bundle(&aside(&place), "earlier");
+        recover(&place, "m").unwrap();
+        assert_eq!(text(&place), "earlier");
+        // Behind them: it has not been removed.
+        bundle(&aside(&place), "earliest");
+        recover(&place, "m").unwrap();
+        assert_eq!(text(&place), "earlier");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+        // Not ours.
+        fs::create_dir(aside(&place)).unwrap();
+        fs::write(aside(&place).join("mine"), "").unwrap();
+        recover(&place, "m").unwrap();
+        assert!(aside(&place).join("mine").exists());
     }
 }

@@ -27,6 +27,7 @@ pub mod symbols;
 use crate::emit::clif::target::Cpu;
 use crate::emit::module::EmitError;
 use crate::emit::object::{self, Object, ObjectOptions};
+use crate::files::{self, Place};
 use crate::kernel::Program;
 use bundle::Staging;
 use interface::Interface;
@@ -71,7 +72,7 @@ impl Kind {
 /// Where the weights go.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum WeightsMode {
-    /// Into the object when they have less than [`EMBED_LIMIT`] bytes, else into a file.
+    /// Into the object when they have less than [`EMBED_LIMIT`] bytes or there is no folder for a file, else into a file.
     #[default]
     Auto,
     /// Into the object.
@@ -89,7 +90,7 @@ pub struct Options<'a> {
     pub name: &'a str,
     /// What to write.
     ///
-    /// One kind is written to `out`. With [`Kind::Bundle`], `out` is the folder and the other kinds are
+    /// One kind is written to `out`, into it where that is a device or a pipe. With [`Kind::Bundle`], `out` is the folder and the other kinds are
     /// files in it. Several kinds without it are `out` with the extension of each.
     pub kinds: &'a BTreeSet<Kind>,
     /// Where to write it. A weights file goes beside it.
@@ -143,6 +144,12 @@ pub enum ArtifactError {
         /// What is there.
         reason: String,
     },
+    /// There is no folder for the weights file.
+    #[error("there is no place for a weights file beside `{}`, which is a device or a pipe; put the weights into the object (--weights embedded)", path.display())]
+    NoFolder {
+        /// Where the object would go.
+        path: PathBuf,
+    },
     /// No C compiler for what needs one.
     #[error(
         "shared objects and executables for {target} need a C compiler: there is no `{name}` in the search path; install one (gcc or clang), or write an object (-o NAME.o) and link it elsewhere"
@@ -186,15 +193,27 @@ impl ArtifactError {
 /// When something is in the way or a tool is missing, and when the file system refuses; else bugs of ours.
 pub fn write(program: &Program, options: &Options) -> Result<Written, ArtifactError> {
     let bundle = options.kinds.contains(&Kind::Bundle);
-    if bundle {
-        bundle::check_place(options.out, options.name)?;
+    let place = Place::of(options.out).map_err(|e| ArtifactError::io("write", options.out, e))?;
+    match &place {
+        Place::Name(name) if bundle => {
+            bundle::recover(name, options.name)?;
+            bundle::check_place(name, options.name)?;
+        }
+        Place::Stream(_) if bundle => {
+            return Err(ArtifactError::Occupied { path: options.out.into(), reason: "it is a device or a pipe".into() });
+        }
+        _ => {}
     }
     let compiler = compiler(options)?;
+    let stream = matches!(place, Place::Stream(_));
     let embed_weights = match options.weights {
-        WeightsMode::Auto => program.weight_bytes() < EMBED_LIMIT,
+        WeightsMode::Auto => program.weight_bytes() < EMBED_LIMIT || stream,
         WeightsMode::Embedded => true,
         WeightsMode::External => program.weight_bytes() == 0,
     };
+    if stream && !embed_weights {
+        return Err(ArtifactError::NoFolder { path: options.out.into() });
+    }
     let object_options = ObjectOptions {
         name: options.name,
         target: options.target,
@@ -205,12 +224,14 @@ pub fn write(program: &Program, options: &Options) -> Result<Written, ArtifactEr
     };
     let mut object = object::emit(program, &object_options)?;
     object.manifest.undefined_symbols = symbols::undefined(&object.bytes, options.name)?;
-    let writer = Writer { program, options, staging: Staging::beside(options.out)?, object };
+    let writer = Writer { program, options, staging: Staging::beside(options.out, &place)?, object };
     let mut notes = vec![];
     let paths = if bundle { writer.bundle(compiler.as_deref(), &mut notes)? } else { writer.files(compiler.as_deref())? };
     let manifest = writer.object.manifest;
-    if bundle {
-        writer.staging.place_folder(options.out, options.name)?;
+    if let Place::Name(name) = &place
+        && bundle
+    {
+        writer.staging.place_folder(name, options.name)?;
     }
     Ok(Written { paths, notes, manifest })
 }
@@ -316,8 +337,12 @@ impl Writer<'_> {
         {
             ready.push((s.write_weights(file, self.program, &self.object.weights)?, o.out.with_file_name(file)));
         }
+        // A folder in the way of one of them shall not leave the others without it.
+        if let Some((_, out)) = ready.iter().find(|(_, out)| out.is_dir()) {
+            return Err(ArtifactError::io("write", out, std::io::ErrorKind::IsADirectory.into()));
+        }
         for (file, out) in &ready {
-            s.place(file, out)?;
+            files::put(file, out).map_err(|e| ArtifactError::io("write", out, e))?;
         }
         Ok(ready.into_iter().map(|(_, out)| out).collect())
     }

@@ -12,7 +12,7 @@ use tfc::diag::{Diagnostic, Result, list};
 use tfc::driver::{self, Optimized};
 use tfc::emit::clif::target::Cpu;
 use tfc::emit::manifest::c_identifier;
-use tfc::files::Pending;
+use tfc::files::{Pending, Place};
 use tfc::kernel::Program;
 use tfc::onnx::DimSpec;
 use tfc_ir::graph::Graph;
@@ -37,7 +37,8 @@ pub struct Args {
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
     /// Where to write. The extension says what, unless --emit does: .o .a .so .tir .clif .s .dot;
-    /// a folder, or a name without extension, gets a bundle. `-` prints a text.
+    /// a folder, or a name without extension, gets a bundle. `-` prints a text. Links are written
+    /// through, devices and pipes are written into; they get an object unless --emit says otherwise.
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
     /// What to write; several with commas. Without a bundle, several go to OUT with their extensions.
@@ -354,6 +355,8 @@ fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<
                 .note("extensions that say what: .o .a .so .tir .clif .s .dot; without one, a bundle is written")
                 .help("say it with --emit")
             })?,
+            // A folder cannot be written into a device or a pipe, an object can.
+            _ if output.is_some_and(Place::is_stream) => Emit::Obj,
             _ => Emit::Bundle,
         };
         emits.insert(only);

@@ -43,7 +43,7 @@ fn of_bundle(folder: &Path) -> Result<Value> {
         let what = if files.is_empty() { "the folder is not a bundle" } else { "the folder has several manifests" };
         return Err(Diagnostic::failed(what).at(format!("`{}`", folder.display())).note("a bundle has one file NAME.manifest.json"));
     };
-    let text = std::fs::read_to_string(file).map_err(|e| Diagnostic::io("read", file, &e))?;
+    let text = tfc_runtime::file::open(file).and_then(std::io::read_to_string).map_err(|e| Diagnostic::io("read", file, &e))?;
     serde_json::from_str(&text).map_err(|e| Diagnostic::failed(format!("the manifest is damaged: {e}")).at(format!("`{}`", file.display())))
 }
 
@@ -149,6 +149,9 @@ fn text(m: &Value) -> String {
     ];
     if m["code_bytes"].as_u64().is_some_and(|n| n > 0) {
         rows.push(["code".into(), format!("{}, tables {}", size(&m["code_bytes"]), size(&m["table_bytes"]))]);
+    }
+    if m["stack_bytes"].as_u64().is_some_and(|n| n > 0) {
+        rows.push(["stack".into(), size(&m["stack_bytes"])]);
     }
     if !items("undefined_symbols").is_empty() {
         rows.push(["needs".into(), words(&m["undefined_symbols"], ", ")]);

@@ -92,6 +92,7 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     let console = Console::new(cli.color, cli.verbose, cli.quiet);
+    files_have_limits();
     let run = || match cli.command {
         Command::Compile(args) => compile::run(&args, &console),
         Command::Run(args) => run::run(&args, &console),
@@ -109,6 +110,16 @@ pub fn main(start: Instant) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(d)) => fail(&d, &console),
         Err(_) => fail(&Diagnostic::bug(PANIC.get().map_or("tfc panicked", |text| text)), &console),
+    }
+}
+
+/// Makes a file that grows beyond the limit of the process (`ulimit -f`) an error of the writer, which cleans up,
+/// instead of a signal that ends the process.
+fn files_have_limits() {
+    #[cfg(unix)]
+    {
+        // Without the handler the signal ends the process, as it does for others: no reason to do nothing at all.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
     }
 }
 

@@ -30,7 +30,7 @@ pub fn is_artifact(path: &Path) -> bool {
     let mut magic = [0; 4];
     path.is_dir()
         || path.extension().is_some_and(|e| e == "so" || e == "o" || e == "a")
-        || std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && CODE.contains(&&magic[..])
+        || tfc_runtime::file::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && CODE.contains(&&magic[..])
 }
 
 /// Opens an artifact, or compiles a model in memory. `keep` asks for the graph.

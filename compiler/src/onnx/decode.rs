@@ -22,17 +22,16 @@ use tfc_ir::tensor::Tensor;
 /// When the file cannot be read, is not an ONNX model, is damaged, or has tensors of unsupported types.
 pub fn read(path: &Path) -> Result<Model, Error> {
     let bytes = map_file(path)?;
-    let folder = path.parent().map(Path::to_path_buf);
-    let mut model = decode(&bytes, folder).map_err(|e| e.in_file(path))?;
+    let mut model = decode(&bytes, Some(path)).map_err(|e| e.in_file(path))?;
     model.file = path.into();
     Ok(model)
 }
 
-/// Decodes a model; `folder` is where external data may lie.
+/// Decodes a model that was read from `path`: external data lie [relative to it](Contents).
 ///
 /// # Errors
 /// As [`read`].
-pub fn decode(file: &Bytes, folder: Option<PathBuf>) -> Result<Model, Error> {
+pub fn decode(file: &Bytes, path: Option<&Path>) -> Result<Model, Error> {
     const HELP: &str = "is this an ONNX file?";
     if file.is_empty() {
         return Err(Error::invalid("", "the file is empty").help(HELP));
@@ -48,7 +47,7 @@ pub fn decode(file: &Bytes, folder: Option<PathBuf>) -> Result<Model, Error> {
             Error::invalid("", format!("the file has the IR version {}, but 3 is the first stable one", proto.ir_version)).help(HELP)
         );
     }
-    let mut d = Decoder { contents: Contents::new(stripped.contents, folder), unnamed: BTreeMap::new() };
+    let mut d = Decoder { contents: Contents::new(stripped.contents, path), unnamed: BTreeMap::new() };
     let functions = proto.functions.into_iter().map(|f| d.function(f)).collect::<Result<_, _>>()?;
     Ok(Model {
         file: PathBuf::new(),

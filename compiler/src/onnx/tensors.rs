@@ -7,7 +7,7 @@ use bytes::Bytes;
 use onnx_protobuf::{Message, TensorProto};
 use protobuf::UnknownValueRef;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape};
@@ -18,43 +18,47 @@ use tfc_ir::types::{Elem, Shape};
 /// # Errors
 /// When the file cannot be opened or is not a regular file.
 pub fn map_file(path: &Path) -> Result<Bytes, Error> {
-    let fail = |what: &str| Error::invalid("", what).in_file(path);
-    let file = File::open(path).map_err(|e| fail(&format!("cannot open the file: {e}")))?;
-    let meta = file.metadata().map_err(|e| fail(&format!("cannot read the file: {e}")))?;
-    if !meta.is_file() {
-        return Err(fail("this is not a regular file"));
-    }
-    if meta.len() == 0 {
+    map(path).map_err(|e| Error::invalid("", format!("cannot open the file: {e}")).in_file(path))
+}
+
+fn map(path: &Path) -> io::Result<Bytes> {
+    let file = tfc_runtime::file::open(path)?;
+    if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
     #[allow(unsafe_code, reason = "mapping a file is unsafe by its nature")]
     // SAFETY: the mapping is private and only read. Another process that truncates the file meanwhile
     // ends this one by a signal; it cannot make Rust references invalid in any other way.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| fail(&format!("cannot map the file: {e}")))?;
+    let map = unsafe { memmap2::Mmap::map(&file) }?;
     Ok(Bytes::from_owner(map))
 }
 
 /// Where contents of tensors are found.
+///
+/// A file with external contents lies in the folder of the model, or below it, wherever links lead. If the model is
+/// a link itself, as in caches that keep contents apart from names, it may also lie in the folder of what the model
+/// leads to, step by step, or below that. The model's own text never leads out of a folder: it has no `..` and no
+/// absolute path.
 #[derive(Debug, Default)]
 pub struct Contents {
     /// What stayed in the model file; markers are indices into it.
-    pub detached: Vec<Bytes>,
-    /// The folder of the model, in which files with external contents must lie.
-    pub folder: Option<PathBuf>,
+    detached: Vec<Bytes>,
+    /// The path of the model.
+    model: Option<PathBuf>,
     files: BTreeMap<PathBuf, Bytes>,
 }
 
 impl Contents {
-    /// Contents detached from a model in `folder`; without a folder external contents are refused.
-    pub fn new(detached: Vec<Bytes>, folder: Option<PathBuf>) -> Contents {
-        Contents { detached, folder, files: BTreeMap::new() }
+    /// Contents detached from the model at this path; without one, external contents are refused.
+    pub fn new(detached: Vec<Bytes>, model: Option<&Path>) -> Contents {
+        Contents { detached, model: model.map(Path::to_path_buf), files: BTreeMap::new() }
     }
 
     /// The tensor that `proto` describes. Contents are shared with the file where possible.
     ///
     /// # Errors
     /// When sizes are negative or too large, the contents have another length than the sizes need,
-    /// external contents are outside of the model's folder, or the element type is not supported.
+    /// external contents are not where they may be, or the element type is not supported.
     pub fn tensor(&mut self, mut proto: TensorProto, place: &str) -> Result<Tensor, Error> {
         let elem = require_elem(proto.data_type, place)?;
         if proto.segment.is_some() {
@@ -127,7 +131,7 @@ impl Contents {
         }
     }
 
-    /// Opens a file that must lie in the model's folder, whatever links it goes through.
+    /// Opens a file with external contents, which must lie where they may.
     fn open(&mut self, location: &str, place: &str) -> Result<Bytes, Error> {
         let refuse = |why: &str| Error::invalid(place, format!("the external file `{location}` {why}"));
         let relative = Path::new(location);
@@ -135,22 +139,40 @@ impl Contents {
         if location.is_empty() || !inside || location.contains('\0') {
             return Err(refuse("is not in the model's folder").help("external data must be addressed relative to the model, without `..`"));
         }
-        let Some(folder) = &self.folder else {
+        let Some(model) = &self.model else {
             return Err(refuse("cannot be found: the model was not read from a file"));
         };
-        let at = |e: std::io::Error| refuse(&format!("cannot be opened: {e}")).help("keep the file beside the model");
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder.as_path() };
-        let root = folder.canonicalize().map_err(at)?;
-        let path = root.join(relative).canonicalize().map_err(at)?;
-        if !path.starts_with(&root) {
-            return Err(refuse("is a link that leaves the model's folder"));
+        let at = |e: io::Error| refuse(&format!("cannot be opened: {e}")).help("keep the file beside the model");
+        let folders = folders(model).map_err(at)?;
+        let found: Vec<io::Result<PathBuf>> = folders.iter().map(|f| f.join(relative).canonicalize()).collect();
+        let first = found.iter().position(Result::is_ok).unwrap_or(0);
+        let path = found.into_iter().nth(first).expect("a model has a folder").map_err(at)?;
+        if !folders.iter().any(|f| path.starts_with(f)) {
+            return Err(refuse(&format!("is a link that leaves the model's folder: it leads to `{}`", path.display())).help(
+                "keep the file beside the model; where the model is a link itself, it may be beside the file that the model leads to",
+            ));
         }
         if let Some(bytes) = self.files.get(&path) {
             return Ok(bytes.clone());
         }
-        let bytes = map_file(&path)?;
+        let bytes = map(&path).map_err(at)?;
         self.files.insert(path, bytes.clone());
         Ok(bytes)
+    }
+}
+
+/// The folder of a model, and, while the model is a link, that of what it leads to.
+fn folders(model: &Path) -> io::Result<Vec<PathBuf>> {
+    // That links come to an end has been found out when the model was read.
+    let (mut folders, mut at) = (vec![], model.to_path_buf());
+    loop {
+        let folder = at.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new(".")).canonicalize()?;
+        let to = if at.is_symlink() { Some(folder.join(at.read_link()?)) } else { None };
+        folders.push(folder);
+        match to {
+            Some(to) => at = to,
+            None => return Ok(folders),
+        }
     }
 }
 
@@ -246,7 +268,9 @@ mod tests {
         std::fs::write(&outer, [9; 16]).unwrap();
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join("w.bin"), [0, 1, 2, 3, 4]).unwrap();
-        let mut c = Contents::new(vec![], Some(folder.clone()));
+        let model = folder.join("model.onnx");
+        std::fs::write(&model, "").unwrap();
+        let mut c = Contents::new(vec![], Some(&model));
         assert_eq!(c.tensor(external("w.bin", "1", &[4]), "t").unwrap().bytes().as_ref(), [1, 2, 3, 4]);
         for (location, offset, why) in [
             ("../secret", "0", "not in the model's folder"),
@@ -265,6 +289,55 @@ mod tests {
             std::os::unix::fs::symlink(&outer, folder.join("link")).unwrap();
             let e = c.tensor(external("link", "0", &[4]), "t").unwrap_err().to_string();
             assert!(e.contains("leaves the model's folder"), "{e}");
+            let _listener = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+            let e = c.tensor(external("socket", "0", &[4]), "t").unwrap_err().to_string();
+            assert!(e.contains("the external file `socket` cannot be opened: this is a socket"), "{e}");
         }
+    }
+
+    /// The cache of a hub: names are links to contents, which are kept apart.
+    #[cfg(unix)]
+    #[test]
+    fn external_files_may_be_beside_what_a_linked_model_leads_to() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |p: &str| dir.path().join(p);
+        for folder in ["cache/blobs/deep", "cache/snapshots/main/onnx", "elsewhere"] {
+            std::fs::create_dir_all(path(folder)).unwrap();
+        }
+        for (file, contents) in [("cache/blobs/1111", &[][..]), ("cache/blobs/2222", &[1, 2]), ("elsewhere/w", &[3, 4])] {
+            std::fs::write(path(file), contents).unwrap();
+        }
+        std::fs::copy(path("cache/blobs/2222"), path("cache/blobs/deep/w")).unwrap();
+        let links = [
+            ("model.onnx", "../../../blobs/1111"),
+            ("model.onnx_data", "../../../blobs/2222"),
+            ("twice", "model.onnx_data"),
+            ("outside", "../../../../elsewhere/w"),
+        ];
+        for (name, to) in links {
+            symlink(to, path("cache/snapshots/main/onnx").join(name)).unwrap();
+        }
+        symlink("snapshots/main", path("cache/latest")).unwrap();
+        symlink("cache/latest/onnx/model.onnx", path("short.onnx")).unwrap();
+        let read = |model: &str, location: &str| {
+            let mut c = Contents::new(vec![], Some(&path(model)));
+            c.tensor(external(location, "0", &[2]), "t").map(|t| t.bytes().to_vec()).map_err(|e| e.to_string())
+        };
+        for model in ["cache/snapshots/main/onnx/model.onnx", "cache/latest/onnx/model.onnx"] {
+            assert_eq!(read(model, "model.onnx_data").unwrap(), [1, 2]);
+            assert_eq!(read(model, "./twice").unwrap(), [1, 2]);
+            assert!(read(model, "outside").unwrap_err().contains("leaves the model's folder"));
+            assert!(read(model, "../../../blobs/2222").unwrap_err().contains("not in the model's folder"));
+        }
+        // Beside what the model leads to, under the name that the model gives.
+        assert_eq!(read("short.onnx", "model.onnx_data").unwrap(), [1, 2]);
+        assert_eq!(read("short.onnx", "2222").unwrap(), [1, 2]);
+        assert_eq!(read("short.onnx", "deep/w").unwrap(), [1, 2]);
+        assert!(read("short.onnx", "absent").unwrap_err().contains("cannot be opened"));
+        // A model that is no link keeps everything in its folder.
+        std::fs::remove_file(path("cache/snapshots/main/onnx/model.onnx")).unwrap();
+        std::fs::write(path("cache/snapshots/main/onnx/model.onnx"), "").unwrap();
+        assert!(read("cache/snapshots/main/onnx/model.onnx", "model.onnx_data").unwrap_err().contains("leaves the model's folder"));
     }
 }
