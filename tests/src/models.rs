@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use tfc::npz::Archive;
 use tfc_ir::dim::Bindings;
 use tfc_ir::graph::Graph;
-use tfc_ir::tensor::{Element, Tensor};
-use tfc_ir::types::Elem;
+use tfc_ir::tensor::Tensor;
 
 /// The folder of models with reference answers: `TFC_ZOO`, or `shared/zoo` beside the workspace.
 /// Says loudly when there is none.
