@@ -266,6 +266,11 @@ impl Graph {
         &self.values[v].ty
     }
 
+    /// Bytes of all constants.
+    pub fn constant_bytes(&self) -> usize {
+        self.values().filter_map(|(v, _)| self.as_const(v)).map(|t| t.bytes().len()).sum()
+    }
+
     /// The tensor, if the value is a constant.
     pub fn as_const(&self, v: Value) -> Option<&Tensor> {
         match &self.values[v].def {

@@ -15,23 +15,23 @@ use tfc_ir::tensor::Tensor;
 /// is expanded to a large one stays small. What fails to evaluate (an index out of range) stays
 /// and reports at run time.
 ///
-/// The pass has a budget of memory and of arithmetic, a fixed part and one in proportion to the constants of the
-/// graph: what exceeds it is computed at run time, so a few bytes of model cannot make a compiler of gigabytes.
+/// There is a budget of memory and of arithmetic, a fixed part and one in proportion to the constants of the model:
+/// what exceeds it is computed at run time. So a few bytes of model cannot make gigabytes, however often the pass runs.
 pub const PASS: Pass = Pass { name: "fold", summary: "evaluate what is constant", run };
 
 /// How many bytes a folded constant may be larger than those it replaces: a table of 512 by 512
 /// floats is worth keeping, and a model has few of them.
 const MAX_GROWTH: usize = 1 << 20;
 
-/// Bytes that results take at one time, besides so many times those of the graph's constants.
+/// Bytes by which constants and results may exceed the constants of the model, besides so many times those.
 const HELD_BYTES: usize = 64 << 20;
 const HELD_TIMES: usize = 4;
 
 /// The most arithmetic in one node: bounds the time, at some 10⁸ operations a second.
 const MAX_WORK: f64 = 3e8;
 
-/// The most arithmetic in all nodes, besides so much for each byte of the graph's constants.
-const TOTAL_WORK: f64 = 1e8;
+/// The most arithmetic in all nodes, besides so much for each byte of the model's constants.
+const TOTAL_WORK: f64 = 4e7;
 const WORK_PER_BYTE: f64 = 8.0;
 
 /// What is left for further nodes.
@@ -55,17 +55,15 @@ impl Known {
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut known: Vec<Option<Known>> = Vec::new();
     known.resize_with(graph.values().len(), || None);
-    let mut constants = 0usize;
     for (v, d) in graph.values() {
         if let Def::Const(t) = &d.def {
-            let source = t.bytes().len();
-            constants += source;
-            known[index(v)] = Some(Known { tensor: t.clone(), source });
+            known[index(v)] = Some(Known { tensor: t.clone(), source: t.bytes().len() });
         }
     }
+    let grown = graph.constant_bytes().saturating_sub(cx.source_bytes);
     let mut budget = Budget {
-        bytes: HELD_BYTES.saturating_add(constants.saturating_mul(HELD_TIMES)),
-        work: TOTAL_WORK + WORK_PER_BYTE * constants as f64,
+        bytes: HELD_BYTES.saturating_add(cx.source_bytes.saturating_mul(HELD_TIMES)).saturating_sub(grown),
+        work: TOTAL_WORK + WORK_PER_BYTE * cx.source_bytes as f64,
     };
     let mut last_use = vec![None; graph.values().len()];
     for (n, data) in graph.nodes() {

@@ -30,6 +30,8 @@ pub struct Context {
     pub nominal: Bindings,
     /// How products are quantized, where [`quantize`] runs.
     pub quant: Option<QuantConfig>,
+    /// Bytes of the constants of the graph before the first pass; [`run_pipeline`] fills it in.
+    pub source_bytes: usize,
 }
 
 /// What a pass did.
@@ -233,6 +235,7 @@ pub fn run_pipeline<E: From<PassError>>(
     cx: &Context,
     mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>, E>,
 ) -> Result<Graph, E> {
+    let cx = &Context { source_bytes: graph.constant_bytes(), ..cx.clone() };
     for (index, &pass) in passes.iter().enumerate() {
         let start = Instant::now();
         let (next, stats) = (pass.run)(graph, cx).map_err(|e| PassError { pass: pass.name, ..e })?;

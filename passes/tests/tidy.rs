@@ -123,6 +123,6 @@ fn fold_keeps_the_constants_of_small_models_small() {
         let numbers = b.op(Iota { elem: Elem::I64, shape: shape("131072"), axis: 0 }, &[]);
         b.op(Add {}, &[y, numbers])
     });
-    let (out, _) = run(&b.done(y), "fold,dce");
+    let (out, _) = run(&b.done(y), "fold,fold,dce");
     assert_eq!((count(&out, "iota"), constants(&out).len()), (36, 64));
 }
