@@ -214,7 +214,7 @@ impl<'a> Evaluator<'a> {
                 })
             }
             Prim::Pow if operand.is_float() => {
-                let power = number(y).filter(|p| [-1.0, 0.5, 1.0, 2.0, 3.0].contains(p))?;
+                let power = number(y).filter(|p| math::POWERS.contains(p))?;
                 vals[0].map(|v| math::power(b, v, power))
             }
             Prim::Shl | Prim::Shr => {

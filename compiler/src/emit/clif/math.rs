@@ -1,7 +1,7 @@
 //! Elementary functions, as instructions on scalars and on vectors alike.
 //!
-//! Everything is free of branches and tables (but [`remainder`], which is scalar), so one source serves `f32`,
-//! `f32x4`, `f64` and `f64x2`. The polynomials are Chebyshev interpolants, that of [`erf32`] a weighted
+//! Everything is free of branches and tables (but [`remainder`], which is scalar, and [`far_from_zero`]), so one source
+//! serves `f32`, `f32x4`, `f64` and `f64x2`. The polynomials are Chebyshev interpolants, that of [`erf32`] a weighted
 //! minimax fit. Infinities, NaNs, subnormal numbers and overflow behave as in IEEE 754 and C99 Annex F.
 //!
 //! | function | f32, ulp | f64, ulp |
@@ -12,8 +12,8 @@
 //! | `expm1`, `log1p`, `sin`, `cos`, `tan`, `asin`, `acos`, `atan` | 1 (computed in f64) | 4 |
 //! | `pow` | 1 (computed in f64) | relative error below 2e-13 |
 //!
-//! The bounds of `sin`, `cos` and `tan` hold up to about 1.6e6; behind that the error of their argument grows
-//! in proportion to it. Tests hold the f32 bounds with and without fused multiply-add.
+//! The bounds hold for every argument, up to the largest float. Tests hold the f32 bounds with and without fused
+//! multiply-add.
 
 use super::{KernelBuilder, int_like};
 use cranelift_codegen::ir::condcodes::FloatCC;
@@ -29,21 +29,22 @@ pub fn unary(b: &mut KernelBuilder, prim: Prim, x: Value) -> Value {
         Prim::Log if narrow => log(b, x),
         Prim::Tanh if narrow => tanh32(b, x),
         Prim::Erf if narrow => erf32(b, x),
-        _ if narrow => in_f64(b, x, |b, x| unary64(b, prim, x)),
-        _ => unary64(b, prim, x),
+        _ if narrow => in_f64(b, x, |b, x| unary64(b, prim, x, true)),
+        _ => unary64(b, prim, x, false),
     }
 }
 
-fn unary64(b: &mut KernelBuilder, prim: Prim, x: Value) -> Value {
+/// A function of f64 lanes, which are `narrow` if they were f32.
+fn unary64(b: &mut KernelBuilder, prim: Prim, x: Value, narrow: bool) -> Value {
     match prim {
         Prim::Exp => exp64(b, x),
         Prim::Log => log(b, x),
         Prim::Expm1 => expm1(b, x),
         Prim::Log1p => log1p(b, x),
-        Prim::Sin => trigonometric(b, x).0,
-        Prim::Cos => trigonometric(b, x).1,
+        Prim::Sin => trigonometric(b, x, narrow).0,
+        Prim::Cos => trigonometric(b, x, narrow).1,
         Prim::Tan => {
-            let (s, c) = trigonometric(b, x);
+            let (s, c) = trigonometric(b, x, narrow);
             b.f.ins().fdiv(s, c)
         }
         Prim::Asin => {
@@ -410,10 +411,37 @@ const COS: [f64; 7] = [
     4.745_804_889_760_674e-14,
 ];
 
-/// Sine and cosine of f64 lanes.
-fn trigonometric(b: &mut KernelBuilder, x: Value) -> (Value, Value) {
+/// Up to here [`HALF_PI`] serves: products of its first two parts with the multiples of π/2 in between are exact.
+const NEAR: f64 = 1_048_576.0;
+
+/// 2/π in binary: the digits behind the point, after 54 zeros. The largest f64 needs all of them, the largest f32 five words.
+const TWO_OVER_PI: [u64; 19] = [
+    0x0000_0000_0000_028b,
+    0xe60d_b939_1054_a7f0,
+    0x9d5f_47d4_d377_036d,
+    0x8a56_64f1_0e41_07f9,
+    0x458e_af7a_ef15_86dc,
+    0x91b8_e909_374b_8019,
+    0x24bb_a827_4648_73f8,
+    0x77ac_72c4_a69c_fba2,
+    0x08d7_d4ba_ed12_13a6,
+    0x71c0_9ad1_7df9_04e6,
+    0x4758_e60d_4ce7_d272,
+    0x117e_2ef7_e4a0_ec7f,
+    0xe25f_ff78_1660_3fbc,
+    0xbc46_2d68_29b4_7db4,
+    0xd9fb_3c9f_2c26_dd3d,
+    0x18fd_9a79_7fa8_b5d4,
+    0x9eeb_1faf_97c5_ecf4,
+    0x1ce7_de29_4a4b_a9af,
+    0xed7e_c47e_3574_2158,
+];
+
+/// Splits f64 lanes into `n π/2 + r` with `|r| <= π/4`: returns an integer whose low two bits are those of `n`, and `r`,
+/// whose error is below 3 ulp. Lanes far from zero take a branch of their own, and so do those that are nearly a multiple
+/// of π/2, nearer than any f32 is.
+fn reduce_by_half_pi(b: &mut KernelBuilder, x: Value, narrow: bool) -> (Value, Value) {
     let ty = b.ty(x);
-    let int = int_like(ty);
     let (by, shift) = (b.float_of(ty, std::f64::consts::FRAC_2_PI), b.float_of(ty, SHIFT_64));
     let shifted = b.fma(x, by, shift);
     let n = b.f.ins().fsub(shifted, shift);
@@ -421,6 +449,129 @@ fn trigonometric(b: &mut KernelBuilder, x: Value) -> (Value, Value) {
     for part in HALF_PI {
         r = minus_product(b, r, n, part);
     }
+    let quadrant = b.bits(int_like(ty), shifted);
+    let (m, limit) = (b.f.ins().fabs(x), b.float_of(ty, NEAR));
+    let mut far = b.f.ins().fcmp(FloatCC::GreaterThan, m, limit);
+    if !narrow {
+        // What the parts of π/2 lack, some 2^-101, is nothing to rests above 2^-48.
+        let (close, one) = (b.float_of(ty, f64::powi(2.0, -48)), b.float_of(ty, 1.0));
+        let distance = b.f.ins().fabs(r);
+        let cancelled = b.f.ins().fcmp(FloatCC::LessThan, distance, close);
+        let beyond = b.f.ins().fcmp(FloatCC::GreaterThan, m, one);
+        let cancelled = b.f.ins().band(cancelled, beyond);
+        far = b.f.ins().bor(far, cancelled);
+    }
+    far_from_zero(b, x, far, (quadrant, r), narrow)
+}
+
+/// Replaces `near`, an integer and a rest, where `far` says so.
+fn far_from_zero(b: &mut KernelBuilder, x: Value, far: Value, near: (Value, Value), narrow: bool) -> (Value, Value) {
+    let ty = b.ty(x);
+    let (quadrant, rest) = (b.f.declare_var(int_like(ty)), b.f.declare_var(ty));
+    b.f.def_var(quadrant, near.0);
+    b.f.def_var(rest, near.1);
+    let (slow, exit) = (b.f.create_block(), b.f.create_block());
+    b.f.set_cold_block(slow);
+    let any = if ty.is_vector() { b.f.ins().vany_true(far) } else { far };
+    b.f.ins().brif(any, slow, &[], exit, &[]);
+    b.f.seal_block(slow);
+    b.f.switch_to_block(slow);
+    let (n, r) = if ty.is_vector() {
+        let lanes: Vec<(Value, Value)> = (0..2)
+            .map(|l| {
+                let x = b.lane(x, l);
+                reduce_by_all_digits(b, x, narrow)
+            })
+            .collect();
+        let pair = |b: &mut KernelBuilder, ty, [low, high]: [Value; 2]| {
+            let both = b.f.ins().splat(ty, low);
+            b.f.ins().insertlane(both, high, 1)
+        };
+        (pair(b, int_like(ty), [lanes[0].0, lanes[1].0]), pair(b, ty, [lanes[0].1, lanes[1].1]))
+    } else {
+        reduce_by_all_digits(b, x, narrow)
+    };
+    let (far_n, far_r) = (b.choose(far, n, near.0), b.choose(far, r, near.1));
+    b.f.def_var(quadrant, far_n);
+    b.f.def_var(rest, far_r);
+    b.f.ins().jump(exit, &[]);
+    b.f.seal_block(exit);
+    b.f.switch_to_block(exit);
+    (b.f.use_var(quadrant), b.f.use_var(rest))
+}
+
+/// [`reduce_by_half_pi`] of an f64 scalar of 1 or more (Payne and Hanek): the mantissa times those 192 digits of 2/π that the
+/// product modulo 4 depends on. `r` has an error below 2 ulp; that of an infinity is NaN.
+fn reduce_by_all_digits(b: &mut KernelBuilder, x: Value, narrow: bool) -> (Value, Value) {
+    use cranelift_codegen::ir::condcodes::IntCC;
+    let bits = b.bits(I64, x);
+    let (fraction, implicit, field) = (b.int((1 << 52) - 1), b.int(1 << 52), b.int(0x7ff));
+    let m = b.f.ins().band(bits, fraction);
+    let m = b.f.ins().bor(m, implicit);
+    // x is m * 2^(exponent - 1075). Digits of weights from 2^(1077 - exponent) give multiples of 4: 54 zeros and what is behind.
+    let exponent = b.shr(bits, 52);
+    let exponent = b.f.ins().band(exponent, field);
+    let skipped = b.f.ins().iadd_imm_s(exponent, 54 - 1077);
+    let index = b.shr(skipped, 6);
+    let digits = if narrow { &TWO_OVER_PI[..5] } else { &TWO_OVER_PI[..] };
+    let mut words: Vec<Value> = digits.iter().map(|&w| b.int(w as i64)).collect();
+    for bit in (0..if narrow { 1 } else { 4 }).rev() {
+        let step = 1 << bit;
+        let set = b.int(step as i64);
+        let set = b.f.ins().band(index, set);
+        let moved = |b: &mut KernelBuilder, j: usize| words.get(j + step).map_or(words[j], |&w| b.f.ins().select(set, w, words[j]));
+        words = (0..3 + step).map(|j| moved(b, j)).collect();
+    }
+    let left = b.int(63);
+    let left = b.f.ins().isub(left, skipped);
+    let window: Vec<Value> = words
+        .windows(2)
+        .map(|w| {
+            let high = b.f.ins().ishl(w[0], skipped);
+            let low = b.shr(w[1], 1);
+            let low = b.f.ins().ushr(low, left);
+            b.f.ins().bor(high, low)
+        })
+        .collect();
+    // The product modulo 2^128, of which the highest two bits are the quadrant.
+    let carry = b.f.ins().umulhi(m, window[2]);
+    let low = b.f.ins().imul(m, window[1]);
+    let low = b.f.ins().iadd(low, carry);
+    let carried = b.f.ins().icmp(IntCC::UnsignedLessThan, low, carry);
+    let carried = b.f.ins().uextend(I64, carried);
+    let high = b.f.ins().imul(m, window[0]);
+    let middle = b.f.ins().umulhi(m, window[1]);
+    let high = b.f.ins().iadd(high, middle);
+    let high = b.f.ins().iadd(high, carried);
+    let half = b.int(1 << 61);
+    let n = b.f.ins().iadd(high, half);
+    let n = b.shr(n, 62);
+    let whole = b.shl(n, 62);
+    let high = b.f.ins().isub(high, whole);
+    // The magnitude of the rest, in 126 digits behind the point, and its sign.
+    let negative = b.sar(high, 63);
+    let (high, low) = (b.f.ins().bxor(high, negative), b.f.ins().bxor(low, negative));
+    let (high, low) = (b.f.ins().fcvt_from_sint(F64, high), b.f.ins().fcvt_from_uint(F64, low));
+    let (half_pi, half_pi_low) = (std::f64::consts::FRAC_PI_2 * f64::powi(2.0, -62), std::f64::consts::FRAC_PI_2 * f64::powi(2.0, -126));
+    let (half_pi, half_pi_low) = (b.f.ins().f64const(half_pi), b.f.ins().f64const(half_pi_low));
+    let (high, low) = (b.f.ins().fmul(high, half_pi), b.f.ins().fmul(low, half_pi_low));
+    let r = b.f.ins().fadd(high, low);
+    // Both are those of |x|.
+    let sign = b.sar(bits, 63);
+    let n = b.f.ins().bxor(n, sign);
+    let n = b.f.ins().isub(n, sign);
+    let sign = b.f.ins().bxor(sign, negative);
+    let sign = b.bits(F64, sign);
+    let r = copysign(b, r, sign);
+    let undefined = b.f.ins().fsub(x, x);
+    (n, b.f.ins().fadd(r, undefined))
+}
+
+/// Sine and cosine of f64 lanes, which are `narrow` if they were f32.
+fn trigonometric(b: &mut KernelBuilder, x: Value, narrow: bool) -> (Value, Value) {
+    let ty = b.ty(x);
+    let int = int_like(ty);
+    let (quadrant, r) = reduce_by_half_pi(b, x, narrow);
     let z = b.f.ins().fmul(r, r);
     let s = polynomial(b, z, &SIN);
     let cube = b.f.ins().fmul(z, r);
@@ -431,7 +582,6 @@ fn trigonometric(b: &mut KernelBuilder, x: Value) -> (Value, Value) {
     let c0 = b.fma(z, minus_half, one);
     let c = b.fma(c, fourth, c0);
     // Odd quadrants swap the two; the second bit of the quadrant negates, for the cosine of the next one.
-    let quadrant = b.bits(int, shifted);
     let odd = b.shl(quadrant, 63);
     let zero = b.int_of(int, 0);
     let odd = b.f.ins().icmp(cranelift_codegen::ir::condcodes::IntCC::NotEqual, odd, zero);
@@ -694,7 +844,10 @@ pub fn pow(b: &mut KernelBuilder, x: Value, y: Value) -> Value {
     b.choose(is_one, one, r)
 }
 
-/// `x ^ power` for the powers -1, ½, 1, 2 and 3, within 1 ulp.
+/// The powers that [`power`] computes.
+pub const POWERS: [f64; 6] = [-1.0, -0.5, 0.5, 1.0, 2.0, 3.0];
+
+/// `x ^ power` for one of [`POWERS`], within 1.5 ulp.
 pub fn power(b: &mut KernelBuilder, x: Value, power: f64) -> Value {
     if power == 1.0 {
         return x;
@@ -702,6 +855,10 @@ pub fn power(b: &mut KernelBuilder, x: Value, power: f64) -> Value {
     if power == -1.0 {
         let one = like(b, x, 1.0);
         return b.f.ins().fdiv(one, x);
+    }
+    if power == -0.5 {
+        let (root, one) = (self::power(b, x, 0.5), like(b, x, 1.0));
+        return b.f.ins().fdiv(one, root);
     }
     if power == 0.5 {
         // The powers of -0 and -∞ are 0 and ∞.
