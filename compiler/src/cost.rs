@@ -54,7 +54,7 @@ pub fn parallel_work(body: &Body) -> i64 {
         Body::Attention(a) if matches!(a.format, attention::Format::Bytes(_)) => r.quantized,
         Body::Gemm(_) | Body::Attention(_) => r.tiles,
         Body::Pack(_) => r.rows,
-        Body::Nest(_) => r.nest,
+        Body::Nest(_) | Body::TopK(_) => r.nest,
     };
     let fastest = RATES.iter().map(unit).fold(f64::MAX, f64::min);
     (HANDOVERS * HANDOVER / fastest) as i64

@@ -35,7 +35,7 @@ pub fn work(op: &Op, operands: &[&Type], results: &[&Type], cx: &Context) -> f64
             let keys = elements(&Shape(vec![operands[1].shape[2].clone()]), cx);
             of(0) * keys + out * keys
         }
-        Op::Reduce(Reduce { .. }) | Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) | Op::GroupNorm(_) => out.max(of(0)),
+        Op::Reduce(Reduce { .. }) | Op::Softmax(_) | Op::LayerNorm(_) | Op::RmsNorm(_) | Op::GroupNorm(_) | Op::TopK(_) => out.max(of(0)),
         _ => out,
     }
 }

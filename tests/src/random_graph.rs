@@ -164,7 +164,7 @@ fn jumps(op: &Op) -> bool {
         | RemFloor(_)
         | RemTrunc(_)
         | RmsNorm(_) => true,
-        Round(_) | Rsqrt(_) | Sqrt(_) | Tan(_) => true,
+        Round(_) | Rsqrt(_) | Sqrt(_) | Tan(_) | TopK(_) => true,
         _ => false,
     }
 }
@@ -172,7 +172,8 @@ fn jumps(op: &Op) -> bool {
 /// Whether an operator on floats may round.
 fn rounds(op: &Op) -> bool {
     use Op::*;
-    let exact = matches!(op, Abs(_) | Ceil(_) | Dims(_) | Floor(_) | Iota(_) | Max(_) | Min(_) | Neg(_) | Relu(_) | Round(_) | Select(_));
+    let exact =
+        matches!(op, Abs(_) | Ceil(_) | Dims(_) | Floor(_) | Iota(_) | Max(_) | Min(_) | Neg(_) | Relu(_) | Round(_) | Select(_) | TopK(_));
     !(exact || op.traits().moved > 0)
 }
 
@@ -530,6 +531,16 @@ impl<'a> Builder<'a> {
                 let x = self.plain(elem, 1);
                 let (exclusive, reverse) = (self.choices.one_in(2), self.choices.one_in(2));
                 (ops::CumSum { axis: self.choices.below(self.rank(x)), exclusive, reverse }.into(), vec![x])
+            }
+            "top_k" => {
+                let elem = self.elem();
+                let x = self.plain(elem, 1);
+                let axis = self.choices.below(self.rank(x));
+                let k = match self.graph.ty(x).shape[axis].clone() {
+                    n if n.as_const().is_none() || self.choices.one_in(2) => n,
+                    n => Dim::from(self.choices.below(n.as_const().unwrap_or(0) as usize + 1)),
+                };
+                (ops::TopK { largest: self.choices.one_in(2), axis, k }.into(), vec![x])
             }
             "dequantize" => {
                 let storage = *self.choices.pick(&[Elem::I8, Elem::U8, Elem::I4, Elem::U4]);

@@ -35,7 +35,7 @@ pub fn in_rows(kernel: &Kernel) -> Option<Kernel> {
     match &mut kernel.body {
         Body::Pack(p) => p.pitch = p.k.as_const().map(pack::pitch),
         Body::Gemm(g) => g.left_pitch = g.k.as_const().map(|k| pack::pitch(k) / 4),
-        Body::Nest(_) | Body::Attention(_) => return None,
+        Body::Nest(_) | Body::Attention(_) | Body::TopK(_) => return None,
     }
     Some(kernel)
 }

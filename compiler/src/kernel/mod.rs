@@ -1,9 +1,9 @@
 //! The kernel layer: what the scheduler produces and the emitters read.
 //!
 //! A [`Program`] is a list of [`Step`]s. Each step launches a [`Kernel`] (a piece of code, shared by
-//! all steps that need the same code) on buffers and integers. Kernels come in four kinds: loop
+//! all steps that need the same code) on buffers and integers. Kernels come in five kinds: loop
 //! nests around row programs ([`nest`]), matrix products by tiles ([`gemm`]) with the packing of their
-//! left operands ([`pack`]), and fused attention ([`attention`]); data movement is a nest.
+//! left operands ([`pack`]), fused attention ([`attention`]), and selection ([`top_k`]); data movement is a nest.
 //!
 //! # How a kernel is called
 //!
@@ -17,6 +17,7 @@ pub mod attention;
 pub mod gemm;
 pub mod nest;
 pub mod pack;
+pub mod top_k;
 pub mod work;
 
 use attention::Attention;
@@ -29,6 +30,7 @@ use std::fmt;
 use tfc_ir::dim::{Dim, Symbol, SymbolTable};
 use tfc_ir::graph::{DimCheck, Loc};
 use tfc_ir::types::{Elem, Type};
+use top_k::TopK;
 
 /// A size, stride or offset in a kernel: a number, or an integer parameter of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -102,7 +104,7 @@ impl Kernel {
         match &self.body {
             Body::Gemm(g) => g.in_place(),
             Body::Attention(a) => a.in_place().into_iter().collect(),
-            Body::Nest(_) | Body::Pack(_) => vec![],
+            Body::Nest(_) | Body::Pack(_) | Body::TopK(_) => vec![],
         }
     }
 
@@ -111,7 +113,7 @@ impl Kernel {
         match &self.body {
             Body::Pack(p) => p.pitch.is_some(),
             Body::Gemm(g) => g.left_pitch.is_some() && matches!(g.format, gemm::Format::Quantized(_)),
-            Body::Nest(_) | Body::Attention(_) => false,
+            Body::Nest(_) | Body::Attention(_) | Body::TopK(_) => false,
         }
     }
 }
@@ -127,6 +129,8 @@ pub enum Body {
     Gemm(Gemm),
     /// Fused attention.
     Attention(Attention),
+    /// Selection of elements.
+    TopK(TopK),
 }
 
 impl Body {
@@ -137,6 +141,7 @@ impl Body {
             Body::Pack(_) => "pack",
             Body::Gemm(_) => "gemm",
             Body::Attention(_) => "attention",
+            Body::TopK(_) => "top_k",
         }
     }
 }

@@ -123,6 +123,15 @@ pub fn of(program: &Program, step: &Step) -> Work {
             }
             (rows * keys * Dim::from(a.depth + a.value_depth), Some(arithmetic))
         }
+        Body::TopK(t) => {
+            let none = PrimaryMap::new();
+            for (access, len) in [(&t.from, t.n), (&t.values, t.k), (&t.positions, t.k)] {
+                let mut loops = sizes(&t.rows);
+                loops.push(size(len));
+                touched.access(access, &none, &loops);
+            }
+            (Dim::from(0), None)
+        }
     };
     let mut work = Work { operations: Dim::from(2) * multiply_adds, arithmetic, bytes: Dim::from(0), weight_bytes: Dim::from(0) };
     for (param, elements) in touched.0 {

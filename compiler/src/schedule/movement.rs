@@ -1,10 +1,11 @@
-//! Movement of data: copies, borders, selection and assignment by index, running sums.
+//! Movement of data: copies, borders, selection and assignment by index, selection by order, running sums.
 
 use super::args::Args;
 use super::exprs::Exprs;
 use super::view::View;
 use super::{Scheduler, Source};
 use crate::kernel::nest::{Effect, Expr, ExprId, Nest, ReduceOp, Stage};
+use crate::kernel::top_k::TopK;
 use crate::kernel::{Body, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Loc, NodeData};
@@ -182,6 +183,7 @@ impl Scheduler {
                 self.launch_loops(l, vec![store], true, "scatter_nd", loc);
             }
             Op::CumSum(op) => self.cum_sum(op, &inputs[0], out, loc),
+            Op::TopK(op) => self.top_k(op, &inputs[0], [out, &outputs[1]], loc),
             Op::Dims(op) if op.values.len() != 1 => {
                 let mut l = Loops::over(&Shape(vec![]));
                 let effects = op
@@ -245,6 +247,30 @@ impl Scheduler {
         self.launch_loops(l, vec![store], false, "pad", loc);
     }
 
+    fn top_k(&mut self, op: &ops::TopK, input: &Source, [values, positions]: [&View; 2], loc: &Loc) {
+        let x = self.view(input);
+        let (rows, n) = (Shape(without(&x.shape.0, op.axis)), x.shape[op.axis].clone());
+        let mut args = Args::default();
+        let mut access = |view: &View, usage: Use| {
+            let mut strides = without(&view.strides, op.axis);
+            strides.push(view.strides[op.axis].clone());
+            args.access(view, usage, &strides)
+        };
+        let (from, to, at) = (access(&x, Use::Read), access(values, Use::Write), access(positions, Use::Write));
+        let body = TopK {
+            rows: args.extents(&rows.0),
+            n: args.extent(&n),
+            k: args.extent(&op.k),
+            largest: op.largest,
+            from,
+            values: to,
+            positions: at,
+        };
+        let any = op.k.minimum(&Dim::from(1)).simplify(&self.program.symbols);
+        let work = x.shape.elements() * Dim::from(4);
+        self.launch(Body::TopK(body), args, rows.elements() * any, work, "top_k", loc);
+    }
+
     fn cum_sum(&mut self, op: &ops::CumSum, input: &Source, out: &View, loc: &Loc) {
         let x = self.view(input);
         let rank = x.shape.rank();
@@ -279,6 +305,11 @@ impl Scheduler {
         let store = Effect::Store(l.access(&out, Use::Write, &out.strides, vec![]), sum);
         self.launch_loops(l, vec![Effect::Reduce(r, value), store], false, "cum_sum", loc);
     }
+}
+
+/// What a list has for the other axes.
+fn without(list: &[Dim], axis: usize) -> Vec<Dim> {
+    (0..list.len()).filter(|&a| a != axis).map(|a| list[a].clone()).collect()
 }
 
 /// The run-time indices of a tuple in the last axis of `indices`, with the strides of the axes of `x`

@@ -429,6 +429,7 @@ operators! {
     sub::Sub,
     tan::Tan,
     tanh::Tanh,
+    top_k::TopK,
     transpose::Transpose,
     window::Window,
     xor::Xor,

@@ -32,6 +32,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod top_k;
 
 use crate::kernel::{Body, BufferParam, Extent, Kernel};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -69,6 +70,7 @@ pub fn kernel_functions(kernel: &Kernel, cpu: &Cpu) -> Vec<Function> {
         Body::Pack(pack) => pack::emit(&mut b, pack),
         Body::Gemm(gemm) => gemm::emit(&mut b, gemm),
         Body::Attention(attention) => attention::emit(&mut b, attention),
+        Body::TopK(top_k) => top_k::emit(&mut b, top_k),
     }
     let helpers = std::mem::take(&mut b.helpers);
     b.finish();

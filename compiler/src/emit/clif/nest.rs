@@ -42,7 +42,7 @@ pub fn emit(b: &mut KernelBuilder, nest: &Nest, begin: Value, end: Value) {
 }
 
 /// The indices of the task loops, counted up from task to task.
-struct Odometer {
+pub struct Odometer {
     /// One per task loop.
     wheels: Vec<Wheel>,
 }
@@ -58,7 +58,7 @@ enum Wheel {
 
 impl Odometer {
     /// Sets it to the task `begin`.
-    fn set(b: &mut KernelBuilder, extents: &[Extent], begin: Value) -> Odometer {
+    pub fn set(b: &mut KernelBuilder, extents: &[Extent], begin: Value) -> Odometer {
         let turning = extents.iter().filter(|&&e| e != Extent::Const(1)).count();
         let mut rest = begin;
         let mut wheels: Vec<Wheel> = vec![];
@@ -95,7 +95,8 @@ impl Odometer {
         Odometer { wheels }
     }
 
-    fn read(&self, b: &mut KernelBuilder, task: Value) -> Vec<Value> {
+    /// The indices, of which the task is one.
+    pub fn read(&self, b: &mut KernelBuilder, task: Value) -> Vec<Value> {
         self.wheels
             .iter()
             .map(|w| match w {
@@ -106,7 +107,8 @@ impl Odometer {
             .collect()
     }
 
-    fn advance(&self, b: &mut KernelBuilder) {
+    /// Goes on to the next task.
+    pub fn advance(&self, b: &mut KernelBuilder) {
         let mut carry: Option<Value> = None;
         for w in self.wheels.iter().rev() {
             let Wheel::Turning(variable, extent) = w else { continue };

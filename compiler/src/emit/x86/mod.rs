@@ -44,6 +44,7 @@ pub fn covers(kernel: &Kernel) -> bool {
         Body::Pack(p) => pack::covers(kernel, p),
         Body::Gemm(g) => gemm::covers(kernel, g),
         Body::Attention(a) => attention::covers(a),
+        Body::TopK(_) => false,
     }
 }
 
@@ -53,7 +54,7 @@ pub fn takes_rows(kernel: &Kernel) -> bool {
         && match &kernel.body {
             Body::Pack(p) => rows::covers(p),
             Body::Gemm(g) => matrix::covers(g),
-            Body::Nest(_) | Body::Attention(_) => false,
+            Body::Nest(_) | Body::Attention(_) | Body::TopK(_) => false,
         }
 }
 
@@ -70,6 +71,7 @@ pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
         Body::Pack(p) => pack::emit(&mut f, p, begin, end),
         Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
         Body::Attention(a) => attention::emit(&mut f, a, begin, end),
+        Body::TopK(_) => return Err(CodegenError::Unsupported("wide code for selection".into())),
     }
     f.a.finish().map_err(|e| CodegenError::Unsupported(format!("wide code: {e}")))
 }

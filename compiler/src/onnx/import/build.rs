@@ -267,6 +267,20 @@ impl Importer<'_> {
         Ok(v)
     }
 
+    /// [`Self::emit`] for an operator with several results; of small constants they are computed.
+    pub(super) fn emit_all(&mut self, op: impl Into<Op>, inputs: &[Val]) -> Res<Vec<Val>> {
+        let op = op.into();
+        let small = |t: &&Tensor| t.len() as i64 <= FOLD_LIMIT;
+        let constants: Option<Vec<Tensor>> = inputs.iter().map(|&v| self.as_const(v).filter(small).cloned()).collect();
+        if let Some(results) = constants.and_then(|c| op.eval(&Bindings::new(), &c).ok()) {
+            return Ok(results.into_iter().map(|t| self.constant(t)).collect());
+        }
+        let values = inputs.iter().map(|&v| self.value(v)).collect::<Result<Vec<Value>, _>>()?;
+        let results = self.graph.add_node(op, &values, &self.loc)?;
+        self.settle_checks();
+        Ok(results.into_iter().map(|v| self.adopt(v)).collect())
+    }
+
     /// The result of an operator with known operands, if it can be computed now.
     fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
         let known = |d: &Dim| d.as_const().is_some_and(|n| n <= FOLD_LIMIT);
