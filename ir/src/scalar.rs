@@ -199,22 +199,25 @@ impl ScalarProgram {
     }
 
     /// Evaluates every node for given operands and returns the value of `result`. Each primitive
-    /// is computed in f64 or i128 and rounded to its type.
+    /// is computed in f64 or i128 and rounded to its type; floats of 16 bits are rounded as such by conversions and in the
+    /// end only, before as those of 32, as in kernels.
     pub fn eval(&self, args: &[Scalar], result: ScalarId) -> Scalar {
+        let computed = |elem: Elem| if matches!(elem, Elem::F16 | Elem::Bf16) { Elem::F32 } else { elem };
         let mut values: Vec<Scalar> = Vec::with_capacity(self.nodes.len());
         for (_, node, elem) in self.nodes() {
             let value = match node {
                 ScalarNode::Arg(n) => args[*n as usize],
-                ScalarNode::Float(bits) => round_to(elem, Scalar::Float(f64::from_bits(*bits))),
+                ScalarNode::Float(bits) => round_to(computed(elem), Scalar::Float(f64::from_bits(*bits))),
                 ScalarNode::Int(n) => round_to(elem, Scalar::Int((*n).into())),
                 ScalarNode::Prim(prim, ids) => {
                     let operands: Vec<Scalar> = ids.iter().map(|i| values[i.0 as usize]).collect();
-                    prim.eval(&operands, self.elem(ids[0]), elem)
+                    let to = if *prim == Prim::Cast { elem } else { computed(elem) };
+                    prim.eval(&operands, computed(self.elem(ids[0])), to)
                 }
             };
             values.push(value);
         }
-        values[result.0 as usize]
+        round_to(self.elem(result), values[result.0 as usize])
     }
 }
 
