@@ -321,6 +321,26 @@ fn gelu_by_tanh_in_every_spelling() {
     });
 }
 
+/// The powers of -0 and -∞ are not roots.
+#[test]
+fn roots_of_what_may_be_negative_stay_powers() {
+    for (root, exponent) in [("sqrt", 0.5), ("rsqrt", -0.5)] {
+        never(root, |b| {
+            let (x, n) = (b.input("8"), b.scalar(exponent));
+            let x = b.op(Mul {}, &[x, x]);
+            let y = b.input("8");
+            let d = b.op(Sub {}, &[x, y]);
+            b.op(Pow {}, &[d, n])
+        });
+        becomes(&["mul", "add", root], |b| {
+            let (x, n) = (b.input("8"), b.scalar(exponent));
+            let x = b.op(Mul {}, &[x, x]);
+            let x = shifted(b, x, 1e-5);
+            b.op(Pow {}, &[x, n])
+        });
+    }
+}
+
 #[test]
 fn what_is_not_quite_a_gelu() {
     never("gelu", |b| {

@@ -71,8 +71,11 @@ impl Choices {
     /// A tensor of values that are hard: the limits of integers, and NaN, infinities, zeros with both
     /// signs, halves, large and tiny numbers; among small ones as [`Choices::tensor`] gives them.
     pub fn hard_tensor(&mut self, elem: Elem, sizes: &[usize]) -> Tensor {
-        const FLOATS: [f64; 16] =
-            [f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, -0.0, 0.5, 1.5, -2.5, 1e-30, -1e-6, 100.0, 65504.0, 3e9, -3e9, 1e20, 88.0];
+        #[rustfmt::skip]
+        const FLOATS: [f64; 18] = [
+            f64::NAN, f64::INFINITY, -f64::INFINITY, 0.0, -0.0, 0.5, 1.5, -2.5, 1e-30,
+            -1e-6, 100.0, 65504.0, 3e9, -3e9, 1e20, 88.0, 3.4e38, -3.4e38,
+        ];
         Tensor::build(elem, sizes, |_| match elem {
             Elem::Bool => Scalar::Int(self.below(2) as i128),
             e if e.is_float() && self.below(2) == 0 => Scalar::Float(*self.pick(&FLOATS)),

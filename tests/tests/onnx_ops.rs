@@ -581,6 +581,53 @@ fn order_statistics_keep_the_order_of_equals() {
     close(&out[0], &[2, 3], &[3.0, 3.0, 2.0, 5.0, 0.0, 0.0]);
     assert_eq!(out[1], i64s(&[2, 3], &[0, 2, 3, 2, 0, 1]));
     assert_eq!(m(0).run(&[x])[1], i64s(&[2, 3], &[1, 3, 0, 0, 1, 3]));
+    // A NaN is larger than anything.
+    let x = f32s(&[2, 4], &[f32::NAN, 1.0, f32::INFINITY, f32::NAN, 0.0, -0.0, -1.0, f32::NEG_INFINITY]);
+    assert_eq!(m(1).run(std::slice::from_ref(&x))[1], i64s(&[2, 3], &[0, 3, 2, 0, 1, 2]));
+    assert_eq!(m(0).run(&[x])[1], i64s(&[2, 3], &[1, 2, 0, 3, 2, 0]));
+}
+
+/// What is special about numbers: signs of zeros count, and NaN is NaN.
+#[test]
+fn special_values_are_those_of_ieee_754() {
+    let same = |found: &Tensor, expected: &[f64]| {
+        for (i, (a, b)) in found.to_f64s().into_iter().zip(expected).enumerate() {
+            let near = a == *b && a.is_sign_negative() == b.is_sign_negative() || (a - b).abs() <= 4e-7 * b.abs() && *b != 0.0;
+            assert!(near || a.is_nan() && b.is_nan(), "element {i}: {a} is not {b}");
+        }
+    };
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let of = |op: &str, x: &[f32], expected: &[f64]| {
+        let x = f32s(&[x.len()], x);
+        same(&single(13, op, &x, "", &[]).run(std::slice::from_ref(&x))[0], expected);
+    };
+    of("Sign", &[f32::NAN, -0.0, -2.0, f32::INFINITY], &[nan, 0.0, -1.0, 1.0]);
+    of("Sinh", &[89.0, -89.0, -0.0, 1e-10, f32::NEG_INFINITY, f32::NAN], &[2.244_806_4e38, -2.244_806_4e38, -0.0, 1e-10, -inf, nan]);
+    of("Cosh", &[89.0, -89.0, 0.0, f32::NEG_INFINITY, f32::NAN], &[2.244_806_4e38, 2.244_806_4e38, 1.0, inf, nan]);
+    of("Asinh", &[-0.0, f32::MAX, f32::MIN, 1e-10, f32::INFINITY, f32::NAN], &[-0.0, 89.415_986, -89.415_986, 1e-10, inf, nan]);
+    of("Acosh", &[1.0, f32::MAX, f32::INFINITY, 0.5, f32::NAN], &[0.0, 89.415_986, inf, nan, nan]);
+    of("Sin", &[-0.0, f32::MAX, f32::INFINITY, f32::NAN], &[-0.0, -0.521_876_5, nan, nan]);
+    for half in [f32s(&[], &[0.5]), f32s(&[1], &[0.5])] {
+        let x = f32s(&[4], &[f32::NEG_INFINITY, -0.0, 4.0, -1.0]);
+        same(&single(13, "Pow", &x, "half", &[]).constant("half", half).run(std::slice::from_ref(&x))[0], &[inf, 0.0, 2.0, nan]);
+    }
+    // Exponents of another type keep their parity and their size.
+    let power = |base: &Tensor, exponent: &Tensor| {
+        let sizes: Vec<String> = base.sizes().iter().map(ToString::to_string).collect();
+        let sizes: Vec<&str> = sizes.iter().map(String::as_str).collect();
+        let m = Model::new(15).input("x", base.elem(), &sizes).input("y", exponent.elem(), &sizes);
+        m.node("Pow", "x y", "z", &[]).output("z").run(&[base.clone(), exponent.clone()]).remove(0)
+    };
+    let odd = i32::MAX;
+    same(&power(&f32s(&[3], &[-0.0, -1.0, f32::NEG_INFINITY]), &Tensor::of(&[3], vec![odd, odd, -odd])), &[-0.0, -1.0, -0.0]);
+    same(&power(&f32s(&[2], &[0.0, 2.0]), &Tensor::of(&[2], vec![1e-300f64, 0.5])), &[0.0, std::f64::consts::SQRT_2]);
+    let whole = power(&Tensor::of(&[3], vec![3i32, 2, 7]), &Tensor::of(&[3], vec![1i64 << 32, 3, -(1i64 << 32)]));
+    assert_eq!(whole, Tensor::of(&[3], vec![1i32, 8, 0]));
+    let whole = power(&Tensor::of(&[5], vec![2i32, 3, -5, 9, -1]), &f32s(&[5], &[3.0, 4.0, 3.0, 0.5, f32::INFINITY]));
+    assert_eq!(whole, Tensor::of(&[5], vec![8i32, 81, -125, 3, 1]));
+    // Sums of 16-bit floats that overflow where their mean does not.
+    let x = Tensor::build(Elem::F16, &[2], |_| Scalar::Float(65504.0));
+    same(&single(13, "Mean", &x, "x", &[]).run(std::slice::from_ref(&x))[0], &[65504.0, 65504.0]);
 }
 
 #[test]

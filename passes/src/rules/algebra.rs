@@ -4,7 +4,8 @@ use super::Numerics::{Exact, Rounding};
 use super::Use::{Always, Explore};
 use super::{Root, Rule};
 use crate::terms::{Term, Terms};
-use tfc_ir::ops::{Cast, Mul, Neg, Not, Reciprocal, Relu, Rsqrt, Select, Sqrt};
+use tfc_ir::ops::reduce::ReduceKind;
+use tfc_ir::ops::{Cast, Mul, Neg, Not, Op, Reciprocal, Relu, Rsqrt, Select, Sqrt};
 use tfc_ir::tensor::Scalar;
 use tfc_ir::types::Elem;
 
@@ -105,14 +106,40 @@ fn pow_three(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     t.add(Mul {}.into(), &[square, x])
 }
 
-/// `x ^ 0.5 = sqrt(x)`, which differs at -0 and -∞ only.
+/// `x ^ 0.5 = sqrt(x)`, which differs at -0 and -∞.
 fn pow_half(t: &mut dyn Terms, root: &Root) -> Option<Term> {
-    (t.number(root.arg(1)) == Some(0.5)).then(|| t.add(Sqrt {}.into(), &[root.arg(0)]))?
+    let fits = t.number(root.arg(1)) == Some(0.5) && not_negative(t, root.arg(0), 12);
+    fits.then(|| t.add(Sqrt {}.into(), &[root.arg(0)]))?
 }
 
-/// `x ^ -0.5 = rsqrt(x)`, which differs at -0 and -∞ only.
+/// `x ^ -0.5 = rsqrt(x)`, which differs at -0 and -∞.
 fn pow_minus_half(t: &mut dyn Terms, root: &Root) -> Option<Term> {
-    (t.number(root.arg(1)) == Some(-0.5)).then(|| t.add(Rsqrt {}.into(), &[root.arg(0)]))?
+    let fits = t.number(root.arg(1)) == Some(-0.5) && not_negative(t, root.arg(0), 12);
+    fits.then(|| t.add(Rsqrt {}.into(), &[root.arg(0)]))?
+}
+
+/// Whether every element is above 0, or +0, or NaN, whatever the inputs are: sums, means and products of squares and of
+/// other such terms.
+fn not_negative(t: &dyn Terms, y: Term, depth: usize) -> bool {
+    if let Some(c) = t.constant(y) {
+        return c.iter().all(|x| !x.to_f64().is_sign_negative());
+    }
+    if let Some(c) = t.number(y) {
+        return !c.is_sign_negative();
+    }
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    let even = |n: Option<f64>| n.is_some_and(|n| n % 2.0 == 0.0);
+    t.forms(y).iter().any(|f| match &*f.op {
+        Op::Abs(_) | Op::Exp(_) | Op::Sigmoid(_) => true,
+        Op::Mul(_) if t.same(f.args[0], f.args[1]) => true,
+        Op::Pow(_) if even(t.number(f.args[1])) => true,
+        Op::Max(_) if f.args.iter().any(|&x| t.number(x).is_some_and(|n| n > 0.0)) => true,
+        Op::Add(_) | Op::Mul(_) | Op::Div(_) | Op::Max(_) | Op::Min(_) => f.args.iter().all(|&x| not_negative(t, x, depth)),
+        Op::Pow(_) | Op::Sqrt(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Expand(_) | Op::Slice(_) => not_negative(t, f.args[0], depth),
+        Op::Reduce(r) => matches!(r.kind, ReduceKind::Sum | ReduceKind::Mean) && not_negative(t, f.args[0], depth),
+        Op::Cast(c) => c.to.is_float() && t.ty(f.args[0]).elem.is_float() && not_negative(t, f.args[0], depth),
+        _ => false,
+    })
 }
 
 /// `reciprocal(sqrt(x)) = rsqrt(x)`

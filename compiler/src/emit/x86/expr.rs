@@ -408,8 +408,8 @@ impl<'a> Evaluator<'a> {
             Min | Max => {
                 let code = if p == Min { Op::MinPs } else { Op::MaxPs };
                 match (self.value(f, args[0]), self.value(f, args[1])) {
-                    // Where one operand is NaN the instruction gives the second: a constant comes first.
-                    (Val::V(x), Val::Splat(c)) | (Val::Splat(c), Val::V(x)) => {
+                    // Where one operand is NaN the instruction gives the second: a number comes first.
+                    (Val::V(x), Val::Splat(c)) | (Val::Splat(c), Val::V(x)) if !f32::from_bits(c).is_nan() => {
                         let c = f.a.vector_of(c as i32);
                         f.a.binary(code, c, x)
                     }

@@ -7,7 +7,7 @@ use tfc_ir::ops::{
     Round, Shl, Shr, Sigmoid, Silu, Sin, Softplus, Sqrt, Tan, Tanh, Xor,
 };
 use tfc_ir::ops::{Add, Div, Exp, Log, Mul, Neg, Sub};
-use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::tensor::{Scalar, Tensor, round_to};
 use tfc_ir::types::Elem;
 
 type One = Res<Vec<Val>>;
@@ -95,17 +95,32 @@ pub(super) fn modulo(cx: &mut Importer, n: &Call) -> One {
     one(cx.emit(op, &[x, y])?)
 }
 
-/// Base and exponent may have different types; the result has that of the base.
+/// Base and exponent may have different types; the result has that of the base. The power is computed in a type that
+/// has both: the exponents that are known may all be numbers of the type of the base.
 pub(super) fn pow(cx: &mut Importer, n: &Call) -> One {
     let (x, y) = (n.input(0)?, n.input(1)?);
     let (base, exponent) = (cx.elem(x), cx.elem(y));
-    if !base.is_float() && exponent.is_float() {
-        let wide = cx.cast(x, exponent)?;
-        let p = cx.emit(Pow {}, &[wide, y])?;
-        return one(cx.cast(p, base)?);
+    let same = |t: &Tensor| t.iter().all(|n| round_to(base, n).to_f64() == n.to_f64());
+    let fits = base == exponent || cx.as_const(y).is_some_and(same);
+    let wide = match (base.is_float() || exponent.is_float(), fits) {
+        (_, true) => base,
+        (true, false) => Elem::F64,
+        (false, false) => Elem::I64,
+    };
+    let (x_wide, y_wide) = (cx.cast(x, wide)?, cx.cast(y, wide)?);
+    let p = cx.emit(Pow {}, &[x_wide, y_wide])?;
+    let p = cx.cast(p, base)?;
+    if base.is_float() || wide != Elem::F64 {
+        return one(p);
     }
-    let y = cx.cast(y, base)?;
-    one(cx.emit(Pow {}, &[x, y])?)
+    // Whole powers of integers are exact.
+    let (whole, magnitude, limit) = (cx.emit(Floor {}, &[y_wide])?, cx.emit(Abs {}, &[y_wide])?, cx.scalar(Elem::F64, 9e15));
+    let (is_whole, is_small) = (cx.eq(whole, y_wide)?, cx.lt(magnitude, limit)?);
+    let is_whole = cx.emit(And {}, &[is_whole, is_small])?;
+    let (x_int, y_int) = (cx.cast(x, Elem::I64)?, cx.cast(y_wide, Elem::I64)?);
+    let exact = cx.emit(Pow {}, &[x_int, y_int])?;
+    let exact = cx.cast(exact, base)?;
+    one(cx.select(is_whole, exact, p)?)
 }
 
 /// A right shift of a signed number keeps the sign: with `y` for `x < 0 ? not x : x`, which is not
@@ -146,9 +161,18 @@ pub(super) fn sum(cx: &mut Importer, n: &Call) -> One {
 }
 
 pub(super) fn mean(cx: &mut Importer, n: &Call) -> One {
-    let total = fold(cx, n, |cx, a, b| cx.add(a, b))?;
+    let all = n.all()?;
+    let elem = cx.elem(all[0]);
+    // The sum may be beyond what 16 bits hold.
+    let wide = if elem == Elem::F16 { Elem::F32 } else { elem };
+    let mut total = cx.cast(all[0], wide)?;
+    for &x in &all[1..] {
+        let x = cx.cast(x, wide)?;
+        total = cx.add(total, x)?;
+    }
     let count = cx.like(total, n.inputs.len() as f64);
-    one(cx.div(total, count)?)
+    let y = cx.div(total, count)?;
+    one(cx.cast(y, elem)?)
 }
 
 /// `min(max(x, low), high)`: the upper bound wins where the bounds cross.
@@ -226,24 +250,79 @@ pub(super) fn sign(cx: &mut Importer, n: &Call) -> One {
     }
     let negative = cx.lt(x, zero)?;
     let negative = cx.cast(negative, elem)?;
-    one(cx.sub(positive, negative)?)
+    let sign = cx.sub(positive, negative)?;
+    if !elem.is_float() {
+        return one(sign);
+    }
+    let nan = cx.emit(IsNan {}, &[x])?;
+    one(cx.select(nan, x, sign)?)
 }
 
-/// `(expm1(x) - expm1(-x)) / 2`: exact near 0.
+/// From where `e^-x` is nothing beside `e^x`, of which neither overflows in any float type there.
+fn far(elem: Elem) -> f64 {
+    if elem == Elem::F64 { 20.0 } else { 10.0 }
+}
+
+/// `e^|x| / 2` as the product of two numbers, since `e^|x|` may overflow where its half does not.
+fn half_exp(cx: &mut Importer, x: Val) -> Res<Val> {
+    let half = cx.affine(x, 0.5, 0.0)?;
+    let half = cx.emit(Abs {}, &[half])?;
+    let root = cx.exp(half)?;
+    let halved = cx.affine(root, 0.5, 0.0)?;
+    cx.mul(root, halved)
+}
+
+/// `x` bounded to `[-limit, limit]`, and whether it was within.
+fn bounded(cx: &mut Importer, x: Val, limit: f64) -> Res<(Val, Val)> {
+    let magnitude = cx.emit(Abs {}, &[x])?;
+    let (low, high) = (cx.like(x, -limit), cx.like(x, limit));
+    let near = cx.le(magnitude, high)?;
+    let y = cx.min(x, high)?;
+    Ok((cx.max(y, low)?, near))
+}
+
+/// `y` with the sign of `x`, for a `y` that is not negative; a zero `x` stays.
+fn with_sign(cx: &mut Importer, y: Val, x: Val) -> Res<Val> {
+    let (minus, zero) = (cx.neg(y)?, cx.like(x, 0.0));
+    let (negative, none) = (cx.lt(x, zero)?, cx.eq(x, zero)?);
+    let y = cx.select(negative, minus, y)?;
+    cx.select(none, x, y)
+}
+
+/// `(expm1(x) - expm1(-x)) / 2`, exact near 0; for large `|x|` `sign(x) e^|x| / 2`.
 pub(super) fn sinh(cx: &mut Importer, n: &Call) -> One {
     let x = n.input(0)?;
-    let minus = cx.neg(x)?;
-    let (a, b) = (cx.emit(Expm1 {}, &[x])?, cx.emit(Expm1 {}, &[minus])?);
+    let (y, is_near) = bounded(cx, x, far(cx.elem(x)))?;
+    let minus = cx.neg(y)?;
+    let (a, b) = (cx.emit(Expm1 {}, &[y])?, cx.emit(Expm1 {}, &[minus])?);
     let d = cx.sub(a, b)?;
-    one(cx.affine(d, 0.5, 0.0)?)
+    let near = cx.affine(d, 0.5, 0.0)?;
+    let far = half_exp(cx, x)?;
+    let far = with_sign(cx, far, x)?;
+    one(cx.select(is_near, near, far)?)
 }
 
+/// `(e^x + e^-x) / 2`; for large `|x|` `e^|x| / 2`.
 pub(super) fn cosh(cx: &mut Importer, n: &Call) -> One {
     let x = n.input(0)?;
-    let minus = cx.neg(x)?;
-    let (a, b) = (cx.exp(x)?, cx.exp(minus)?);
+    let (y, is_near) = bounded(cx, x, far(cx.elem(x)))?;
+    let minus = cx.neg(y)?;
+    let (a, b) = (cx.exp(y)?, cx.exp(minus)?);
     let s = cx.add(a, b)?;
-    one(cx.affine(s, 0.5, 0.0)?)
+    let near = cx.affine(s, 0.5, 0.0)?;
+    let far = half_exp(cx, x)?;
+    one(cx.select(is_near, near, far)?)
+}
+
+/// From where `log(2 x)` is the inverse of both `sinh` and `cosh` after rounding, and below the root of the largest number.
+fn square_limit(elem: Elem) -> f64 {
+    if elem == Elem::F16 { 100.0 } else { 1e9 }
+}
+
+/// `log x + log 2`.
+fn log_twice(cx: &mut Importer, x: Val) -> Res<Val> {
+    let y = cx.log(x)?;
+    cx.affine(y, 1.0, std::f64::consts::LN_2)
 }
 
 /// `sign(x) * log1p(|x| + x² / (1 + sqrt(x² + 1)))`; for large `|x|`, where the square overflows,
@@ -251,7 +330,7 @@ pub(super) fn cosh(cx: &mut Importer, n: &Call) -> One {
 pub(super) fn asinh(cx: &mut Importer, n: &Call) -> One {
     let x = n.input(0)?;
     let y = cx.emit(Abs {}, &[x])?;
-    let limit = cx.like(x, 1e4);
+    let limit = cx.like(x, square_limit(cx.elem(x)));
     let bounded = cx.min(y, limit)?;
     let square = cx.mul(bounded, bounded)?;
     let root = cx.affine(square, 1.0, 1.0)?;
@@ -260,24 +339,26 @@ pub(super) fn asinh(cx: &mut Importer, n: &Call) -> One {
     let rest = cx.div(square, root)?;
     let near = cx.add(bounded, rest)?;
     let near = cx.emit(Log1p {}, &[near])?;
-    let far = cx.log(y)?;
-    let far = cx.affine(far, 1.0, std::f64::consts::LN_2)?;
+    let far = log_twice(cx, y)?;
     let small = cx.le(y, limit)?;
     let magnitude = cx.select(small, near, far)?;
-    let minus = cx.neg(magnitude)?;
-    let zero = cx.like(x, 0.0);
-    let negative = cx.lt(x, zero)?;
-    one(cx.select(negative, minus, magnitude)?)
+    one(with_sign(cx, magnitude, x)?)
 }
 
-/// With `t = x - 1`: `log1p(t + sqrt(t) * sqrt(t + 2))`.
+/// With `t = x - 1`: `log1p(t + sqrt(t) * sqrt(t + 2))`; for large `x` `log x + log 2`.
 pub(super) fn acosh(cx: &mut Importer, n: &Call) -> One {
-    let t = cx.affine(n.input(0)?, 1.0, -1.0)?;
+    let x = n.input(0)?;
+    let limit = cx.like(x, square_limit(cx.elem(x)));
+    let bounded = cx.min(x, limit)?;
+    let t = cx.affine(bounded, 1.0, -1.0)?;
     let t2 = cx.affine(t, 1.0, 2.0)?;
     let (a, b) = (cx.sqrt(t)?, cx.sqrt(t2)?);
     let root = cx.mul(a, b)?;
     let s = cx.add(t, root)?;
-    one(cx.emit(Log1p {}, &[s])?)
+    let near = cx.emit(Log1p {}, &[s])?;
+    let far = log_twice(cx, x)?;
+    let small = cx.le(x, limit)?;
+    one(cx.select(small, near, far)?)
 }
 
 pub(super) fn atanh(cx: &mut Importer, n: &Call) -> One {
