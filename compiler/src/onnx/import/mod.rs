@@ -7,6 +7,7 @@
 
 mod arith;
 mod attention;
+mod blocks;
 mod build;
 mod call;
 mod control;

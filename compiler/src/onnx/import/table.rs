@@ -1,7 +1,8 @@
 //! The table of supported operators.
 
 use super::{
-    Call, Fail, Importer, Res, Val, arith, attention, control, einsum, movement, nn, norm, quant, reduce, resize, rnn, sample, shape, sort,
+    Call, Fail, Importer, Res, Val, arith, attention, blocks, control, einsum, movement, nn, norm, quant, reduce, resize, rnn, sample,
+    shape, sort,
 };
 use crate::onnx::model::Node;
 
@@ -206,8 +207,10 @@ table! {
         "DequantizeLinear" 1 => quant::dequantize_linear,
         "FastGelu" 1 => attention::fast_gelu,
         "FusedMatMul" 1 => attention::fused_matmul,
+        "GatherBlockQuantized" 1 => blocks::gather_block_quantized,
         "Gelu" 1 => arith::gelu,
         "LayerNormalization" 1 => norm::layer_normalization,
+        "MatMulNBits" 1 => blocks::matmul_nbits,
         "QuantizeLinear" 1 => quant::quantize_linear,
         "QuickGelu" 1 => attention::quick_gelu,
         "RotaryEmbedding" 1 => attention::rotary_embedding_microsoft,
