@@ -24,8 +24,9 @@
 //!   sum of products of rounded factors.
 //! - A product of other f32 activations with stored weights: the same factors.
 //!
-//! A convolution of one group whose operands are both stored is taken apart, and its product is one of these. What
-//! is not of this form, or whose sums may exceed an i32, stays as it is.
+//! A convolution of one group whose operands are both stored is taken apart, and its product is one of these. Sums that may
+//! exceed an i32 are split along k where the product is one of f32, one more rounding for each part; where it is one of integers, it
+//! stays as it is, and so does what is not of this form.
 
 use crate::rebuild::{Rebuild, index};
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
@@ -230,13 +231,18 @@ impl Products<'_> {
             if (elem != Elem::F32 && scaled) || (!integers && (turned || elem != Elem::F32 || !scaled)) {
                 continue;
             }
-            let mut op = QuantizedMatmul { activations: None, weights: w_matrix.scheme };
+            let bytes = activations.as_ref().map(|a| Scheme { symmetric: a.zero.is_none(), ..full_range(Elem::I8, Granularity::Tensor) });
+            let w_matrix = match &bytes {
+                // Exact sums of integers stay sums of all of k.
+                Some(bytes) if elem == Elem::F32 => w_matrix.with_short_sums(bytes),
+                _ => w_matrix,
+            };
+            let op = QuantizedMatmul { activations: bytes, weights: w_matrix.scheme };
             let mut operands = vec![match &activations {
                 Some(a) => a.codes,
                 None => self.out.get(x),
             }];
             if let Some(a) = activations {
-                op.activations = Some(Scheme { symmetric: a.zero.is_none(), ..full_range(Elem::I8, Granularity::Tensor) });
                 operands.push(match a.scale {
                     Some(scale) => scale,
                     None => self.out.new.add_const(Tensor::of(&[], vec![1f32]), None),
@@ -580,6 +586,21 @@ impl Stored {
             (Some(t), _) => of(expanded(t, &sizes)?).map(Some),
         };
         Some(Stored { zero: full(self.zero)?, scale: full(self.scale)?, codes: of(self.codes)? })
+    }
+}
+
+impl Matrix {
+    /// The same in groups whose sums with activations that are stored so fit an i32, if all of k is one group.
+    fn with_short_sums(mut self, activations: &Scheme) -> Matrix {
+        let (k, n) = (self.codes.sizes()[0], self.codes.sizes()[1]);
+        let size = QuantizedMatmul::longest_group(activations, &self.scheme);
+        if k > size as usize && matches!(self.scheme.granularity, Granularity::Axis { .. }) {
+            self.scheme.granularity = Granularity::Blocks { axis: 0, size };
+            self.columns = vec![k.div_ceil(size as usize), n];
+            let repeated = |t: Tensor| Tensor::build(t.elem(), &self.columns, |i| t.get(i % n));
+            (self.zero, self.scale) = (self.zero.map(repeated), self.scale.map(repeated));
+        }
+        self
     }
 }
 

@@ -286,6 +286,34 @@ fn groups_of_weights_stay_stored_behind_float_activations() {
 }
 
 #[test]
+fn sums_beyond_32_bits_are_split() {
+    let (k, n) = (33_100, 17);
+    let choices = &mut Choices::seeded(13);
+    let model = Model::new(13)
+        .input("q", Elem::U8, &["rows", "33100"])
+        .constant("s", Tensor::of(&[], vec![0.5f32]))
+        .constant("z", Tensor::of(&[], vec![3u8]))
+        .constant("w", codes(choices, Elem::U8, &[k, n]))
+        .constant("ws", scales(choices, &[n]))
+        .constant("wz", codes(choices, Elem::U8, &[n]));
+    let floats = model
+        .clone()
+        .node("DequantizeLinear", "q s z", "a", &[])
+        .node("DequantizeLinear", "w ws wz", "b", &[int("axis", 1)])
+        .node("MatMul", "a b", "y", &[])
+        .output("y");
+    // Codes of 255 less 3 with codes less 0 or 255 make sums that may be beyond an i32.
+    let largest = Tensor::of(&[1, k], vec![255u8; k]);
+    let random = codes(choices, Elem::U8, &[1, k]);
+    for q in [largest, random] {
+        check(&floats, &[q], 1, Same::Roundings).unwrap();
+    }
+    let small = Tensor::of(&[1, k], vec![4u8; k]);
+    let integers = model.node("MatMulInteger", "q w z wz", "i", &[]).node("Cast", "i", "y", &[int("to", 1)]).output("y");
+    check(&integers, &[small], 0, Same::Bits).unwrap();
+}
+
+#[test]
 fn what_is_no_product_of_stored_integers_stays() {
     let (k, n) = (SIZES.1, SIZES.2);
     let choices = &mut Choices::seeded(11);

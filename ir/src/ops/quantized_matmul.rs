@@ -91,6 +91,12 @@ impl QuantizedMatmul {
         }
     }
 
+    /// A length of groups whose sums fit an i32 by C5, for operands that are stored so: the longest one that is a power of 2.
+    pub fn longest_group(activations: &Scheme, weights: &Scheme) -> u32 {
+        let longest = i128::from(i32::MAX) / (reach(activations) * reach(weights));
+        1 << longest.ilog2()
+    }
+
     fn check_left(&self, cx: &mut InferCx, x: &Type, parameters: &[Type]) -> Result<(), InferError> {
         require!(x.rank() >= 2, "quantized_matmul C1: x has rank 2 or more, not {} as {x}", x.rank());
         let Some(scheme) = &self.activations else {
@@ -406,6 +412,8 @@ mod tests {
         };
         assert!(long(33025, false).is_ok() && long(65536, true).is_ok());
         assert!(long(33026, false).unwrap_err().to_string().starts_with("quantized_matmul C5"));
+        let longest = |symmetric| QuantizedMatmul::longest_group(&per_row(2, 1, symmetric), &scheme(Elem::U8, Granularity::Tensor, symmetric));
+        assert_eq!([true, false].map(longest), [1 << 16, 1 << 15]);
     }
 
     #[test]
