@@ -84,6 +84,75 @@ fn products_are_the_same_natively_and_near_the_float_ones() {
     }
 }
 
+/// Rows for every expert, and rows for all of them, by a stack of matrices, and then by one.
+fn experts(elem: Elem) -> Graph {
+    let mut g = Graph::new("experts");
+    let mut choices = Choices::seeded(5);
+    let rows = Dim::symbol("rows");
+    let own = g.add_input("own", Type::new(elem, Shape(vec![3.into(), rows.clone(), 40.into()])));
+    let all = g.add_input("all", Type::new(elem, Shape(vec![rows, 40.into()])));
+    let mut constant = |g: &mut Graph, sizes: &[usize]| {
+        let t = Tensor::build(elem, sizes, |_| Scalar::Float(choices.between(-1000, 1000) as f64 / 3000.0));
+        g.add_const(t, None)
+    };
+    let (stack, one) = (constant(&mut g, &[3, 40, 48]), constant(&mut g, &[1, 48, 24]));
+    let loc = Loc::default();
+    for (name, x) in [("own", own), ("all", all)] {
+        let y = g.add(ops::Matmul {}, &[x, stack], &loc).unwrap();
+        let y = g.add(ops::Gelu { tanh: false }, &[y], &loc).unwrap();
+        let y = g.add(ops::Matmul {}, &[y, one], &loc).unwrap();
+        g.add_output(name, y);
+    }
+    g
+}
+
+#[test]
+fn stacks_and_halves_are_quantized() {
+    for elem in [Elem::F32, Elem::F16, Elem::Bf16, Elem::F64] {
+        let graph = experts(elem);
+        for (spec, level) in [("w4a8", OptLevel::O0), ("w8a8", OptLevel::O3), ("w4a16:g32", OptLevel::O3)] {
+            let optimized = quantized(&graph, level, spec);
+            let mut choices = Choices::seeded(3);
+            let inputs = [choices.tensor(elem, &[3, 5, 40]), choices.tensor(elem, &[5, 40])];
+            let bindings = bind(&graph, &inputs);
+            let wanted = optimized.evaluate(&inputs, &bindings).expect("an evaluation");
+            for (float, q) in graph.evaluate(&inputs, &bindings).expect("an evaluation").iter().zip(&wanted) {
+                let error = relative_error(q, float);
+                assert!(error < 0.25, "{elem} {spec}: off by {error}");
+            }
+            for cpu in cpus() {
+                let found = run(&mut compile(&optimized, Some(cpu)), &optimized, &inputs);
+                for (wanted, found) in wanted.iter().zip(&found) {
+                    assert_eq!((wanted.elem(), wanted.sizes()), (found.elem(), found.sizes()));
+                    // A rounding to halves may be to the other side, and then a step of the activations behind it.
+                    let error = relative_error(found, wanted);
+                    assert!(error < STEPS, "{elem} {spec} {level:?} on {cpu}: off by {error}\n{optimized}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_beyond_32_bits_are_split() {
+    let (k, n) = (131_080, 17);
+    let mut g = Graph::new("long");
+    let mut choices = Choices::seeded(k as u64);
+    let x = g.add_input("x", Type::new(Elem::F32, Shape(vec![Dim::symbol("rows"), k.into()])));
+    let w = g.add_const(Tensor::of(&[k, n], (0..k * n).map(|_| choices.between(900, 1000) as f32).collect()), None);
+    let y = g.add(ops::Matmul {}, &[x, w], &Loc::default()).unwrap();
+    g.add_output("y", y);
+    for spec in ["w8a8", "w4a8"] {
+        let optimized = quantized(&g, OptLevel::O3, spec);
+        let x = Tensor::of(&[1, k], vec![1f32; k]);
+        let wanted = optimized.evaluate(std::slice::from_ref(&x), &bind(&g, std::slice::from_ref(&x))).expect("an evaluation");
+        for cpu in cpus() {
+            let found = run(&mut compile(&optimized, Some(cpu)), &optimized, std::slice::from_ref(&x));
+            compare(&wanted, &found, |elem| Tolerance::roundings(elem, 4.0, 1.0)).unwrap_or_else(|e| panic!("{spec} on {cpu}: {e}"));
+        }
+    }
+}
+
 /// What is multiplied by constant weights.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Left {

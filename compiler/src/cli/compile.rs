@@ -175,7 +175,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
     };
     trace.step("passes");
-    args.level.quantization.note_unused(&optimized.ledger, trace.stopped(), console);
+    args.level.quantization.note(&optimized.ledger, trace.stopped(), console);
 
     let mut pending = Pending::default();
     let extra = write_graph(&optimized.graph, &plan, &mut pending, console)?;

@@ -1,6 +1,6 @@
 //! Options that several sub-commands have.
 
-use super::console::Console;
+use super::console::{Console, bytes};
 use clap::ValueEnum;
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -86,9 +86,12 @@ impl Quantization {
         [quant].into_iter().chain(self.overrides.iter().map(|o| format!("--quant-override={o}"))).collect()
     }
 
-    /// Says which overrides match no product of a model.
-    pub fn note_unused(&self, ledger: &[LedgerEntry], stopped: bool, console: &Console) {
+    /// Says which overrides match no product of a model, and what stays float.
+    pub fn note(&self, ledger: &[LedgerEntry], stopped: bool, console: &Console) {
         let Ok(Some(config)) = self.config() else { return };
+        for note in stays_float(ledger) {
+            console.info(&format!("note: {note}"));
+        }
         if ledger.is_empty() && stopped {
             return;
         }
@@ -98,6 +101,37 @@ impl Quantization {
             }
         }
     }
+}
+
+/// The most reasons that are told without a report.
+const MAX_REASONS: usize = 8;
+
+/// What stays float, a line for each reason.
+fn stays_float(ledger: &[LedgerEntry]) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<&LedgerEntry>)> = vec![];
+    for e in ledger.iter().filter(|e| e.spec == QuantSpec::F32) {
+        match reasons.iter_mut().find(|(reason, _)| *reason == e.reason) {
+            Some((_, entries)) => entries.push(e),
+            None => reasons.push((&e.reason, vec![e])),
+        }
+    }
+    let line = |(reason, entries): &(&str, Vec<&LedgerEntry>)| {
+        let weights = match entries.iter().map(|e| e.source_bytes).sum() {
+            0 => String::new(),
+            n => format!(" ({})", bytes(n)),
+        };
+        let name = entries[0].loc.names().next().unwrap_or("a node without a name");
+        match entries.len() {
+            1 => format!("`{name}` stays float{weights}: {reason}"),
+            n => format!("`{name}` and {} more stay float{weights}: {reason}", n - 1),
+        }
+    };
+    let mut lines: Vec<String> = reasons.iter().take(MAX_REASONS).map(line).collect();
+    if reasons.len() > MAX_REASONS {
+        let rest: usize = reasons[MAX_REASONS..].iter().map(|(_, entries)| entries.len()).sum();
+        lines.push(format!("{rest} more stay float, for other reasons: `tfc compile --opt-report` has them"));
+    }
+    lines
 }
 
 fn parse_quant(option: &str, spec: &str) -> Result<QuantSpec> {

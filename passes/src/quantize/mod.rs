@@ -1,10 +1,13 @@
 //! `quantize`: products with constant matrices become products with quantized ones.
 //!
-//! A product `x · W` with a constant `W` in f32 becomes `quantized_matmul` with `W` rounded to the nearest
+//! A product `x · W` with a constant `W` of floats becomes `quantized_matmul` with `W` rounded to the nearest
 //! ([`round_to_nearest`]), and `x` quantized per row at run time where the scheme
-//! says so ([`QuantSpec`]). A product `W · x`, as convolutions have it, is transposed first. Products that
-//! have the same left operand share its quantization. Attention becomes `quantized_attention` where the
-//! scheme has integer activations: both of its products are then of 8 bits. What is not quantized, and
+//! says so ([`QuantSpec`]). A product `W · x`, as convolutions have it, is transposed first. A stack of matrices, as
+//! experts have them, becomes a product for each. Products that
+//! have the same left operand share its quantization. Weights that the model stores as integers stay what they are, and only
+//! their activations follow the scheme. Attention becomes `quantized_attention` where the
+//! scheme has integer activations: both of its products are then of 8 bits. Operands in f16, bf16 and f64 are converted
+//! to f32, and results back. What is not quantized, and
 //! why, is in the ledger as well.
 
 mod spec;
@@ -15,10 +18,15 @@ pub use weights::{Rounded, round_to_nearest};
 
 use crate::rebuild::Rebuild;
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
-use std::collections::HashMap;
-use tfc_ir::dim::Bindings;
+use regex::Regex;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
-use tfc_ir::ops::{Attention, Op, QuantizeRows, QuantizedAttention, QuantizedMatmul, Transpose};
+use tfc_ir::ops::{
+    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizedAttention, QuantizedMatmul, Reshape, Slice, Transpose,
+};
+use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Type};
 
@@ -34,7 +42,14 @@ const MIN_COLUMNS: usize = 16;
 /// The fewest channels of a head: below, rounding the weights costs more than multiplying them.
 const MIN_DEPTH: i64 = 16;
 
-/// What became of one matrix product, or of one attention, whose two products are quantized alike.
+/// The most matrices of a stack, each of which becomes a product.
+const MAX_STACK: usize = 1024;
+
+/// The smallest constant that the ledger mentions though no product takes it, in bytes.
+const LARGE: u64 = 1 << 20;
+
+/// What became of one matrix product, of one attention, whose two products are quantized alike, or of a large constant that
+/// something else takes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LedgerEntry {
     /// The ONNX nodes of the product.
@@ -43,18 +58,26 @@ pub struct LedgerEntry {
     pub spec: QuantSpec,
     /// Why so.
     pub reason: String,
-    /// Bytes of the constant matrix as it was; 0 without one.
+    /// Bytes of the constant as the model has it; 0 without one.
     pub source_bytes: u64,
     /// Bytes of the stored values and their scales; what it was if it stayed as it was.
     pub packed_bytes: u64,
-    /// ‖W - Ŵ‖ / ‖W‖, if it was rounded.
+    /// ‖W - Ŵ‖ / ‖W‖, if it was rounded; of a stack, the largest one.
     pub weight_error: Option<f64>,
 }
 
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     let Some(config) = cx.quant.as_ref().filter(|c| !c.is_f32()) else { return Ok((graph, stats)) };
-    let mut pass = Quantizer { graph: &graph, config, out: Rebuild::new(&graph), rows: HashMap::new(), weights: HashMap::new() };
+    let mut pass = Quantizer {
+        graph: &graph,
+        config,
+        out: Rebuild::new(&graph),
+        rows: HashMap::new(),
+        converted: HashMap::new(),
+        weights: HashMap::new(),
+        mentioned: HashSet::new(),
+    };
     for (n, node) in graph.nodes() {
         match &node.op {
             Op::Matmul(_) => {
@@ -74,7 +97,15 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
                 }
                 stats.ledger.push(entry);
             }
-            _ => pass.out.copy(n)?,
+            Op::QuantizedMatmul(op) if op.activations.is_none() => {
+                let entry = pass.stored_product(n, node, op)?;
+                stats.count("products with stored weights", 1);
+                stats.ledger.push(entry);
+            }
+            _ => {
+                stats.ledger.extend(pass.large_constants(node));
+                pass.out.copy(n)?;
+            }
         }
     }
     stats.count("rows quantized at run time", pass.rows.len() as u64);
@@ -88,17 +119,19 @@ impl LedgerEntry {
     }
 }
 
-/// A constant operand of a product.
-struct Matrix {
-    /// `[k, n]` in f32, row-major.
-    data: Tensor,
+/// A constant operand of a product: a matrix, or several.
+struct Matrices {
+    /// `[k, n]` in f32, row-major, each.
+    data: Vec<Tensor>,
     /// Whether it is the left operand, and `data` its transpose.
     left: bool,
+    /// The axis along which several are, counted from the end of the operand's shape.
+    stacked: Option<usize>,
 }
 
-impl Matrix {
+impl Matrices {
     fn sizes(&self) -> [usize; 2] {
-        [self.data.sizes()[0], self.data.sizes()[1]]
+        [self.data[0].sizes()[0], self.data[0].sizes()[1]]
     }
 }
 
@@ -118,31 +151,42 @@ struct Quantizer<'g> {
     out: Rebuild<'g>,
     /// Results of quantizing values of the new graph per row.
     rows: HashMap<Value, Vec<Value>>,
+    /// Values of the new graph in f32.
+    converted: HashMap<Value, Value>,
     /// What was rounded already: by the operand, whether it is the left one, and how.
-    weights: HashMap<(Value, bool, QuantSpec), Weights>,
+    weights: HashMap<(Value, bool, QuantSpec), Vec<Weights>>,
+    /// Large constants that the ledger has.
+    mentioned: HashSet<Value>,
 }
 
 impl Quantizer<'_> {
     /// Emits a product, quantized if that is wanted and possible.
     fn product(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
-        let Some(matrix) = self.matrix(node) else {
-            self.out.copy(n)?;
-            return Ok(LedgerEntry::kept(&node.loc, self.why_not(node), 0));
+        let matrices = match self.matrices(node) {
+            Ok(matrices) => matrices,
+            Err(why_not) => {
+                self.out.copy(n)?;
+                return Ok(LedgerEntry::kept(&node.loc, why_not, self.constant_bytes(node)));
+            }
         };
-        let bytes = matrix.data.bytes().len() as u64;
+        let bytes = self.constant_bytes(node);
         let (spec, by) = self.config.of(&node.loc);
-        let mut reason = by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"));
-        let QuantSpec::Int { weights: bits, activations, group } = spec else {
+        let mut reason = said_by(by);
+        let QuantSpec::Int { weights: bits, activations, mut group } = spec else {
             self.out.copy(n)?;
             return Ok(LedgerEntry::kept(&node.loc, reason, bytes));
         };
-        let [k, columns] = matrix.sizes();
+        let [k, columns] = matrices.sizes();
+        let finite = |t: &Tensor| t.values::<f32>().iter().all(|w| w.is_finite());
+        let x = self.graph.ty(node.inputs[usize::from(matrices.left)]);
+        let of_rows = &x.shape[x.rank() - if matrices.left { 2 } else { 1 }];
         let kept = match () {
             () if k < MIN_INNER => Some(format!("its inner size {k} is below {MIN_INNER}: there is nothing to gain")),
             () if columns < MIN_COLUMNS => {
                 Some(format!("it has {columns} output channels, fewer than {MIN_COLUMNS}: there is nothing to gain"))
             }
-            () if matrix.data.values::<f32>().iter().any(|w| !w.is_finite()) => Some("a weight is not finite".into()),
+            () if of_rows.as_const().is_none() => Some(format!("the size {of_rows} of the rows of {x} is not known")),
+            () if !matrices.data.iter().all(finite) => Some("a weight is not finite".into()),
             () => None,
         };
         if let Some(kept) = kept {
@@ -152,59 +196,176 @@ impl Quantizer<'_> {
         if matches!(group, Group::Of(size) if size as usize >= k) {
             reason += "; one group holds all of k";
         }
-        let constant = node.inputs[usize::from(!matrix.left)];
-        let x = self.left_operand(node, matrix.left)?;
-        let rank = self.out.new.ty(x).rank();
-        let key = (constant, matrix.left, spec);
-        let weights = match self.weights.get(&key) {
-            Some(w) => w.clone(),
-            None => {
-                let rounded = round_to_nearest(&matrix.data.values::<f32>(), k, columns, bits, group);
-                let bytes = (rounded.codes.bytes().len() + rounded.scales.bytes().len()) as u64;
-                let (op, error) = (QuantizedMatmul { activations: None, weights: rounded.scheme }, rounded.relative_error);
-                let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
-                let name = self.graph.value(constant).name.clone();
-                let codes = self.out.new.add_typed_const(rounded.codes, ty, name);
-                let scales = self.out.new.add_const(rounded.scales, None);
-                let w = Weights { codes, scales, op, bytes, error };
-                self.weights.insert(key, w.clone());
-                w
-            }
-        };
-        let mut op = weights.op;
-        let mut operands = vec![x];
-        if activations == Activations::Int8 {
-            let rows = QuantizeRows { symmetric: true };
-            op.activations = Some(rows.scheme(rank, k as u32));
-            operands = match self.rows.get(&x) {
-                Some(results) => results.clone(),
-                None => {
-                    let results = self.out.emit(rows.into(), &[x], &node.loc)?;
-                    self.rows.insert(x, results.clone());
-                    results
-                }
+        if activations == Activations::Int8 && group == Group::Channel && k > longest_group(bits) as usize {
+            group = Group::Of(longest_group(bits));
+            reason += &format!("; in groups of {}, whose sums fit 32 bits", longest_group(bits));
+        }
+        if matrices.data.len() > 1 {
+            reason += &format!("; a product for each of {} matrices", matrices.data.len());
+        }
+        let constant = node.inputs[usize::from(!matrices.left)];
+        let key = (constant, matrices.left, spec);
+        if !self.weights.contains_key(&key) {
+            let name = self.graph.value(constant).name.clone();
+            let weights = matrices.data.iter().map(|w| self.rounded(w, bits, group, name.clone())).collect();
+            self.weights.insert(key, weights);
+        }
+        let weights = self.weights[&key].clone();
+        let x = self.left_operand(node, matrices.left)?;
+        let wanted = self.graph.ty(node.outputs[0]).clone();
+        let mut parts = vec![];
+        for (i, w) in weights.iter().enumerate() {
+            let part = match matrices.stacked {
+                Some(axis) => self.part(x, axis, i, &node.loc)?,
+                None => x,
             };
+            let mut y = self.quantized(part, w, activations, &node.loc)?;
+            if matrices.left {
+                y = self.transposed(y, &node.loc)?;
+            }
+            let mut shape = wanted.shape.clone();
+            if let Some(axis) = matrices.stacked {
+                let axis = shape.rank() - axis;
+                shape.0[axis] = Dim::from(1);
+            }
+            if self.out.new.ty(y).shape != shape {
+                y = self.out.emit(Reshape { shape }.into(), &[y], &node.loc)?[0];
+            }
+            parts.push(self.cast(y, wanted.elem, &node.loc)?);
         }
-        operands.extend([weights.codes, weights.scales]);
-        let mut y = self.out.emit(op.into(), &operands, &node.loc)?[0];
-        if matrix.left {
-            y = self.transposed(y, &node.loc)?;
-        }
+        let y = match matrices.stacked {
+            Some(axis) => self.out.emit(Concat { axis: wanted.rank() - axis }.into(), &parts, &node.loc)?[0],
+            None => parts[0],
+        };
         self.out.set(node.outputs[0], y);
         Ok(LedgerEntry {
             loc: node.loc.clone(),
             spec,
             reason,
             source_bytes: bytes,
-            packed_bytes: weights.bytes,
-            weight_error: Some(weights.error),
+            packed_bytes: weights.iter().map(|w| w.bytes).sum(),
+            weight_error: weights.iter().map(|w| w.error).reduce(f64::max),
         })
+    }
+
+    /// Rounds a matrix.
+    fn rounded(&mut self, matrix: &Tensor, bits: WeightBits, group: Group, name: Option<Arc<str>>) -> Weights {
+        let [k, columns] = [0, 1].map(|axis| matrix.sizes()[axis]);
+        let rounded = round_to_nearest(&matrix.values::<f32>(), k, columns, bits, group);
+        let bytes = (rounded.codes.bytes().len() + rounded.scales.bytes().len()) as u64;
+        let op = QuantizedMatmul { activations: None, weights: rounded.scheme };
+        let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
+        let codes = self.out.new.add_typed_const(rounded.codes, ty, name);
+        let scales = self.out.new.add_const(rounded.scales, None);
+        Weights { codes, scales, op, bytes, error: rounded.relative_error }
+    }
+
+    /// Emits a product of f32 with a rounded matrix.
+    fn quantized(&mut self, x: Value, w: &Weights, activations: Activations, loc: &Loc) -> Result<Value, PassError> {
+        let (mut op, mut operands) = (w.op.clone(), vec![x]);
+        if activations == Activations::Int8 {
+            op.activations = Some(self.rows_scheme(x));
+            operands = self.quantized_rows(x, loc)?;
+        }
+        operands.extend([w.codes, w.scales]);
+        Ok(self.out.emit(op.into(), &operands, loc)?[0])
+    }
+
+    /// How rows of a left operand are quantized.
+    fn rows_scheme(&self, x: Value) -> Scheme {
+        let ty = self.out.new.ty(x);
+        let k = ty.shape.0.last().and_then(Dim::as_const).expect("weights have known sizes");
+        ROWS.scheme(ty.rank(), k as u32)
+    }
+
+    /// Rows of bytes with their scales.
+    fn quantized_rows(&mut self, x: Value, loc: &Loc) -> Result<Vec<Value>, PassError> {
+        if let Some(results) = self.rows.get(&x) {
+            return Ok(results.clone());
+        }
+        let results = self.out.emit(ROWS.into(), &[x], loc)?;
+        self.rows.insert(x, results.clone());
+        Ok(results)
+    }
+
+    /// What of a left operand meets matrix `i` of a stack along an axis, which is counted from the end.
+    fn part(&mut self, x: Value, axis: usize, i: usize, loc: &Loc) -> Result<Value, PassError> {
+        let ty = self.out.new.ty(x);
+        match ty.rank().checked_sub(axis) {
+            Some(axis) if !ty.shape[axis].is(1) => {
+                let slice = Slice::of_axis(ty, axis, Dim::from(i), Dim::from(1));
+                Ok(self.out.emit(slice.into(), &[x], loc)?[0])
+            }
+            _ => Ok(x),
+        }
+    }
+
+    /// Emits a product with weights that the model stores as integers. Only its activations follow the scheme.
+    fn stored_product(&mut self, n: Node, node: &NodeData, op: &QuantizedMatmul) -> Result<LedgerEntry, PassError> {
+        let (spec, by) = self.config.of(&node.loc);
+        let stored = &node.inputs[1..];
+        let bytes = stored.iter().filter_map(|&v| self.graph.as_const(v)).map(|t| t.bytes().len() as u64).sum();
+        let entry = |activations, reason| LedgerEntry {
+            spec: QuantSpec::Int {
+                weights: if op.weights.storage.bits() == 8 { WeightBits::Eight } else { WeightBits::Four },
+                activations,
+                group: match op.weights.granularity {
+                    Granularity::Blocks { size, .. } => Group::Of(size),
+                    Granularity::Axis { .. } | Granularity::Tensor => Group::Channel,
+                },
+            },
+            ..LedgerEntry::kept(&node.loc, reason, bytes)
+        };
+        let reason = format!("{}; weights as the model stores them", said_by(by));
+        if !matches!(spec, QuantSpec::Int { activations: Activations::Int8, .. }) {
+            self.out.copy(n)?;
+            return Ok(entry(Activations::Float, reason));
+        }
+        let x = self.out.get(node.inputs[0]);
+        let ty = self.out.new.ty(x);
+        if ty.shape[ty.rank() - 1].as_const().is_none() {
+            let why = format!("{reason}, activations as floats: the size of the rows of {ty} is not known");
+            self.out.copy(n)?;
+            return Ok(entry(Activations::Float, why));
+        }
+        let wide = QuantizedMatmul { activations: Some(self.rows_scheme(x)), ..op.clone() };
+        let types = ROWS.infer(&mut InferCx::new(&self.graph.symbols), &[self.out.new.ty(x).clone()]).map(|mut rows| {
+            rows.extend(stored.iter().map(|&v| self.graph.ty(v).clone()));
+            rows
+        });
+        if let Err(e) = types.and_then(|types| wide.infer(&mut InferCx::new(&self.graph.symbols), &types)) {
+            self.out.copy(n)?;
+            return Ok(entry(Activations::Float, format!("{reason}, activations as floats: {e}")));
+        }
+        let mut operands = self.quantized_rows(x, &node.loc)?;
+        operands.extend(stored.iter().map(|&v| self.out.get(v)));
+        let y = self.out.emit(wide.into(), &operands, &node.loc)?[0];
+        self.out.set(node.outputs[0], y);
+        Ok(entry(Activations::Int8, reason))
+    }
+
+    /// Large constants of floats that a node takes which is no product, each once.
+    fn large_constants(&mut self, node: &NodeData) -> Vec<LedgerEntry> {
+        let mut entries = vec![];
+        if moves_constant(&node.op) {
+            return entries;
+        }
+        let constants: Vec<Value> = node.inputs.iter().filter_map(|&v| self.root(v)).collect();
+        for v in constants {
+            let ty = self.graph.ty(v);
+            let bytes = self.graph.as_const(v).map_or(0, |t| t.bytes().len() as u64);
+            if bytes >= LARGE && ty.elem.is_float() && ty.quant.is_none() && self.mentioned.insert(v) {
+                let reason = format!("the operator {} of a constant {ty} is no product", node.op.mnemonic());
+                entries.push(LedgerEntry::kept(&node.loc, reason, bytes));
+            }
+        }
+        entries
     }
 
     /// Emits attention, quantized if that is wanted and possible.
     fn attention(&mut self, n: Node, node: &NodeData, op: &Attention) -> Result<LedgerEntry, PassError> {
         let (spec, by) = self.config.of(&node.loc);
-        let by = by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"));
+        let by = said_by(by);
         let kept = match spec {
             QuantSpec::F32 => Some(format!("{by}: attention in f32")),
             QuantSpec::Int { activations: Activations::Float, .. } => Some(format!("{by}: attention has no weights")),
@@ -214,9 +375,13 @@ impl Quantizer<'_> {
             self.out.copy(n)?;
             return Ok(LedgerEntry::kept(&node.loc, kept, 0));
         }
-        let operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
+        let mut operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
+        for v in &mut operands {
+            *v = self.cast(*v, Elem::F32, &node.loc)?;
+        }
         let op = QuantizedAttention { scale: op.scale, causal: op.causal };
         let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
+        let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
         self.out.set(node.outputs[0], y);
         let spec = QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel };
         let reason = format!("{by}: attention by rows of queries and keys and columns of values");
@@ -227,7 +392,6 @@ impl Quantizer<'_> {
         let [q, v] = [0, 2].map(|i| self.graph.ty(node.inputs[i]));
         let depths = [q, v].map(|t| t.shape[3].as_const());
         match () {
-            () if q.elem != Elem::F32 => Some(format!("attention of {q}, which is not f32")),
             () if depths.iter().any(|d| d.is_none_or(|d| d < MIN_DEPTH)) => {
                 Some(format!("attention of heads below {MIN_DEPTH} channels or of no fixed size: there is nothing to gain"))
             }
@@ -235,10 +399,28 @@ impl Quantizer<'_> {
         }
     }
 
-    /// The operand that is not constant, as the left one of rank 2 or more.
+    /// The operand that is not constant, as the left one of rank 2 or more, in f32.
     fn left_operand(&mut self, node: &NodeData, transposed: bool) -> Result<Value, PassError> {
         let x = self.out.get(node.inputs[usize::from(transposed)]);
+        let x = self.cast(x, Elem::F32, &node.loc)?;
         if transposed { self.transposed(x, &node.loc) } else { Ok(x) }
+    }
+
+    /// A value in another type of floats.
+    fn cast(&mut self, v: Value, to: Elem, loc: &Loc) -> Result<Value, PassError> {
+        if self.out.new.ty(v).elem == to {
+            return Ok(v);
+        }
+        if to == Elem::F32
+            && let Some(&known) = self.converted.get(&v)
+        {
+            return Ok(known);
+        }
+        let y = self.out.emit(Cast { to }.into(), &[v], loc)?[0];
+        if to == Elem::F32 {
+            self.converted.insert(v, y);
+        }
+        Ok(y)
     }
 
     /// The last two axes swapped.
@@ -249,53 +431,85 @@ impl Quantizer<'_> {
         Ok(self.out.emit(Transpose { perm }.into(), &[v], loc)?[0])
     }
 
-    /// The constant operand, if exactly one is, in f32, and is one matrix for all of the other operand.
-    fn matrix(&self, node: &NodeData) -> Option<Matrix> {
-        let constants = [0, 1].map(|i| self.constant(node.inputs[i]));
-        let (data, left) = match constants {
-            [None, Some(w)] => (w, false),
-            [Some(w), None] => (w, true),
-            _ => return None,
+    /// The constant operand, if exactly one is: floats, one matrix for all of the other operand, or a stack of right operands; or
+    /// why there is none.
+    fn matrices(&self, node: &NodeData) -> Result<Matrices, String> {
+        let [a, b] = [0, 1].map(|i| self.constant(node.inputs[i]));
+        let (data, left) = match (a, b) {
+            (None, Some(w)) => (w, false),
+            (Some(w), None) => (w, true),
+            (None, None) => return Err("no operand is constant".into()),
+            (Some(_), Some(_)) => return Err("both operands are constant".into()),
         };
-        let sizes = data.sizes();
-        let (batch, matrix) = sizes.split_at(sizes.len() - 2);
-        let other = self.graph.ty(node.inputs[usize::from(left)]);
-        if data.elem() != Elem::F32 || batch.iter().any(|&n| n != 1) || sizes.len() > other.rank() || data.is_empty() {
-            return None;
+        let (own, other) = (data.ty(), self.graph.ty(node.inputs[usize::from(left)]));
+        if !own.elem.is_float() || data.is_empty() {
+            return Err(format!("its constant operand {own} has no floats"));
         }
-        let data = data.reshaped(matrix).expect("axes of size 1 are left out");
-        if !left {
-            return Some(Matrix { data, left });
+        let (batch, sizes) = data.sizes().split_at(data.rank() - 2);
+        let mut several = batch.iter().enumerate().filter(|(_, n)| **n != 1).map(|(axis, _)| data.rank() - axis);
+        let (stacked, others) = (several.next(), several.next());
+        let count = batch.iter().product::<usize>();
+        if others.is_some() || (left && stacked.is_some()) || count > MAX_STACK {
+            return Err(format!(
+                "its constant operand {own} is neither one matrix for all of {other} nor a stack of at most {MAX_STACK} on the right"
+            ));
         }
-        let swapped = Op::from(Transpose { perm: vec![1, 0] }).eval(&Bindings::new(), &[data]).ok()?.remove(0);
-        Some(Matrix { data: swapped, left })
+        if let Some(axis) = stacked.and_then(|axis| other.rank().checked_sub(axis)).filter(|&axis| other.shape[axis].as_const().is_none()) {
+            return Err(format!("the size of axis {axis} of {other}, which meets a stack of {own}, is not known"));
+        }
+        let (sizes, bytes) = (sizes.to_vec(), Elem::F32.bytes(sizes.iter().product()));
+        let floats = if data.elem() == Elem::F32 { data } else { Tensor::build(Elem::F32, data.sizes(), |i| data.get(i)) };
+        let matrix = |i: usize| {
+            let t = Tensor::new(Elem::F32, sizes.clone(), floats.bytes().slice(i * bytes..(i + 1) * bytes)).expect("a part of the stack");
+            let swapped = |t| Op::from(Transpose { perm: vec![1, 0] }).eval(&Bindings::new(), &[t]).expect("a matrix").remove(0);
+            if left { swapped(t) } else { t }
+        };
+        Ok(Matrices { data: (0..count).map(matrix).collect(), left, stacked })
     }
 
-    /// The tensor of a value that is constant, perhaps behind reshapes and transposes.
+    /// The tensor of a value that is constant, perhaps behind reshapes, transposes and conversions between floats.
     fn constant(&self, v: Value) -> Option<Tensor> {
         if let Some(t) = self.graph.as_const(v) {
             return self.graph.ty(v).quant.is_none().then(|| t.clone());
         }
-        let node = self.graph.producer(v)?;
-        if !matches!(node.op, Op::Reshape(_) | Op::Transpose(_)) {
-            return None;
-        }
-        let operand = self.constant(node.inputs[0])?;
+        let node = self.graph.producer(v).filter(|n| moves_constant(&n.op))?;
+        let operand = self.constant(node.inputs[0]).filter(|t| t.elem().is_float())?;
         node.op.eval(&Bindings::new(), &[operand]).ok().map(|mut r| r.remove(0))
     }
 
-    fn why_not(&self, node: &NodeData) -> String {
-        let constant = [0, 1].map(|i| self.constant(node.inputs[i]).is_some());
-        match constant {
-            [false, false] => "no operand is constant".into(),
-            [true, true] => "both operands are constant".into(),
-            [left, _] => {
-                let of = |i: usize| self.graph.ty(node.inputs[i]);
-                let (w, x) = if left { (of(0), of(1)) } else { (of(1), of(0)) };
-                format!("its constant operand {w} is not one f32 matrix for all of {x}")
-            }
+    /// The constant that a value is, behind what [`Quantizer::constant`] looks through.
+    fn root(&self, mut v: Value) -> Option<Value> {
+        while self.graph.as_const(v).is_none() {
+            v = self.graph.producer(v).filter(|n| moves_constant(&n.op))?.inputs[0];
         }
+        Some(v)
     }
+
+    /// Bytes of the constant operands of a node as the model has them.
+    fn constant_bytes(&self, node: &NodeData) -> u64 {
+        let constants = node.inputs.iter().filter_map(|&v| self.graph.as_const(self.root(v)?));
+        constants.map(|t| t.bytes().len() as u64).sum()
+    }
+}
+
+/// How rows are quantized at run time.
+const ROWS: QuantizeRows = QuantizeRows { symmetric: true };
+
+/// The longest group whose sums with rows of bytes fit an i32.
+fn longest_group(bits: WeightBits) -> u32 {
+    let storage = if bits == WeightBits::Eight { Elem::I8 } else { Elem::I4 };
+    let rows = ROWS.scheme(2, 1);
+    QuantizedMatmul::longest_group(&rows, &Scheme { storage, ..rows })
+}
+
+/// Whether a constant behind the operator still counts as one.
+fn moves_constant(op: &Op) -> bool {
+    matches!(op, Op::Reshape(_) | Op::Transpose(_)) || matches!(op, Op::Cast(c) if c.to.is_float())
+}
+
+/// The option that decided.
+fn said_by(by: Option<&Regex>) -> String {
+    by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"))
 }
 
 #[cfg(test)]
@@ -345,18 +559,68 @@ mod tests {
     }
 
     #[test]
+    fn long_sums_are_split() {
+        let source = |k: usize| {
+            format!("tfc.ir 1 input %x: f32[4, {k}] const %w: f32[{k}, 16] = splat 0.5 %y = matmul %x, %w : f32[4, 16] output y = %y")
+        };
+        for (spec, k, group) in [("w8a8", 65_536, "w8a8"), ("w8a8", 131_072, "w8a8"), ("w8a8:g128", 131_072, "w8a8:g128")] {
+            let (graph, stats) = quantize(&source(k), spec);
+            assert_eq!((ops(&graph), stats.ledger[0].spec.to_string()), (vec!["quantize_rows", "quantized_matmul"], group.to_string()));
+            assert_eq!(stats.ledger[0].reason.contains("groups of 65536"), k > 65_536 && spec == "w8a8");
+        }
+    }
+
+    #[test]
+    fn stacks_are_a_product_for_each_matrix() {
+        let source = "tfc.ir 1 symbol s 1..9 input %x: f16[3, s, 64] input %z: f16[s, 64] const %w: f16[3, 64, 32] = splat 0.5
+            const %b: f16[3, 1, 32] = splat 0.25
+            %a = matmul %x, %w : f16[3, s, 32] %c = matmul %z, %w : f16[3, s, 32] %d = add %a, %b : f16[3, s, 32] output c = %c output d = %d";
+        let (graph, stats) = quantize(source, "w4a8:g32");
+        let count = |name| ops(&graph).iter().filter(|op| **op == name).count();
+        // Rows that all matrices take are quantized once.
+        assert_eq!(["quantized_matmul", "quantize_rows", "slice", "concat"].map(count), [6, 4, 3, 2], "{graph}");
+        let entry = &stats.ledger[0];
+        assert_eq!((entry.source_bytes, entry.packed_bytes), (3 * 64 * 32 * 2, 3 * (64 * 32 / 2 + 2 * 32 * 4)));
+        assert!(entry.reason.contains("each of 3 matrices"), "{}", entry.reason);
+        let (graph, _) = quantize(source, "w4a16");
+        assert!(ops(&graph).iter().all(|op| *op != "quantize_rows" && *op != "matmul"), "{graph}");
+    }
+
+    #[test]
+    fn stored_weights_get_the_activations_of_the_scheme() {
+        let scheme = "[i4, [-8, 7], [blocks, 0, 32], symmetric, f32]";
+        let source = format!(
+            "tfc.ir 1 input %x: f32[4, 64] const %w: i4[64, 16] = splat 3 const %s: f32[2, 16] = splat 0.5
+            %y = quantized_matmul %x, %w, %s {{activations = none, weights = {scheme}}} : f32[4, 16] output y = %y"
+        );
+        let (graph, stats) = quantize(&source, "w8a8");
+        assert_eq!((ops(&graph), stats.ledger[0].spec.to_string()), (vec!["quantize_rows", "quantized_matmul"], "w4a8:g32".to_string()));
+        let (graph, stats) = quantize(&source, "w4a16:g128");
+        assert_eq!((ops(&graph), stats.ledger[0].spec.to_string()), (vec!["quantized_matmul"], "w4a16:g32".to_string()));
+    }
+
+    #[test]
+    fn large_constants_of_other_operators_are_in_the_ledger() {
+        let source =
+            "tfc.ir 1 input %i: i64[4] const %t: f32[8192, 64] = splat 0.5 %y = gather %t, %i {axis = 0} : f32[4, 64] output y = %y";
+        let entry = quantize(source, "w8a8").1.ledger.swap_remove(0);
+        assert_eq!((entry.spec, entry.source_bytes), (QuantSpec::F32, 8192 * 64 * 4));
+        assert!(entry.reason.contains("gather"), "{}", entry.reason);
+    }
+
+    #[test]
     fn what_stays_says_why() {
         let source =
             "tfc.ir 1 input %x: f32[4, 64] input %t: f32[4, 16] const %narrow: f32[64, 8] = splat 0.5 const %short: f32[16, 64] = splat 1.0
-            const %bad: f32[64, 64] = splat inf const %many: f32[2, 64, 64] = splat 1.0 input %w: f32[64, 64]
+            const %bad: f32[64, 64] = splat inf const %many: f32[2, 2, 64, 64] = splat 1.0 input %w: f32[64, 64]
             %a = matmul %x, %narrow : f32[4, 8] %b = matmul %t, %short : f32[4, 64] %c = matmul %x, %bad : f32[4, 64]
-            %d = matmul %x, %many : f32[2, 4, 64] %e = matmul %x, %w : f32[4, 64]
+            %d = matmul %x, %many : f32[2, 2, 4, 64] %e = matmul %x, %w : f32[4, 64]
             output a = %a output b = %b output c = %c output d = %d output e = %e";
         let (graph, stats) = quantize(source, "w8a8");
         assert_eq!(ops(&graph), ["matmul"; 5]);
         let reasons: Vec<&str> = stats.ledger.iter().map(|e| e.reason.as_str()).collect();
         for (reason, wanted) in
-            reasons.iter().zip(["8 output channels", "inner size 16", "not finite", "not one f32 matrix", "no operand is constant"])
+            reasons.iter().zip(["8 output channels", "inner size 16", "not finite", "neither one matrix", "no operand is constant"])
         {
             assert!(reason.contains(wanted), "{reason}");
         }
