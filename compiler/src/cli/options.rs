@@ -46,7 +46,7 @@ pub struct Quantization {
     /// How weights and activations are quantized: f32 (not at all), w8a8, w4a8 (activations in 8 bits
     /// with a scale per row), w4a16 (weights only); with :g32, :g64, :g128 for a scale per so many weights,
     /// or :channel for one per output channel, the default. With activations in 8 bits, both products
-    /// of attention are in 8 bits too.
+    /// of attention are in 8 bits too. Weights that the model stores as integers stay as they are.
     #[arg(long, value_name = "SPEC", help_heading = "Quantization")]
     quant: Option<String>,
     /// Another scheme for the products and attentions of the ONNX nodes whose names the expression finds,
