@@ -63,6 +63,10 @@ pub(crate) struct Groups<'g> {
     /// The group of each node, by the node's position.
     of: BTreeMap<Node, usize>,
     list: Vec<Option<Group>>,
+    /// All groups, each behind those that it takes operands from. Numbers of groups that are merged into others stay.
+    order: Vec<usize>,
+    /// Where each group is in the order.
+    place: Vec<usize>,
     users: BTreeMap<Value, Vec<Node>>,
     results: BTreeSet<Value>,
 }
@@ -80,7 +84,9 @@ impl<'g> Groups<'g> {
             list.push(Some(Group { kind, domain, nodes: BTreeSet::from([n]) }));
         }
         let results = graph.outputs().iter().map(|o| o.value).collect();
-        Groups { graph, of, list, users, results }
+        // Nodes come behind their operands, and so do groups of one node.
+        let order: Vec<usize> = (0..list.len()).collect();
+        Groups { graph, of, list, place: order.clone(), order, users, results }
     }
 
     /// The groups that become kernels.
@@ -124,12 +130,32 @@ impl<'g> Groups<'g> {
         if nodes.len() > MAX_NODES || self.boundary(&nodes) > MAX_VALUES || self.would_cycle(p, c) {
             return false;
         }
+        self.move_behind(p, c);
         for n in &nodes {
             self.of.insert(*n, c);
         }
         self.list[p] = None;
         self.list[c] = Some(Group { kind, domain, nodes });
         true
+    }
+
+    /// Makes the order right for `c` with what is in `p`: what lies between the two and depends on `p` goes behind `c`.
+    fn move_behind(&mut self, p: usize, c: usize) {
+        let (from, to) = (self.place[p], self.place[c]);
+        let (mut before, mut behind, mut dependent) = (vec![], vec![], BTreeSet::from([p]));
+        for &g in &self.order[from + 1..to] {
+            if self.list[g].is_some() && !self.sources(g).is_disjoint(&dependent) {
+                dependent.insert(g);
+                behind.push(g);
+            } else {
+                before.push(g);
+            }
+        }
+        let moved = before.into_iter().chain([p, c]).chain(behind);
+        for (at, g) in (from..=to).zip(moved) {
+            self.order[at] = g;
+            self.place[g] = at;
+        }
     }
 
     /// [`Groups::formed`] goes on as if group `c` were elementwise in a shape of `producer`'s group, which
@@ -224,16 +250,14 @@ impl<'g> Groups<'g> {
 
     /// Whether a path from group `p` to group `c` leaves both: merging would make a cycle.
     fn would_cycle(&self, p: usize, c: usize) -> bool {
-        let group = |i: usize| self.list[i].as_ref().expect("live");
-        let first = *group(p).nodes.first().expect("groups are not empty");
         let mut visited = BTreeSet::new();
         let mut stack: Vec<usize> = self.sources(c).into_iter().filter(|&g| g != p).collect();
         while let Some(g) = stack.pop() {
             if g == p {
                 return true;
             }
-            // Nothing that ends before the producer begins can depend on it.
-            if g == c || !visited.insert(g) || *group(g).nodes.last().expect("groups are not empty") < first {
+            // What comes before the producer does not depend on it.
+            if self.place[g] < self.place[p] || !visited.insert(g) {
                 continue;
             }
             stack.extend(self.sources(g));
@@ -297,10 +321,14 @@ impl<'g> Groups<'g> {
                 map.extend(node.outputs.iter().copied().zip(results));
                 continue;
             }
-            groups += 1;
-            grouped += nodes.len() as u64;
             let operands = self.operands(&group.nodes);
             let leaving = self.leaving(&group.nodes);
+            // A kernel that writes nothing is none.
+            if leaving.is_empty() {
+                continue;
+            }
+            groups += 1;
+            grouped += nodes.len() as u64;
             let body = self.body(&nodes, &operands, &leaving)?;
             let loc = nodes.iter().fold(Loc::default(), |l, n| l.join(&n.loc));
             let operands: Vec<Value> = operands.into_iter().map(|v| self.import(&mut out, &mut map, v)).collect();

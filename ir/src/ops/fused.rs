@@ -11,6 +11,7 @@ operator! {
     ///
     /// C1. Operands have the types of the body's inputs.
     /// C2. What the body demands of dimensions holds around it.
+    /// C3. The body has an output.
     pub struct Fused("fused", 0..=usize::MAX) {
         /// The nested graph.
         body: Body,
@@ -34,6 +35,7 @@ impl Operator for Fused {
         for c in &body.checks {
             cx.equal(&c.left, &c.right, "fused C2: dimensions that the body takes to be equal")?;
         }
+        require!(!body.outputs().is_empty(), "fused C3: the body has no output");
         Ok(body.outputs().iter().map(|o| body.ty(o.value).clone()).collect())
     }
 
@@ -84,5 +86,6 @@ mod tests {
         let mut g = Graph::new("body");
         g.checks.push(crate::graph::DimCheck { left: 1.into(), right: 2.into(), loc: Loc::default() });
         assert_refused(Fused { body: Body(Arc::new(g)) }, &[], "fused C2");
+        assert_refused(Fused { body: Body(Arc::new(Graph::new("body"))) }, &[], "fused C3");
     }
 }

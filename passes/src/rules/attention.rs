@@ -99,7 +99,7 @@ struct Probabilities {
 /// behind the conversion to a narrower float.
 fn probabilities(t: &dyn Terms, p: Term, depth: usize) -> Option<Probabilities> {
     let depth = depth.checked_sub(1)?;
-    let last = t.ty(p).rank() - 1;
+    let last = t.ty(p).rank().checked_sub(1)?;
     if let Some((_, scores)) = t.unary::<Softmax>(p).into_iter().find(|(s, _)| s.axis == last && !s.log) {
         return Some(Probabilities { scores, nan_to_zero: false });
     }

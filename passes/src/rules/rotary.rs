@@ -30,7 +30,7 @@ struct LastSlice {
 fn last_slice(t: &dyn Terms, y: Term) -> Option<LastSlice> {
     t.all::<Slice>(y).into_iter().find_map(|(s, args)| {
         let x = args[0];
-        let last = t.ty(x).rank() - 1;
+        let last = t.ty(x).rank().checked_sub(1)?;
         let whole = |i: usize| s.starts[i].is(0) && s.steps[i] == 1 && s.lens[i] == t.shape(x)[i];
         (0..last).all(whole).then(|| LastSlice { x, start: s.starts[last].clone(), step: s.steps[last], len: s.lens[last].clone() })
     })
@@ -47,7 +47,7 @@ fn takes(t: &dyn Terms, y: Term, x: Term, start: &Dim, step: i64, len: &Dim) -> 
     if last_slice(t, y).is_some_and(|s| t.same(s.x, x) && s.step == step && s.len == *len && s.start == *start) {
         return true;
     }
-    let last = t.ty(x).rank() - 1;
+    let Some(last) = t.ty(x).rank().checked_sub(1) else { return false };
     let within = |outer: &Slice, inner: &Slice| {
         (0..=last).all(|i| {
             let (from, by, lens) = if i == last { (start.clone(), step, len) } else { (Dim::from(0), 1, &outer.lens[i]) };
@@ -76,10 +76,10 @@ fn negated(t: &dyn Terms, y: Term) -> Option<Term> {
 
 /// Whether `y = concat(-b, a)` for the halves `a, b` of the last axis of `x`.
 fn is_rotated_halves(t: &dyn Terms, y: Term, x: Term) -> bool {
-    let last = t.ty(x).rank() - 1;
+    let rank = t.ty(x).rank();
     t.all::<Concat>(y).iter().any(|(c, parts)| {
         let [b, a] = parts[..] else { return false };
-        c.axis == last && is_half(t, a, x, 0) && negated(t, b).is_some_and(|b| is_half(t, b, x, 1))
+        c.axis + 1 == rank && is_half(t, a, x, 0) && negated(t, b).is_some_and(|b| is_half(t, b, x, 1))
     })
 }
 
@@ -141,7 +141,7 @@ fn repeated(t: &mut dyn Terms, y: Term, how: Repetition, depth: usize) -> Option
                 s.lens.0[last] = half.clone();
                 repeated(t, form.args[0], how, depth).and_then(|x| t.add(s.into(), &[x]))
             }
-            Op::Gather(g) if g.axis < t.ty(form.args[0]).rank() - 1 => {
+            Op::Gather(g) if g.axis + 1 < t.ty(form.args[0]).rank() => {
                 repeated(t, form.args[0], how, depth).and_then(|x| t.add(g.clone().into(), &[x, form.args[1]]))
             }
             op if op.traits().elementwise => {
