@@ -237,7 +237,25 @@ impl Asm {
     }
 
     fn push(&mut self, code: Code, first: First, operands: Vec<Operand>) {
-        self.ins.push(Ins::Code { code, operands, first, mask: None });
+        self.push_masked(code, first, operands, None);
+    }
+
+    fn push_masked(&mut self, code: Code, first: First, mut operands: Vec<Operand>, mask: Option<(Reg, bool)>) {
+        for o in &mut operands {
+            if let Operand::Mem(m) = o {
+                *m = self.within_reach(*m);
+            }
+        }
+        self.ins.push(Ins::Code { code, operands, first, mask });
+    }
+
+    /// The same place with a constant offset that an instruction can hold, which has 32 bits.
+    fn within_reach(&mut self, m: Mem) -> Mem {
+        if i32::try_from(m.disp).is_ok() {
+            return m;
+        }
+        let far = self.imm(m.disp);
+        Mem { base: self.lea(Mem::indexed(m.base, far, 1, 0)), disp: 0, ..m }
     }
 
     // General registers.
@@ -587,7 +605,7 @@ impl Asm {
             });
         }
         list.extend(imm.map(Operand::Imm8));
-        self.ins.push(Ins::Code { code: op.code(self.isa), operands: list, first, mask });
+        self.push_masked(op.code(self.isa), first, list, mask);
     }
 
     /// `op(x)`.
@@ -803,12 +821,7 @@ impl Asm {
         let dst = self.v();
         if self.isa.evex() {
             let operands = vec![reg(dst), reg(y), reg(x)];
-            self.ins.push(Ins::Code {
-                code: Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32,
-                operands,
-                first: First::Write,
-                mask: Some((mask.0, false)),
-            });
+            self.push_masked(Code::EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32, First::Write, operands, Some((mask.0, false)));
         } else {
             let operands = vec![reg(dst), reg(y), reg(x), Operand::Reg(mask.0, Width::Full)];
             self.push(Code::VEX_Vblendvps_ymm_ymm_ymmm256_ymm, First::Write, operands);
@@ -851,7 +864,7 @@ impl Asm {
         if self.isa.evex() {
             let operands = vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full)];
             let mask = mask.map(|m| (m.0, false));
-            self.ins.push(Ins::Code { code: Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, operands, first: First::Read, mask });
+            self.push_masked(Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, First::Read, operands, mask);
         } else {
             assert!(mask.is_none(), "bytes have no masks without EVEX");
             let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
@@ -980,12 +993,8 @@ impl Asm {
     /// loaded by an instruction of their own, since not every emulator heeds the mask of one that converts.
     pub fn widen_masked(&mut self, op: Op, m: Mem, mask: M) -> V {
         let bytes = self.v();
-        self.ins.push(Ins::Code {
-            code: Code::EVEX_Vmovdqu8_xmm_k1z_xmmm128,
-            operands: vec![Operand::Reg(bytes.0, Width::Xmm), Operand::Mem(m)],
-            first: First::Write,
-            mask: Some((mask.0, true)),
-        });
+        let operands = vec![Operand::Reg(bytes.0, Width::Xmm), Operand::Mem(m)];
+        self.push_masked(Code::EVEX_Vmovdqu8_xmm_k1z_xmmm128, First::Write, operands, Some((mask.0, true)));
         self.unary(op, bytes)
     }
 }

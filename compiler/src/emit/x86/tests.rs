@@ -172,3 +172,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn offsets_may_have_more_than_32_bits() {
+    for cpu in wide_cpus() {
+        let width = cpu.wide.expect("wide").lanes() as usize;
+        let from = floats(2 * width);
+        let bytes = run(&cpu, bytemuck::cast_slice(&from), 8 * width, |a, x, y| {
+            for (i, far) in [i64::from(i32::MAX) + 1, -(1 << 40)].into_iter().enumerate() {
+                let at = (i * width * 4) as i64;
+                let index = a.imm(at / 4);
+                let (before, behind) = (a.imm(far), a.imm(-far));
+                let (x, y) = (a.plus(x, before), a.plus(y, behind));
+                let v = a.vector_of(Mem::at(x, at - far));
+                a.store_vector(Mem::indexed(y, index, 4, far), v);
+            }
+        });
+        assert_eq!(bytes, bytemuck::cast_slice::<f32, u8>(&from), "{}", cpu.name);
+    }
+}
