@@ -6,13 +6,15 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tfc_ir::graph::Graph;
-use tfc_ir::ops::Op;
-use tfc_ir::tensor::Tensor;
-use tfc_ir::types::Elem;
+use tfc_ir::dim::{Dim, Range, Symbol};
+use tfc_ir::graph::{Graph, Loc};
+use tfc_ir::ops::{self, Op};
+use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::types::{Elem, Shape, Type};
 use tfc_passes::OptLevel;
 use tfc_tests::choices::Choices;
-use tfc_tests::native::{Tolerance, compare, cpus, optimize, try_compile, try_run};
+use tfc_tests::models::bind;
+use tfc_tests::native::{Tolerance, compare, compile, cpus, optimize, try_compile, try_run};
 use tfc_tests::random_graph::{bindings, inputs, operator_graph};
 
 /// Applications of an operator per graph.
@@ -172,6 +174,35 @@ fn indices_out_of_range_are_reported() {
                         assert!(!fits, "{case}: {e}");
                         assert_eq!(e.status(), Some(tfc_runtime::abi::Status::IndexRange), "{case}: {e}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// Half of the last byte of an odd number of nibbles holds nothing: it is 0 whatever was in the memory of the output.
+#[test]
+fn the_unused_nibble_of_an_output_is_0() {
+    for elem in [Elem::I4, Elem::U4] {
+        let mut g = Graph::new("nibbles");
+        let sizes = [Dim::symbol("m"), Dim::symbol("n")];
+        g.symbols = [("m", Range { min: 0, max: 9 }), ("n", Range { min: 0, max: 9 })].map(|(s, r)| (Symbol::new(s), r)).into();
+        let x = g.add_input("x", Type::new(Elem::F32, Shape(sizes.to_vec())));
+        let codes = g.add(ops::Cast { to: elem }, &[x], &Loc::default()).expect("valid");
+        let turned = g.add(ops::Transpose { perm: vec![1, 0] }, &[codes], &Loc::default()).expect("valid");
+        g.add_output("codes", codes);
+        g.add_output("turned", turned);
+        for cpu in cpus() {
+            let mut session = compile(&g, Some(cpu));
+            for (m, n) in [(1, 1), (3, 5), (3, 4), (0, 3), (7, 1)] {
+                let input = Tensor::build(Elem::F32, &[m, n], |i| Scalar::Int((i % 8) as i128));
+                let expected = g.evaluate(std::slice::from_ref(&input), &bind(&g, std::slice::from_ref(&input))).expect("it runs");
+                let dims = session.model().dims_with(&[("x", &[m, n])], &[]).expect("known sizes");
+                let mut dirty: Vec<Vec<u8>> = expected.iter().map(|t| vec![0xff; t.bytes().len()]).collect();
+                let mut outputs: Vec<&mut [u8]> = dirty.iter_mut().map(Vec::as_mut_slice).collect();
+                session.run_into(&dims, &[input.bytes()], &mut outputs).expect("it runs");
+                for (found, expected) in dirty.iter().zip(&expected) {
+                    assert_eq!(found, expected.bytes(), "{elem} {m} x {n} on {cpu}");
                 }
             }
         }

@@ -87,6 +87,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         let ty = graph.ty(o.value);
         s.program.outputs.push(port(&o.name, ty));
         targets.push(s.buffer(Storage::Output(i as u32), ty));
+        s.clear_unused_nibble(&targets[i]);
     }
     s.graph(graph, sources, &targets, &Loc::default())?;
     made_rows::join(&mut s.program);

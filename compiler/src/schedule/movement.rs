@@ -111,6 +111,21 @@ impl Scheduler {
         self.launch_loops(l, vec![store], false, "fill", loc);
     }
 
+    /// Clears the last byte of nibbles if only half of it is used: a store of an element keeps the other half.
+    pub(super) fn clear_unused_nibble(&mut self, to: &View) {
+        if to.elem.bits() >= 8 {
+            return;
+        }
+        let count = to.shape.elements();
+        let odd = count.rem(&Dim::from(2)).simplify(&self.program.symbols);
+        if odd.is(0) {
+            return;
+        }
+        let mut last = View::contiguous(to.buffer, Elem::U8, Shape(vec![odd]));
+        last.offset = count.floor_div(&Dim::from(2));
+        self.fill(&last, 0.0, &Loc::default());
+    }
+
     /// Schedules an operator that moves data; false if it is not one of them.
     pub(super) fn movement(&mut self, node: &NodeData, inputs: &[Source], outputs: &[View], loc: &Loc) -> bool {
         let out = &outputs[0];
