@@ -716,3 +716,188 @@ fn a_table_of_positions_bounds_the_sequence() {
     assert_eq!(ranges, [(0, 16)]);
     assert!(g.checks.is_empty(), "{:?}", g.checks);
 }
+
+fn resize(sizes: &[&str], scales: &[f32], attributes: &[onnx_protobuf::AttributeProto]) -> Model {
+    Model::new(19)
+        .input("x", Elem::F32, sizes)
+        .constant("s", f32s(&[scales.len()], scales))
+        .node("Resize", "x _ s", "y", attributes)
+        .output("y")
+}
+
+/// Results of ONNX Runtime.
+#[test]
+fn resizing_follows_the_definitions() {
+    let x = f32s(&[1, 1, 3, 4], &[0.0, 1.0, 4.0, 2.0, 2.0, 4.0, 1.0, 0.0, 1.0, 4.0, 2.0, 2.0]);
+    let is = |attributes: &[onnx_protobuf::AttributeProto], expected: &[f64]| {
+        let y = resize(&["1", "1", "3", "4"], &[1.0, 1.0, 1.7, 0.6], attributes).run(std::slice::from_ref(&x)).swap_remove(0);
+        close(&y, &[1, 1, 5, 2], expected);
+    };
+    let (linear, cubic, nearest) = (text("mode", "linear"), text("mode", "cubic"), text("mode", "nearest"));
+    let (antialias, places) = (int("antialias", 1), |name: &str| text("coordinate_transformation_mode", name));
+    let half_pixel = [0.333333, 4.0, 1.22549, 2.852941, 2.598039, 1.088235, 2.294118, 1.558824, 2.0, 2.0];
+    is(std::slice::from_ref(&linear), &half_pixel);
+    is(&[linear.clone(), places("pytorch_half_pixel")], &half_pixel);
+    is(
+        &[linear.clone(), places("half_pixel_symmetric")],
+        &[0.666667, 3.333333, 1.764706, 2.235294, 3.333333, 0.666667, 3.137255, 1.450981, 3.0, 2.0],
+    );
+    is(std::slice::from_ref(&cubic), &[-0.109716, 4.292129, 1.174053, 2.826893, 2.75159, 1.047306, 2.593007, 1.321349, 1.996121, 2.080241]);
+    is(
+        &[cubic.clone(), int("exclude_outside", 1), float("cubic_coeff_a", -0.5)],
+        &[-0.018957, 4.23124, 1.024808, 2.966517, 2.624982, 1.035325, 2.325696, 1.448186, 1.851322, 2.059622],
+    );
+    is(&[linear, antialias.clone()], &[0.375, 2.888889, 1.283088, 2.336601, 2.680147, 1.486928, 2.400735, 2.003268, 2.125, 2.444444]);
+    is(&[cubic, antialias], &[0.093107, 3.206748, 1.354811, 2.429887, 2.909517, 1.559668, 2.772698, 2.030793, 2.201954, 2.70502]);
+    is(&[nearest.clone(), text("nearest_mode", "ceil")], &[1.0, 4.0, 4.0, 1.0, 4.0, 1.0, 4.0, 2.0, 4.0, 2.0]);
+    is(&[nearest, text("nearest_mode", "round_prefer_ceil"), places("asymmetric")], &[0.0, 4.0, 2.0, 1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 2.0]);
+}
+
+#[test]
+fn nearest_places_were_rounded_up_where_images_shrank() {
+    let x = f32s(&[1, 1, 1, 8], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let scaled = |opset, op, s: f32| {
+        single(opset, op, &x, "s", &[]).constant("s", f32s(&[4], &[1.0, 1.0, 1.0, s])).run(std::slice::from_ref(&x)).swap_remove(0)
+    };
+    close(&scaled(10, "Resize", 0.6), &[1, 1, 1, 4], &[1.0, 3.0, 5.0, 6.0]);
+    close(&scaled(9, "Upsample", 1.25), &[1, 1, 1, 10], &[1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 6.0, 7.0, 8.0]);
+    let mut scales = onnx_protobuf::AttributeProto { name: "scales".into(), ..Default::default() };
+    scales.type_ = onnx_protobuf::attribute_proto::AttributeType::FLOATS.into();
+    scales.floats = vec![1.0, 1.0, 1.0, 2.0];
+    let doubled = single(7, "Upsample", &x, "", &[scales]).run(std::slice::from_ref(&x)).swap_remove(0);
+    assert_eq!(doubled.to_f64s()[..6], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+}
+
+/// Images of free sizes are resized as those of fixed ones, whatever their sizes are.
+#[test]
+fn free_sizes_are_resized_as_fixed_ones() {
+    let modes = [
+        vec![text("mode", "nearest")],
+        vec![text("mode", "nearest"), text("nearest_mode", "round_prefer_ceil")],
+        vec![text("mode", "linear")],
+        vec![text("mode", "linear"), int("antialias", 1)],
+        vec![text("mode", "cubic")],
+        vec![text("mode", "cubic"), int("antialias", 1)],
+        vec![text("mode", "cubic"), int("exclude_outside", 1)],
+    ];
+    for coordinates in ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"] {
+        for (mode, scales) in modes.iter().flat_map(|m| [[1.0, 1.0, 0.5, 2.5], [1.0, 1.0, 1.75, 2.0]].map(|s| (m, s))) {
+            let attributes = [mode.clone(), vec![text("coordinate_transformation_mode", coordinates)]].concat();
+            let free = resize(&["1", "1", "h", "w"], &scales, &attributes);
+            for (h, w) in [(2, 3), (5, 4), (7, 1)] {
+                let x = [Tensor::build(Elem::F32, &[1, 1, h, w], |i| Scalar::Int((i * i % 11) as i128))];
+                let (h, w) = (h.to_string(), w.to_string());
+                let fixed = resize(&["1", "1", &h, &w], &scales, &attributes);
+                assert_eq!(free.run(&x), fixed.run(&x), "{coordinates} {mode:?} {scales:?} {h} x {w}");
+            }
+        }
+    }
+}
+
+/// As exporters write position tables of vision transformers.
+#[test]
+fn scales_may_be_quotients_of_sizes() {
+    for (offset, size) in [(0.0, 7), (0.1, 7), (0.1, 37), (0.0, 16)] {
+        let m = Model::new(18)
+            .input("x", Elem::F32, &["1", "1", "h", "w"])
+            .constant("table", count(&[1, 1, size, size]))
+            .constant("size", f32s(&[], &[size as f32]))
+            .constant("offset", f32s(&[], &[offset]))
+            .constant("ones", f32s(&[2], &[1.0, 1.0]))
+            .list("two", &[2])
+            .list("four", &[4])
+            .node("Shape", "x", "all", &[])
+            .node("Slice", "all two four", "hw", &[])
+            .node("Cast", "hw", "floats", &[int("to", 1)])
+            .node("Add", "floats offset", "more", &[])
+            .node("Div", "more size", "spatial", &[])
+            .node("Concat", "ones spatial", "scales", &[int("axis", 0)])
+            .node("Resize", "table _ scales", "places", &[text("mode", "cubic")])
+            .node("Add", "x places", "y", &[])
+            .output("y");
+        let g = m.import().unwrap();
+        assert_eq!(g.ty(g.outputs()[0].value).to_string(), "f32[1, 1, h, w]");
+        for (h, w) in [(5, 11), (7, 7), (31, 3)] {
+            let y = m.run(&[count(&[1, 1, h, w])]).swap_remove(0);
+            assert!(y.to_f64s().iter().all(|y| y.is_finite()));
+        }
+    }
+    let scales = Model::new(18)
+        .input("x", Elem::F32, &["1", "1", "h", "4"])
+        .input("s", Elem::F32, &["4"])
+        .node("Resize", "x _ s", "y", &[text("mode", "linear")])
+        .output("y");
+    assert!(scales.import().unwrap_err().to_string().contains("must be known at compile time or be computed from sizes"));
+    let tie = resize(&["1", "1", "h", "4"], &[1.0, 1.0, 1.3, 1.0], &[]).import().unwrap_err();
+    assert!(tie.to_string().contains("--dim"), "{tie}");
+}
+
+#[test]
+fn what_is_not_finite_stays_where_it_is() {
+    let mut image = vec![1f32; 8 * 8];
+    (image[3 * 8 + 4], image[6 * 8 + 1]) = (f32::NAN, f32::INFINITY);
+    let x = [f32s(&[1, 1, 8, 8], &image)];
+    for (mode, reach) in [("linear", 1.0), ("cubic", 2.0)] {
+        for antialias in [0, 1] {
+            let y = resize(&["1", "1", "8", "8"], &[1.0, 1.0, 2.0, 2.0], &[text("mode", mode), int("antialias", antialias)]).run(&x);
+            for (i, v) in y[0].to_f64s().into_iter().enumerate() {
+                // Without antialiasing linear places are within the image, and their neighbours may have weight 0.
+                let least = if mode == "linear" && antialias == 0 { 0.0 } else { -1.0 };
+                let place = |at: usize| (at as f64 / 2.0 - 0.25).max(least);
+                let (row, column) = (place(i / 16), place(i % 16));
+                let near = |r: f64, c: f64| (row - r).abs() <= reach && (column - c).abs() <= reach;
+                assert_eq!(v.is_finite(), !near(3.0, 4.0) && !near(6.0, 1.0), "{mode} {row} {column}: {v}");
+            }
+        }
+    }
+    // What lies outside of an image is 0, whatever its border is.
+    let x = f32s(&[1, 1, 1, 2], &[f32::NAN, f32::INFINITY]);
+    let grid = f32s(&[1, 1, 2, 2], &[-9.0, 0.0, 9.0, 0.0]);
+    for mode in ["nearest", "linear", "cubic"] {
+        let m = Model::new(20)
+            .input("x", Elem::F32, &["1", "1", "1", "2"])
+            .input("g", Elem::F32, &["1", "1", "2", "2"])
+            .node("GridSample", "x g", "y", &[text("mode", mode)])
+            .output("y");
+        close(&m.run(&[x.clone(), grid.clone()])[0], &[1, 1, 1, 2], &[0.0, 0.0]);
+    }
+    let rois = f32s(&[1, 4], &[-40.0, -40.0, -30.0, -30.0]);
+    let m = Model::new(16)
+        .input("x", Elem::F32, &["1", "1", "1", "2"])
+        .input("r", Elem::F32, &["1", "4"])
+        .input("b", Elem::I64, &["1"])
+        .node("RoiAlign", "x r b", "y", &[int("output_height", 1), int("output_width", 1), int("sampling_ratio", 1)])
+        .output("y");
+    close(&m.run(&[x, rois, i64s(&[1], &[0])])[0], &[1, 1, 1, 1], &[0.0]);
+}
+
+#[test]
+fn indices_of_images_and_caches_are_checked() {
+    let result = |m: &Model, inputs: &[Tensor]| {
+        let g = m.import().unwrap();
+        g.evaluate(inputs, &tfc_tests::models::bind(&g, inputs)).map_err(|e| e.to_string())
+    };
+    let align = Model::new(16)
+        .input("x", Elem::F32, &["n", "1", "2", "2"])
+        .input("r", Elem::F32, &["1", "4"])
+        .input("b", Elem::I64, &["1"])
+        .node("RoiAlign", "x r b", "y", &[int("output_height", 1), int("output_width", 1), int("sampling_ratio", 1)])
+        .output("y");
+    for (image, fine) in [(0, true), (1, true), (2, false), (-1, false), (i64::MIN / 4, false)] {
+        let rois = f32s(&[1, 4], &[0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(result(&align, &[count(&[2, 1, 2, 2]), rois, i64s(&[1], &[image])]).is_ok(), fine, "image {image}");
+    }
+    for mode in ["linear", "circular"] {
+        let scatter = Model::new(24)
+            .input("past", Elem::F32, &["2", "5", "1"])
+            .input("update", Elem::F32, &["2", "2", "1"])
+            .input("at", Elem::I64, &["2"])
+            .node("TensorScatter", "past update at", "y", &[text("mode", mode)])
+            .output("y");
+        for (at, linear, circular) in [(0, true, true), (3, true, true), (4, false, true), (-1, false, false), (12, false, true)] {
+            let fine = if mode == "linear" { linear } else { circular };
+            let inputs = [count(&[2, 5, 1]), count(&[2, 2, 1]), i64s(&[2], &[0, at])];
+            assert_eq!(result(&scatter, &inputs).is_ok(), fine, "{mode} at {at}");
+        }
+    }
+}

@@ -345,23 +345,42 @@ pub(super) fn tensor_scatter(cx: &mut Importer, n: &Call) -> One {
     let mut counted = vec![Dim::from(1); rank];
     counted[axis] = size.clone();
     let mut source = cx.iota(Elem::I64, Shape(counted), axis)?;
+    let circular = match n.text("mode", "linear")?.as_str() {
+        "linear" => false,
+        "circular" => true,
+        other => return Err(Fail::Invalid(format!("the mode is `{other}`, but must be linear or circular"))),
+    };
+    let mut fits = None;
     if let Some(first) = n.opt(2) {
         let first = cx.cast(first, Elem::I64)?;
         let mut per_batch = vec![Dim::from(1); rank];
         per_batch[0] = cx.shape(past)[0].clone();
         let first = cx.reshape(first, Shape(per_batch))?;
         source = cx.sub(source, first)?;
+        let none = cx.like(first, 0.0);
+        let mut inside = cx.le(none, first)?;
+        if !circular {
+            let room = cx.dim_tensor(&[], vec![size.clone() - len.clone()])?;
+            let below = cx.le(first, room)?;
+            inside = cx.emit(And {}, &[inside, below])?;
+        }
+        fits = Some(inside);
     }
-    if n.text("mode", "linear")? == "circular" {
+    if circular {
         let size = cx.dim_tensor(&[], vec![size])?;
         source = cx.emit(RemFloor {}, &[source, size])?;
     }
     let zero = cx.like(source, 0.0);
-    let last = cx.dim_tensor(&[], vec![len - Dim::from(1)])?;
+    let last = cx.dim_tensor(&[], vec![len.clone() - Dim::from(1)])?;
     let (a, b) = (cx.le(zero, source)?, cx.le(source, last)?);
     let written = cx.emit(And {}, &[a, b])?;
     let source = cx.max(source, zero)?;
-    let source = cx.min(source, last)?;
+    let mut source = cx.min(source, last)?;
+    if let Some(fits) = fits {
+        // An update that does not fit is read behind its end, which is a status at run time.
+        let end = cx.dim_tensor(&[], vec![len])?;
+        source = cx.select(fits, source, end)?;
+    }
     let shape = cx.shape(past).clone();
     let source = cx.expand(source, shape)?;
     let fresh = cx.emit(GatherElements { axis }, &[update, source])?;

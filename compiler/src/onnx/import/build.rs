@@ -3,6 +3,7 @@
 //! A value is made a value of the graph when it is first used as data. Until then it may be just
 //! known: a constant, or an integer tensor whose elements are dimensions.
 
+use super::ratios::Ratios;
 use super::rounded::Quotients;
 use super::{Importer, Res, demand};
 use crate::onnx::error::CheckReport;
@@ -42,6 +43,8 @@ pub(super) struct Data {
     from: Option<BTreeSet<Symbol>>,
     /// The contents, if they are quotients of sizes that were rounded to floats.
     quotients: Option<Quotients>,
+    /// What the floats of the contents are exactly, if they are ratios of sizes.
+    ratios: Option<Ratios>,
     /// The value in the graph, once it is there.
     value: Option<Value>,
     name: Option<Arc<str>>,
@@ -81,7 +84,7 @@ impl Importer<'_> {
             Known::Const(_) => Some(BTreeSet::new()),
             Known::Symbolic(s) => Some(symbols_of(&s.values)),
         };
-        self.values.push(Data { ty, known, from, quotients: None, value, name: None });
+        self.values.push(Data { ty, known, from, quotients: None, ratios: None, value, name: None });
         Val(self.values.len() as u32 - 1)
     }
 
@@ -174,6 +177,21 @@ impl Importer<'_> {
         }
     }
 
+    /// The elements as ratios of sizes, if they are that.
+    pub(super) fn ratios(&self, v: Val) -> Option<Ratios> {
+        let data = self.data(v);
+        match &data.known {
+            Known::Const(t) if t.len() <= symbolic::MAX_ELEMENTS => Ratios::of_tensor(t),
+            Known::Symbolic(s) => Some(Ratios::whole(s.clone())),
+            _ => data.ratios.clone(),
+        }
+    }
+
+    /// Whether the elements are known as expressions of sizes.
+    pub(super) fn is_symbolic(&self, v: Val) -> bool {
+        matches!(self.data(v).known, Known::Symbolic(_)) || self.data(v).ratios.is_some()
+    }
+
     /// The elements of an integer tensor as dimensions; `what` names the operand when they are not known.
     pub(super) fn dims(&self, v: Val, what: &str) -> Res<Vec<Dim>> {
         demand!(!self.elem(v).is_float(), "{what} must be integers, but the operand is {}", self.ty(v));
@@ -258,6 +276,7 @@ impl Importer<'_> {
         self.settle_checks();
         let v = self.adopt(value);
         self.values[v.0 as usize].quotients = self.quotients_of(&op, inputs, self.ty(v));
+        self.values[v.0 as usize].ratios = self.ratios_of(&op, inputs, self.ty(v));
         let from: Option<Vec<&BTreeSet<Symbol>>> = inputs.iter().map(|&v| self.data(v).from.as_ref()).collect();
         let sizes = symbols_of(&self.shape(v).0);
         self.values[v.0 as usize].from = from.map(|all| all.into_iter().flatten().chain(&sizes).cloned().collect());

@@ -17,6 +17,7 @@ mod movement;
 mod nn;
 mod norm;
 mod quant;
+mod ratios;
 mod reduce;
 mod resize;
 mod rnn;

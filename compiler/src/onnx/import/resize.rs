@@ -1,14 +1,31 @@
-//! `Resize` and `Upsample`: every axis is interpolated on its own, nearest neighbours by `gather`, all
-//! else as a product with the matrix of weights.
+//! `Resize` and `Upsample`: every axis is interpolated on its own, as a weighted sum of neighbours that are
+//! gathered along it. So what is not finite reaches only results that it is a neighbour of.
+//!
+//! Sizes, places and weights are computed in f32, as ONNX Runtime and OpenVINO do. They are constants
+//! where the sizes are fixed, and vectors as long as the axis that the program computes where they are not.
+//!
+//! The size that a scale gives is `floor(size * scale)`. Constants are multiplied in f32, so that
+//! f32(11 / 7) * 7 is 11. A scale that the model computes from free sizes is taken as the exact quotient:
+//! `float(height) / 7 * 7` is `height` for every height, also where f32 falls short of it (31 / 7 * 7),
+//! since this is the size that the rest of the model needs.
 
 use super::call::resolve_axis;
+use super::sample::{clamp, cubic};
 use super::{Call, Fail, Importer, Res, Val, demand, movement, unsupported};
-use tfc_ir::dim::Dim;
-use tfc_ir::ops::Gather;
-use tfc_ir::tensor::{Scalar, Tensor};
+use crate::onnx::model::Attribute;
+use tfc_ir::dim::{Dim, Range};
+use tfc_ir::ops::reduce::ReduceKind;
+use tfc_ir::ops::{Abs, And, Ceil, Floor, Gather, Or};
+use tfc_ir::tensor::Tensor;
+use tfc_ir::types::{Elem, Shape};
 
-/// How far a weight matrix may grow, in elements.
-const MAX_WEIGHTS: i64 = 1 << 26;
+/// The most neighbours that the places along an axis are made of, all together, with antialiasing.
+const MAX_TAPS: i64 = 1 << 22;
+
+/// Up to this size the size that a constant scale makes of a free one is checked.
+const CHECKED_SIZES: i64 = 1 << 16;
+
+type Taps = Vec<(Val, Val)>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Mode {
@@ -28,11 +45,26 @@ enum Coordinates {
     Crop,
 }
 
-/// One axis: sizes and scale are known.
+/// How a place is rounded to the nearest element.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Nearest {
+    PreferFloor,
+    PreferCeil,
+    Floor,
+    Ceil,
+    /// Before version 11: down, but up where the axis shrinks.
+    Old,
+}
+
+/// One axis.
 struct Axis {
-    input: i64,
-    output: i64,
-    scale: f64,
+    axis: usize,
+    input: Dim,
+    output: Dim,
+    /// A scalar of f32.
+    scale: Val,
+    /// Whether the scale was given, not the size.
+    scaled: bool,
     /// Start and end of the cut-out, as parts of the axis.
     roi: (f64, f64),
 }
@@ -40,7 +72,7 @@ struct Axis {
 struct Rules {
     mode: Mode,
     coordinates: Coordinates,
-    nearest: String,
+    nearest: Nearest,
     cubic_a: f64,
     exclude_outside: bool,
     antialias: bool,
@@ -65,10 +97,18 @@ impl Rules {
             "tf_crop_and_resize" => Coordinates::Crop,
             other => unsupported!("the coordinate_transformation_mode `{other}` is not supported"),
         };
+        let nearest = match n.text("nearest_mode", if old { "old" } else { "round_prefer_floor" })?.as_str() {
+            "round_prefer_floor" => Nearest::PreferFloor,
+            "round_prefer_ceil" => Nearest::PreferCeil,
+            "floor" => Nearest::Floor,
+            "ceil" => Nearest::Ceil,
+            "old" if old => Nearest::Old,
+            other => return Err(Fail::Invalid(format!("nearest_mode is `{other}`"))),
+        };
         Ok(Rules {
             mode,
             coordinates,
-            nearest: n.text("nearest_mode", if old { "floor" } else { "round_prefer_floor" })?,
+            nearest,
             cubic_a: n.float("cubic_coeff_a", -0.75)?,
             exclude_outside: n.flag("exclude_outside", false)?,
             antialias: n.flag("antialias", false)?,
@@ -76,101 +116,234 @@ impl Rules {
         })
     }
 
-    fn place(&self, x: i64, a: &Axis) -> f64 {
-        let (x, input) = (x as f64, a.input as f64);
-        let output = a.scale * input;
+    /// Whether every element is copied `times` times when the axis becomes as many times longer.
+    fn copies(&self, times: i64) -> bool {
+        use Coordinates::{Asymmetric, HalfPixel, HalfPixelSymmetric, PytorchHalfPixel};
+        let rounds = match self.coordinates {
+            HalfPixel | HalfPixelSymmetric | PytorchHalfPixel => [Nearest::PreferFloor, Nearest::PreferCeil],
+            Asymmetric => [Nearest::Floor, Nearest::Old],
+            _ => return false,
+        };
+        self.mode == Mode::Nearest && rounds.contains(&self.nearest) && (2..=1 << 16).contains(&times)
+    }
+
+    /// The place in the operand of every place of the result, as f32.
+    fn places(&self, cx: &mut Importer, a: &Axis) -> Res<Val> {
+        let x = cx.iota(Elem::F32, Shape(vec![a.output.clone()]), 0)?;
+        let input = size(cx, &a.input)?;
+        let last = cx.affine(input, 1.0, -1.0)?;
+        let scaled_centers = |cx: &mut Importer| {
+            let y = cx.affine(x, 1.0, 0.5)?;
+            cx.div(y, a.scale)
+        };
+        let centers = |cx: &mut Importer| {
+            let y = scaled_centers(cx)?;
+            cx.affine(y, 1.0, -0.5)
+        };
         match self.coordinates {
-            Coordinates::HalfPixel => (x + 0.5) / a.scale - 0.5,
+            Coordinates::HalfPixel => centers(cx),
             Coordinates::HalfPixelSymmetric => {
-                let adjustment = a.output as f64 / output;
-                input / 2.0 * (1.0 - adjustment) + (x + 0.5) / a.scale - 0.5
+                let (output, exact) = (size(cx, &a.output)?, cx.mul(a.scale, input)?);
+                let ratio = cx.div(output, exact)?;
+                let rest = cx.affine(ratio, -1.0, 1.0)?;
+                let half = cx.affine(input, 0.5, 0.0)?;
+                let (offset, centers) = (cx.mul(half, rest)?, scaled_centers(cx)?);
+                let y = cx.add(offset, centers)?;
+                cx.affine(y, 1.0, -0.5)
             }
-            Coordinates::PytorchHalfPixel if a.output == 1 => 0.0,
-            Coordinates::PytorchHalfPixel => (x + 0.5) / a.scale - 0.5,
-            Coordinates::AlignCorners if a.output == 1 => 0.0,
-            Coordinates::AlignCorners => x * (input - 1.0) / (output - 1.0),
-            Coordinates::Asymmetric => x / a.scale,
+            Coordinates::PytorchHalfPixel => {
+                let centers = centers(cx)?;
+                unless_single(cx, a, centers, |cx| Ok(cx.scalar(Elem::F32, 0.0)))
+            }
+            Coordinates::AlignCorners => {
+                let (end, scaled) = (a.end(cx)?, cx.mul(x, last)?);
+                let y = cx.div(scaled, end)?;
+                unless_single(cx, a, y, |cx| Ok(cx.scalar(Elem::F32, 0.0)))
+            }
+            Coordinates::Asymmetric => cx.div(x, a.scale),
             Coordinates::Crop => {
                 let (from, to) = a.roi;
-                let within =
-                    if a.output == 1 { (to - from) * (input - 1.0) / 2.0 } else { x * (to - from) * (input - 1.0) / (output - 1.0) };
-                within + from * (input - 1.0)
+                let (end, start) = (a.end(cx)?, cx.affine(last, from, 0.0)?);
+                let scaled = cx.affine(x, to - from, 0.0)?;
+                let scaled = cx.mul(scaled, last)?;
+                let within = cx.div(scaled, end)?;
+                let y = cx.add(start, within)?;
+                unless_single(cx, a, y, |cx| cx.affine(last, 0.5 * (from + to), 0.0))
             }
         }
     }
 
-    fn nearest(&self, place: f64) -> Res<i64> {
-        Ok(match self.nearest.as_str() {
-            "round_prefer_floor" => (place - 0.5).ceil(),
-            "round_prefer_ceil" => (place + 0.5).floor(),
-            "floor" => place.floor(),
-            "ceil" => place.ceil(),
-            other => return Err(Fail::Invalid(format!("nearest_mode is `{other}`"))),
-        } as i64)
-    }
-
-    fn cubic(&self, x: f64) -> f64 {
-        let (a, x) = (self.cubic_a, x.abs());
-        if x <= 1.0 {
-            ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-        } else if x < 2.0 {
-            ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
-        } else {
-            0.0
-        }
-    }
-
-    /// The taps of one place: index in the operand (perhaps outside of it) and weight.
-    fn taps(&self, place: f64, scale: f64) -> Vec<(i64, f64)> {
-        let first = place.floor();
-        let ratio = place - first;
-        // With antialiasing the kernel is as wide as a pixel of the result.
-        let shrink = if self.antialias { scale.min(1.0) } else { 1.0 };
-        let (radius, kernel): (f64, &dyn Fn(f64) -> f64) = match self.mode {
-            Mode::Cubic => (2.0, &|x| self.cubic(x)),
-            _ => (1.0, &|x: f64| (1.0 - x.abs()).max(0.0)),
+    fn nearest(&self, cx: &mut Importer, places: Val, scale: Val) -> Res<Val> {
+        let mut round = |up: bool, shift: f64| {
+            let y = cx.affine(places, 1.0, shift)?;
+            if up { cx.emit(Ceil {}, &[y]) } else { cx.emit(Floor {}, &[y]) }
         };
-        let start = (-radius / shrink).floor() as i64 + 1;
-        let mut taps: Vec<(i64, f64)> = (start..=1 - start).map(|i| (first as i64 + i, kernel((i as f64 - ratio) * shrink))).collect();
-        if self.antialias {
-            let sum: f64 = taps.iter().map(|t| t.1).sum();
-            taps.iter_mut().for_each(|t| t.1 /= sum);
+        match self.nearest {
+            Nearest::PreferFloor => round(true, -0.5),
+            // `floor(x + 0.5)` would round the sum.
+            Nearest::PreferCeil => {
+                let low = round(false, 0.0)?;
+                let (rest, half) = (cx.sub(places, low)?, cx.scalar(Elem::F32, 0.5));
+                let (high, is_high) = (cx.affine(low, 1.0, 1.0)?, cx.le(half, rest)?);
+                cx.select(is_high, high, low)
+            }
+            Nearest::Floor => round(false, 0.0),
+            Nearest::Ceil => round(true, 0.0),
+            Nearest::Old => {
+                let (up, down) = (round(true, 0.0)?, round(false, 0.0)?);
+                let one = cx.scalar(Elem::F32, 1.0);
+                let shrinks = cx.lt(scale, one)?;
+                cx.select(shrinks, up, down)
+            }
         }
-        taps
     }
 
-    /// The weights `[input, output]` of an axis, and the places of the result that lie outside of the
-    /// operand and get the extrapolation value.
-    fn weights(&self, a: &Axis) -> Res<(Vec<f64>, Vec<bool>)> {
-        let mut w = vec![0.0; (a.input * a.output) as usize];
-        let mut outside = vec![false; a.output as usize];
-        for x in 0..a.output {
-            let place = self.place(x, a);
-            if self.coordinates == Coordinates::Crop && (place < 0.0 || place > (a.input - 1) as f64) {
-                outside[x as usize] = true;
-                continue;
+    /// Two neighbours, which are one where the place is the last element or lies outside.
+    fn linear_taps(&self, cx: &mut Importer, places: Val, last: Val) -> Res<Taps> {
+        let places = clamp(cx, places, last)?;
+        let low = cx.emit(Floor {}, &[places])?;
+        let high = cx.affine(low, 1.0, 1.0)?;
+        let high = cx.min(high, last)?;
+        let ratio = cx.sub(places, low)?;
+        let (is_one, half) = (cx.eq(low, high)?, cx.scalar(Elem::F32, 0.5));
+        let ratio = cx.select(is_one, half, ratio)?;
+        let rest = cx.affine(ratio, -1.0, 1.0)?;
+        Ok(vec![(low, rest), (high, ratio)])
+    }
+
+    fn cubic_taps(&self, cx: &mut Importer, places: Val, last: Val) -> Res<Taps> {
+        let first = cx.emit(Floor {}, &[places])?;
+        let ratio = cx.sub(places, first)?;
+        let mut taps = vec![];
+        for i in -1..=2 {
+            let distance = if i <= 0 { cx.affine(ratio, 1.0, f64::from(-i))? } else { cx.affine(ratio, -1.0, f64::from(i))? };
+            taps.push((cx.affine(first, 1.0, i.into())?, cubic(cx, distance, self.cubic_a, (0..=1).contains(&i))?));
+        }
+        if self.exclude_outside {
+            let mut sum = None;
+            for (at, weight) in &mut taps {
+                *weight = self.inside_only(cx, *at, *weight, last)?;
+                sum = Some(match sum {
+                    None => *weight,
+                    Some(s) => cx.add(s, *weight)?,
+                });
             }
-            let mut taps = match self.mode {
-                Mode::Nearest => vec![(self.nearest(place)?, 1.0)],
-                _ => self.taps(place, a.scale),
-            };
-            if self.exclude_outside {
-                taps.retain(|(i, _)| (0..a.input).contains(i));
-                let sum: f64 = taps.iter().map(|t| t.1).sum();
-                taps.iter_mut().for_each(|t| t.1 /= sum);
-            }
-            for (i, weight) in taps {
-                w[(i.clamp(0, a.input - 1) * a.output + x) as usize] += weight;
+            for (_, weight) in &mut taps {
+                *weight = cx.div(*weight, sum.expect("four taps"))?;
             }
         }
-        Ok((w, outside))
+        taps.into_iter().map(|(at, weight)| Ok((clamp(cx, at, last)?, weight))).collect()
     }
+
+    /// The weight, or 0 for a neighbour outside of the operand.
+    fn inside_only(&self, cx: &mut Importer, at: Val, weight: Val, last: Val) -> Res<Val> {
+        let zero = cx.like(at, 0.0);
+        let (a, b) = (cx.le(zero, at)?, cx.le(at, last)?);
+        let inside = cx.emit(And {}, &[a, b])?;
+        cx.select(inside, weight, zero)
+    }
+
+    /// With antialiasing the kernel is as wide as a pixel of the result: neighbours and weights as matrices
+    /// `[places, neighbours]`.
+    fn window(&self, cx: &mut Importer, places: Val, last: Val, a: &Axis) -> Res<(Val, Val)> {
+        let Some(scale) = cx.const_scalar(a.scale) else {
+            unsupported!("antialiasing by a scale that is known at run time only is not supported; fix the sizes with --shape or --dim");
+        };
+        let shrink = scale.min(1.0);
+        let radius = (if self.mode == Mode::Cubic { 2.0 } else { 1.0 }) / shrink;
+        // The conversion saturates.
+        let taps = (2.0 * radius.ceil()) as i64;
+        if taps.saturating_mul(a.output.range(cx.symbols()).min.max(1)) > MAX_TAPS {
+            unsupported!("antialiasing of axis {} to {} places by {scale} takes more than {MAX_TAPS} neighbours", a.axis, a.output);
+        }
+        let start = 1 - taps / 2;
+        let places = cx.unsqueeze(places, &[1])?;
+        let first = cx.emit(Floor {}, &[places])?;
+        let steps = cx.iota(Elem::F32, Shape::fixed(&[1, taps]), 1)?;
+        let steps = cx.affine(steps, 1.0, start as f64)?;
+        let at = cx.add(first, steps)?;
+        let distance = cx.sub(at, places)?;
+        let distance = cx.affine(distance, shrink, 0.0)?;
+        let distance = cx.emit(Abs {}, &[distance])?;
+        let zero = cx.like(distance, 0.0);
+        let mut weight = match self.mode {
+            Mode::Cubic => {
+                let (near, far) = (cubic(cx, distance, self.cubic_a, true)?, cubic(cx, distance, self.cubic_a, false)?);
+                let (one, two) = (cx.like(distance, 1.0), cx.like(distance, 2.0));
+                let (is_near, is_far) = (cx.le(distance, one)?, cx.lt(distance, two)?);
+                let far = cx.select(is_far, far, zero)?;
+                cx.select(is_near, near, far)?
+            }
+            _ => {
+                let rest = cx.affine(distance, -1.0, 1.0)?;
+                cx.max(rest, zero)?
+            }
+        };
+        if self.exclude_outside {
+            weight = self.inside_only(cx, at, weight, last)?;
+        }
+        let sum = cx.reduce(weight, ReduceKind::Sum, &[1], true)?;
+        Ok((clamp(cx, at, last)?, cx.div(weight, sum)?))
+    }
+}
+
+impl Axis {
+    /// The place of the last element when the result is as long as the scale says, which need not be a whole number (as
+    /// the reference of ONNX has it; ONNX Runtime and OpenVINO take the size of the result).
+    fn end(&self, cx: &mut Importer) -> Res<Val> {
+        let len = match self.scaled {
+            true => {
+                let input = size(cx, &self.input)?;
+                cx.mul(self.scale, input)?
+            }
+            false => size(cx, &self.output)?,
+        };
+        cx.affine(len, 1.0, -1.0)
+    }
+}
+
+/// A size as a scalar of f32.
+fn size(cx: &mut Importer, d: &Dim) -> Res<Val> {
+    let d = cx.dim_tensor(&[], vec![d.clone()])?;
+    cx.cast(d, Elem::F32)
+}
+
+/// The places, but `single` if the result has one element.
+fn unless_single(cx: &mut Importer, a: &Axis, places: Val, single: impl Fn(&mut Importer) -> Res<Val>) -> Res<Val> {
+    let range = a.output.range(cx.symbols());
+    if range.min > 1 {
+        return Ok(places);
+    }
+    let single = single(cx)?;
+    let (output, one) = (size(cx, &a.output)?, cx.scalar(Elem::F32, 1.0));
+    let is_single = cx.le(output, one)?;
+    cx.select(is_single, single, places)
+}
+
+/// A vector along `axis`, or a matrix of places and neighbours, as it broadcasts against `rank` axes.
+fn along(cx: &mut Importer, v: Val, axis: usize, rank: usize) -> Res<Val> {
+    let mut shape = cx.shape(v).clone();
+    shape.0.extend(vec![Dim::from(1); rank - axis - 1]);
+    cx.reshape(v, shape)
 }
 
 /// What is asked of one axis.
 enum Wanted {
-    Scale(f64),
+    /// A scale, a scalar of f32, with its exact value: numerator and divisor.
+    Scale(Val, Option<(Dim, Dim)>),
     Size(Dim),
+    /// A size that comes of a scale which several axes share.
+    Shared(Dim, f32),
+}
+
+impl Wanted {
+    /// Whether an axis of a size is known to become shorter.
+    fn shrinks(&self, cx: &Importer, size: &Dim) -> bool {
+        match self {
+            Wanted::Scale(scale, _) => cx.const_scalar(*scale).is_some_and(|s| s < 1.0),
+            Wanted::Size(d) | Wanted::Shared(d, _) => (d.clone() - size.clone()).range(cx.symbols()).max < 0,
+        }
+    }
 }
 
 pub(super) fn resize(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
@@ -183,133 +356,257 @@ pub(super) fn resize(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     };
     let filled = |cx: &Importer, i: usize| n.opt(i).filter(|&v| !cx.shape(v).elements().is(0));
     let (scales, sizes) = if n.version < 11 { (filled(cx, 1), None) } else { (filled(cx, 2), filled(cx, 3)) };
-    let numbers = |cx: &Importer, v: Val, what: &str| match cx.as_const(v) {
-        Some(t) => Ok(t.to_f64s()),
-        None => Err(Fail::Unsupported(format!("{what} must be known at compile time"))),
+    let scales = match (scales, n.attributes.get("scales")) {
+        (None, Some(Attribute::Floats(l))) if n.version < 9 => Some(cx.constant(Tensor::of(&[l.len()], l.clone()))),
+        (scales, _) => scales,
     };
     let mut wanted: Vec<Wanted> = match (scales, sizes) {
-        (Some(s), None) => numbers(cx, s, "the scales")?.into_iter().map(Wanted::Scale).collect(),
+        (Some(s), None) => read_scales(cx, s)?,
         (None, Some(s)) => cx.dims(s, "the sizes")?.into_iter().map(Wanted::Size).collect(),
-        (None, None) => match (n.attributes.get("scales"), n.version < 9) {
-            (Some(crate::onnx::model::Attribute::Floats(l)), true) => l.iter().map(|&s| Wanted::Scale(s.into())).collect(),
-            _ => return Err(Fail::Invalid("neither scales nor sizes are given".into())),
-        },
+        (None, None) => return Err(Fail::Invalid("neither scales nor sizes are given".into())),
         (Some(_), Some(_)) => return Err(Fail::Invalid("scales and sizes are given both".into())),
     };
     demand!(wanted.len() == axes.len(), "{} scales or sizes are given for {} axes", wanted.len(), axes.len());
     keep_aspect_ratio(cx, n, x, &axes, &mut wanted)?;
     let roi = match filled(cx, 1) {
-        Some(v) if rules.coordinates == Coordinates::Crop => numbers(cx, v, "the region of interest")?,
+        Some(v) if rules.coordinates == Coordinates::Crop => match cx.as_const(v) {
+            Some(t) => t.to_f64s(),
+            None => unsupported!("the region of interest must be known at compile time"),
+        },
         _ => [vec![0.0; axes.len()], vec![1.0; axes.len()]].concat(),
     };
     demand!(roi.len() == 2 * axes.len(), "the region of interest has {} numbers for {} axes", roi.len(), axes.len());
+    // Along the last axis neighbours are read one by one, so it comes when the others are at their smallest.
+    let mut order: Vec<usize> = (0..axes.len()).collect();
+    order.sort_by_key(|&i| match axes[i] + 1 == rank {
+        true => 1,
+        false if wanted[i].shrinks(cx, &cx.shape(x)[axes[i]]) => 0,
+        false => 2,
+    });
     let mut y = x;
-    for (i, &axis) in axes.iter().enumerate() {
-        y = resize_axis(cx, &rules, y, axis, &wanted[i], (roi[i], roi[i + axes.len()]))?;
+    for i in order {
+        y = resize_axis(cx, &rules, y, axes[i], &wanted[i], (roi[i], roi[i + axes.len()]))?;
     }
     Ok(vec![y])
+}
+
+fn read_scales(cx: &mut Importer, scales: Val) -> Res<Vec<Wanted>> {
+    demand!(cx.rank(scales) == 1 && cx.elem(scales).is_float(), "the scales must be a vector of floats, but are {}", cx.ty(scales));
+    let Some(count) = cx.shape(scales)[0].as_const() else {
+        unsupported!("the number of scales must be known at compile time, but they are {}", cx.ty(scales));
+    };
+    let exact: Vec<Option<(Dim, Dim)>> = match cx.ratios(scales) {
+        Some(q) => q.iter().map(|(n, d)| Some((n.clone(), d.clone()))).collect(),
+        None => vec![None; count as usize],
+    };
+    let scales = cx.cast(scales, Elem::F32)?;
+    let mut wanted = vec![];
+    for (i, exact) in exact.into_iter().enumerate() {
+        let number = exact.as_ref().and_then(|(n, d)| Some(n.as_const()? as f64 / d.as_const()? as f64));
+        let scale = match number {
+            Some(x) => cx.scalar(Elem::F32, x),
+            None => {
+                let scale = cx.narrow(scales, 0, Dim::from(i), Dim::from(1))?;
+                cx.reshape(scale, Shape::default())?
+            }
+        };
+        wanted.push(Wanted::Scale(scale, exact));
+    }
+    Ok(wanted)
 }
 
 /// With a policy that keeps the ratio of sizes, the given sizes are bounds.
 fn keep_aspect_ratio(cx: &Importer, n: &Call, x: Val, axes: &[usize], wanted: &mut [Wanted]) -> Res<()> {
     let policy = n.text("keep_aspect_ratio_policy", "stretch")?;
-    if policy == "stretch" || wanted.iter().any(|w| matches!(w, Wanted::Scale(_))) {
+    if policy == "stretch" || wanted.iter().any(|w| matches!(w, Wanted::Scale(..))) {
         return Ok(());
     }
-    let mut ratios = vec![];
+    let mut sizes = vec![];
     for (&axis, w) in axes.iter().zip(wanted.iter()) {
         match (cx.shape(x)[axis].as_const(), w) {
             (Some(input), Wanted::Size(d)) if input > 0 && d.as_const().is_some() => {
-                ratios.push(d.as_const().unwrap_or(0) as f64 / input as f64)
+                sizes.push((input as f32, d.as_const().unwrap_or(0) as f32))
             }
-            _ => unsupported!("keeping the ratio of sizes needs known sizes, but the operand is {}", cx.ty(x)),
+            _ => unsupported!(
+                "keeping the ratio of sizes needs known sizes, but the operand is {}; fix them with --shape or --dim",
+                cx.ty(x)
+            ),
         }
     }
+    let ratios = sizes.iter().map(|(input, size)| size / input);
     let scale = match policy.as_str() {
-        "not_larger" => ratios.into_iter().fold(f64::INFINITY, f64::min),
-        "not_smaller" => ratios.into_iter().fold(0.0, f64::max),
+        "not_larger" => ratios.fold(f32::INFINITY, f32::min),
+        "not_smaller" => ratios.fold(0.0, f32::max),
         other => return Err(Fail::Invalid(format!("keep_aspect_ratio_policy is `{other}`"))),
     };
-    for (&axis, w) in axes.iter().zip(wanted.iter_mut()) {
-        let input = cx.shape(x)[axis].as_const().unwrap_or(0) as f64;
-        *w = Wanted::Size(Dim::from((input * scale + 0.5).floor() as i64));
+    for ((input, _), w) in sizes.iter().zip(wanted.iter_mut()) {
+        *w = Wanted::Shared(Dim::from((input * scale).round() as i64), scale);
     }
     Ok(())
 }
 
+/// `floor(size * scale)` as f32 computes it, for every size in its range up to [`CHECKED_SIZES`]. `None` if no
+/// whole numbers say it.
+fn scaled_size(size: &Dim, scale: f32, range: Range) -> Option<Dim> {
+    let product = |n: i64| (n as f32 * scale).floor() as i64;
+    if let Some(n) = size.as_const() {
+        return Some(Dim::from(product(n)));
+    }
+    let (numerator, divisor) = simplest_fraction(scale)?;
+    let exact = |n: i64| (i128::from(n) * i128::from(numerator)).div_euclid(i128::from(divisor)) == i128::from(product(n));
+    let checked = range.min.max(0)..=range.max.min(CHECKED_SIZES);
+    checked.into_iter().all(exact).then(|| (size.clone() * Dim::from(numerator)).floor_div(&Dim::from(divisor)))
+}
+
+/// The fraction with the smallest divisor among the continued fraction's that is nearest to a positive float.
+fn simplest_fraction(x: f32) -> Option<(i64, i64)> {
+    let (mut before, mut now, mut rest) = ((0i64, 1i64), (1i64, 0i64), f64::from(x));
+    loop {
+        let whole = rest.floor();
+        if whole >= (1 << 24) as f64 {
+            return None;
+        }
+        let next = |a: i64, b: i64| (whole as i64).checked_mul(b)?.checked_add(a).filter(|n| *n < 1 << 31);
+        (before, now) = (now, (next(before.0, now.0)?, next(before.1, now.1)?));
+        if (now.0 as f64 / now.1 as f64) as f32 == x {
+            return Some(now);
+        }
+        rest = 1.0 / (rest - whole);
+    }
+}
+
 fn resize_axis(cx: &mut Importer, rules: &Rules, x: Val, axis: usize, wanted: &Wanted, roi: (f64, f64)) -> Res<Val> {
-    let size = cx.shape(x)[axis].clone();
-    let crop = rules.coordinates == Coordinates::Crop;
-    // Nothing to do, or a whole number of copies: both also for sizes that are only known at run time.
-    let times = match wanted {
-        Wanted::Scale(s) if s.fract() == 0.0 => Some(*s as i64),
-        Wanted::Size(d) => d.div_exact(&size).and_then(|q| q.as_const()),
-        Wanted::Scale(_) => None,
+    let input = cx.shape(x)[axis].clone();
+    let given = match wanted {
+        Wanted::Scale(scale, _) => cx.const_scalar(*scale).map(|s| s as f32),
+        _ => None,
     };
-    if !crop && times == Some(1) {
+    if let Some(s) = given {
+        demand!(s > 0.0 && s.is_finite(), "the scale of axis {axis} is {s}, but must be a positive number");
+    }
+    // Nothing to do, or a whole number of copies: both also for sizes that are only known at run time.
+    let times = match (wanted, given) {
+        (_, Some(s)) if s.fract() == 0.0 => Some(s as i64),
+        (Wanted::Size(d), _) => d.div_exact(&input).and_then(|q| q.as_const()),
+        _ => None,
+    };
+    if rules.coordinates != Coordinates::Crop && times == Some(1) {
         return Ok(x);
     }
-    let input = size.as_const();
-    if let Some(s) = times
-        && (2..=1 << 16).contains(&s)
-        && rules.mode == Mode::Nearest
-        && matches!(rules.coordinates, Coordinates::Asymmetric | Coordinates::HalfPixel | Coordinates::PytorchHalfPixel)
-        && input != Some(1)
-    {
-        // The place of `i + s` is one behind that of `i`, so the first `s` decide.
-        let sample = Axis { input: 4, output: 4 * s, scale: s as f64, roi };
-        let copies = (0..s).map(|i| rules.nearest(rules.place(i, &sample))).collect::<Res<Vec<i64>>>()?;
-        if copies.iter().all(|&i| i == 0) {
-            let after = cx.unsqueeze(x, &[axis + 1])?;
-            let mut all = vec![Dim::from(1); cx.rank(after)];
-            all[axis + 1] = Dim::from(s);
-            let y = movement::repeat(cx, after, &all)?;
-            let mut shape = cx.shape(x).clone();
-            shape.0[axis] = size * Dim::from(s);
-            return cx.reshape(y, shape);
-        }
+    if let Some(s) = times.filter(|&s| rules.copies(s)) {
+        let after = cx.unsqueeze(x, &[axis + 1])?;
+        let mut all = vec![Dim::from(1); cx.rank(after)];
+        all[axis + 1] = Dim::from(s);
+        let y = movement::repeat(cx, after, &all)?;
+        let mut shape = cx.shape(x).clone();
+        shape.0[axis] = input * Dim::from(s);
+        return cx.reshape(y, shape);
     }
-    let Some(input) = input else {
-        unsupported!("axis {axis} of {} has no known size; fix it with --shape or --dim", cx.ty(x));
-    };
-    let (output, scale) = match wanted {
-        Wanted::Scale(s) => {
-            demand!(*s > 0.0 && s.is_finite(), "a scale is {s}");
-            ((input as f64 * s).floor() as i64, *s)
-        }
-        Wanted::Size(d) => match d.as_const() {
-            Some(o) => (o, o as f64 / input as f64),
-            None => unsupported!("the size {d} of axis {axis} must be known at compile time"),
+    let output = match (wanted, given) {
+        (Wanted::Size(d) | Wanted::Shared(d, _), _) => d.clone(),
+        (_, Some(s)) => match scaled_size(&input, s, input.range(cx.symbols())) {
+            Some(d) => d,
+            None => unsupported!(
+                "axis {axis} of {} is resized by {s}, and no whole numbers say what f32 makes of all its sizes; fix the size with --shape or --dim, or bound it",
+                cx.ty(x)
+            ),
         },
+        (Wanted::Scale(scale, Some((numerator, divisor))), None) => {
+            // A divisor that is a size excludes the size 0.
+            if divisor.range(cx.symbols()).min <= 0 {
+                let symbols = cx.symbols_from(1, &[*scale]);
+                cx.narrow_ranges(symbols);
+                demand!(divisor.range(cx.symbols()).min > 0, "the scale of axis {axis} divides by {divisor}, which may be 0");
+            }
+            (input.clone() * numerator.clone()).floor_div(divisor).simplify(cx.symbols())
+        }
+        (Wanted::Scale(_, None), None) => unsupported!(
+            "the scale of axis {axis} must be known at compile time or be computed from sizes; fix what it depends on with --shape or --dim"
+        ),
     };
-    demand!(input >= 1 && output >= 0, "axis {axis} of {} cannot be resized to {output}", cx.ty(x));
-    demand!(input.saturating_mul(output) <= MAX_WEIGHTS, "resizing {input} to {output} elements is too large");
-    let a = Axis { input, output, scale, roi };
-    if rules.mode == Mode::Nearest && !crop {
-        let places = (0..output).map(|i| Ok(rules.nearest(rules.place(i, &a))?.clamp(0, input - 1))).collect::<Res<Vec<i64>>>()?;
-        let indices = cx.constant(Tensor::of(&[places.len()], places));
-        return cx.emit(Gather { axis }, &[x, indices]);
-    }
-    let elem = cx.elem(x);
-    if !elem.is_float() {
+    let least = output.range(cx.symbols()).max;
+    demand!(least >= 0, "axis {axis} of {} cannot be resized to {output}", cx.ty(x));
+    demand!(!input.is(0) || output.is(0), "axis {axis} of {} has no elements and cannot be resized to {output}", cx.ty(x));
+    let scale = match wanted {
+        Wanted::Scale(scale, _) => *scale,
+        Wanted::Shared(_, s) => cx.scalar(Elem::F32, f64::from(*s)),
+        Wanted::Size(_) => {
+            let (from, to) = (size(cx, &input)?, size(cx, &output)?);
+            cx.div(to, from)?
+        }
+    };
+    let a = Axis { axis, input, output, scale, scaled: matches!(wanted, Wanted::Scale(..)), roi };
+    interpolate(cx, rules, x, &a)
+}
+
+fn interpolate(cx: &mut Importer, rules: &Rules, x: Val, a: &Axis) -> Res<Val> {
+    let (rank, elem) = (cx.rank(x), cx.elem(x));
+    if rules.mode != Mode::Nearest && !elem.is_float() {
         unsupported!("interpolation of {elem} is not supported");
     }
-    let (weights, outside) = rules.weights(&a)?;
-    let weights = Tensor::build(elem, &[input as usize, output as usize], |i| Scalar::Float(weights[i]));
-    let weights = cx.constant(weights);
-    // The axis comes last for the product.
-    let rank = cx.rank(x);
-    let mut perm: Vec<usize> = (0..rank).filter(|&p| p != axis).collect();
-    perm.push(axis);
-    let mut back: Vec<usize> = (0..rank - 1).collect();
-    back.insert(axis, rank - 1);
-    let y = cx.transpose(x, perm)?;
-    let mut y = super::nn::product(cx, y, weights)?;
-    if outside.contains(&true) {
-        let mask = Tensor::build(tfc_ir::types::Elem::Bool, &[outside.len()], |i| Scalar::Int(outside[i].into()));
-        let mask = cx.constant(mask);
+    let input = size(cx, &a.input)?;
+    let last = cx.affine(input, 1.0, -1.0)?;
+    let places = rules.places(cx, a)?;
+    let gather = |cx: &mut Importer, at: Val| {
+        let index = cx.cast(at, Elem::I64)?;
+        cx.emit(Gather { axis: a.axis }, &[x, index])
+    };
+    let mut y = if rules.mode == Mode::Nearest {
+        let at = rules.nearest(cx, places, a.scale)?;
+        let at = clamp(cx, at, last)?;
+        gather(cx, at)?
+    } else if rules.antialias {
+        let (at, weight) = rules.window(cx, places, last, a)?;
+        let part = gather(cx, at)?;
+        let weight = cx.cast(weight, elem)?;
+        let weight = along(cx, weight, a.axis, rank)?;
+        // Neighbours without weight take no part, whatever they are.
+        let zero = cx.like(weight, 0.0);
+        let (product, is_zero) = (cx.mul(part, weight)?, cx.eq(weight, zero)?);
+        let product = cx.select(is_zero, zero, product)?;
+        cx.reduce(product, ReduceKind::Sum, &[a.axis + 1], false)?
+    } else {
+        let taps = if rules.mode == Mode::Linear { rules.linear_taps(cx, places, last)? } else { rules.cubic_taps(cx, places, last)? };
+        let mut sum = None;
+        for (at, weight) in taps {
+            let part = gather(cx, at)?;
+            let weight = cx.cast(weight, elem)?;
+            let weight = along(cx, weight, a.axis, rank)?;
+            let product = cx.mul(part, weight)?;
+            sum = Some(match sum {
+                None => product,
+                Some(s) => cx.add(s, product)?,
+            });
+        }
+        sum.expect("two or four taps")
+    };
+    if rules.coordinates == Coordinates::Crop {
+        let zero = cx.like(places, 0.0);
+        let (before, behind) = (cx.lt(places, zero)?, cx.lt(last, places)?);
+        let outside = cx.emit(Or {}, &[before, behind])?;
+        let outside = along(cx, outside, a.axis, rank)?;
         let value = cx.like(y, rules.extrapolation);
-        y = cx.select(mask, value, y)?;
+        y = cx.select(outside, value, y)?;
     }
-    cx.transpose(y, back)
+    Ok(y)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_make_the_sizes_that_f32_makes() {
+        let fixed = |n: i64, s: f32| scaled_size(&Dim::from(n), s, Range { min: n, max: n }).unwrap().as_const();
+        assert_eq!(fixed(7, 11.0 / 7.0), Some(11));
+        assert_eq!(fixed(7, 31.0 / 7.0), Some(30), "f32 falls short of the whole number");
+        let h = Dim::symbol("h");
+        let free = |s: f32, max: i64| scaled_size(&h, s, Range { min: 1, max });
+        assert_eq!(free(0.5, i64::MAX), Some(h.floor_div(&Dim::from(2))));
+        assert_eq!(free(1.0 / 3.0, i64::MAX), Some(h.floor_div(&Dim::from(3))));
+        assert_eq!(free(1.1, i64::MAX), Some((h.clone() * Dim::from(11)).floor_div(&Dim::from(10))));
+        assert_eq!(free(1.3, i64::MAX), None, "of 90, f32 makes 116");
+        assert_eq!(free(1.3, 89), Some((h.clone() * Dim::from(13)).floor_div(&Dim::from(10))));
+        assert_eq!(free(1e-30, i64::MAX), None);
+    }
 }

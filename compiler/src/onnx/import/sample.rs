@@ -16,8 +16,15 @@ enum Outside {
     Reflection,
 }
 
-/// The places along one axis: per tap an index within the axis (an `i64`) and its weight.
-struct Taps(Vec<(Val, Val)>);
+/// A neighbour along one axis of every place.
+#[derive(Clone, Copy)]
+struct Tap {
+    /// Its index within the axis, an `i64`.
+    at: Val,
+    weight: Val,
+    /// Whether it lies in the image; without this all do.
+    inside: Option<Val>,
+}
 
 /// Constants of one axis: its size and the borders at which places are reflected.
 struct Extent {
@@ -27,7 +34,8 @@ struct Extent {
     high: Val,
 }
 
-fn clamp(cx: &mut Importer, x: Val, high: Val) -> Res<Val> {
+/// `x` between 0 and `high`.
+pub(super) fn clamp(cx: &mut Importer, x: Val, high: Val) -> Res<Val> {
     let zero = cx.like(x, 0.0);
     let x = cx.max(x, zero)?;
     cx.min(x, high)
@@ -46,27 +54,25 @@ fn reflect(cx: &mut Importer, x: Val, e: &Extent) -> Res<Val> {
     cx.affine(t, 1.0, e.low)
 }
 
-/// A whole-numbered place as an index, and its weight corrected for what lies outside.
-fn tap(cx: &mut Importer, place: Val, weight: Val, e: &Extent, outside: Outside) -> Res<(Val, Val)> {
-    let (mut place, mut weight) = (place, weight);
+/// The tap at a whole-numbered place.
+fn tap(cx: &mut Importer, place: Val, weight: Val, e: &Extent, outside: Outside) -> Res<Tap> {
+    let (mut place, mut inside) = (place, None);
     match outside {
         Outside::Reflection => place = reflect(cx, place, e)?,
         Outside::Zeros => {
             let zero = cx.like(place, 0.0);
             let (a, b) = (cx.le(zero, place)?, cx.le(place, e.last)?);
-            let inside = cx.emit(And {}, &[a, b])?;
-            weight = cx.select(inside, weight, zero)?;
+            inside = Some(cx.emit(And {}, &[a, b])?);
         }
         Outside::Border => {}
     }
     let place = clamp(cx, place, e.last)?;
-    Ok((cx.cast(place, Elem::I64)?, weight))
+    Ok(Tap { at: cx.cast(place, Elem::I64)?, weight, inside })
 }
 
-/// Keys' cubic convolution with a = -0.75 at distance `x`, which is within `[0, 1]` or `[1, 2]`.
-fn cubic(cx: &mut Importer, x: Val, near: bool) -> Res<Val> {
-    const A: f64 = -0.75;
-    let [c3, c2, c1, c0] = if near { [A + 2.0, -(A + 3.0), 0.0, 1.0] } else { [A, -5.0 * A, 8.0 * A, -4.0 * A] };
+/// Keys' cubic convolution with the parameter `a` at distance `x`, which is within `[0, 1]` if it is near, else within `[1, 2]`.
+pub(super) fn cubic(cx: &mut Importer, x: Val, a: f64, near: bool) -> Res<Val> {
+    let [c3, c2, c1, c0] = if near { [a + 2.0, -(a + 3.0), 0.0, 1.0] } else { [a, -5.0 * a, 8.0 * a, -4.0 * a] };
     let mut y = cx.affine(x, c3, c2)?;
     for c in [c1, c0] {
         let z = cx.mul(y, x)?;
@@ -75,7 +81,7 @@ fn cubic(cx: &mut Importer, x: Val, near: bool) -> Res<Val> {
     Ok(y)
 }
 
-fn taps(cx: &mut Importer, x: Val, mode: &str, e: &Extent, outside: Outside) -> Res<Taps> {
+fn taps(cx: &mut Importer, x: Val, mode: &str, e: &Extent, outside: Outside) -> Res<Vec<Tap>> {
     let one = cx.like(x, 1.0);
     let mut x = if mode == "nearest" { cx.emit(Round {}, &[x])? } else { x };
     match outside {
@@ -89,13 +95,14 @@ fn taps(cx: &mut Importer, x: Val, mode: &str, e: &Extent, outside: Outside) -> 
         "nearest" => vec![(0.0, one)],
         "linear" | "bilinear" => vec![(0.0, cx.sub(one, ratio)?), (1.0, ratio)],
         "cubic" | "bicubic" => {
+            const A: f64 = -0.75;
             let rest = cx.sub(one, ratio)?;
             let (far_left, far_right) = (cx.affine(ratio, 1.0, 1.0)?, cx.affine(rest, 1.0, 1.0)?);
             vec![
-                (-1.0, cubic(cx, far_left, false)?),
-                (0.0, cubic(cx, ratio, true)?),
-                (1.0, cubic(cx, rest, true)?),
-                (2.0, cubic(cx, far_right, false)?),
+                (-1.0, cubic(cx, far_left, A, false)?),
+                (0.0, cubic(cx, ratio, A, true)?),
+                (1.0, cubic(cx, rest, A, true)?),
+                (2.0, cubic(cx, far_right, A, false)?),
             ]
         }
         other => return Err(Fail::Invalid(format!("the mode is `{other}`"))),
@@ -105,7 +112,7 @@ fn taps(cx: &mut Importer, x: Val, mode: &str, e: &Extent, outside: Outside) -> 
         let place = cx.affine(first, 1.0, shift)?;
         out.push(tap(cx, place, weight, e, outside)?);
     }
-    Ok(Taps(out))
+    Ok(out)
 }
 
 /// The image as rows `[batch, places, channels]` is read at flat indices, tap by tap.
@@ -124,7 +131,7 @@ pub(super) fn grid_sample(cx: &mut Importer, n: &Call) -> One {
     };
     let align = n.flag("align_corners", false)?;
     let sizes = cx.shape(x).clone();
-    let mut all: Vec<Taps> = vec![];
+    let mut all: Vec<Vec<Tap>> = vec![];
     for i in 0..axes {
         // Coordinates come in the reverse order of the axes.
         let g = cx.narrow(grid, rank - 1, Dim::from(axes - 1 - i), Dim::from(1))?;
@@ -151,32 +158,42 @@ pub(super) fn grid_sample(cx: &mut Importer, n: &Call) -> One {
     let places: Dim = sizes.0[2..].iter().cloned().product();
     let rows = cx.reshape(x, Shape(vec![sizes[0].clone(), sizes[1].clone(), places]))?;
     let rows = cx.transpose(rows, vec![0, 2, 1])?;
-    let count: usize = all.iter().map(|t| t.0.len()).product();
+    let count: usize = all.iter().map(Vec::len).product();
     let out_shape = cx.shape(grid).0[..rank - 1].to_vec();
     let mut sum: Option<Val> = None;
     for combination in 0..count {
-        let (mut rest, mut index, mut weight) = (combination, None::<Val>, None::<Val>);
+        let (mut rest, mut index, mut weight, mut inside) = (combination, None::<Val>, None::<Val>, None::<Val>);
         for (i, t) in all.iter().enumerate() {
-            let (at, w) = t.0[rest % t.0.len()];
-            rest /= t.0.len();
+            let tap = t[rest % t.len()];
+            rest /= t.len();
             index = Some(match index {
-                None => at,
+                None => tap.at,
                 Some(so_far) => {
                     let size = cx.dim_tensor(&[], vec![sizes[i + 2].clone()])?;
                     let scaled = cx.mul(so_far, size)?;
-                    cx.add(scaled, at)?
+                    cx.add(scaled, tap.at)?
                 }
             });
             weight = Some(match weight {
-                None => w,
-                Some(so_far) => cx.mul(so_far, w)?,
+                None => tap.weight,
+                Some(so_far) => cx.mul(so_far, tap.weight)?,
             });
+            inside = match (inside, tap.inside) {
+                (Some(a), Some(b)) => Some(cx.emit(And {}, &[a, b])?),
+                (a, b) => a.or(b),
+            };
         }
         let (index, weight) = (index.expect("an axis"), weight.expect("an axis"));
         // With batch axes taken together, an index is a tuple of one number.
         let index = cx.expand(index, Shape(out_shape.clone()))?;
         let index = cx.unsqueeze(index, &[rank - 1])?;
-        let value = cx.emit(GatherNd { batch: 1 }, &[rows, index])?;
+        let mut value = cx.emit(GatherNd { batch: 1 }, &[rows, index])?;
+        // What the clamped index reads there takes no part, whatever it is.
+        if let Some(inside) = inside {
+            let inside = cx.unsqueeze(inside, &[rank - 1])?;
+            let zero = cx.like(value, 0.0);
+            value = cx.select(inside, value, zero)?;
+        }
         let elem = cx.elem(value);
         let weight = cx.cast(weight, elem)?;
         let weight = if cx.rank(weight) == 0 { weight } else { cx.unsqueeze(weight, &[rank - 1])? };
@@ -243,7 +260,7 @@ fn samples(cx: &mut Importer, rois: Val, column: i64, bins: i64, size: &Dim, s: 
 
 pub(super) fn roi_align(cx: &mut Importer, n: &Call) -> One {
     let (x, rois, batch) = (n.input(0)?, n.input(1)?, n.input(2)?);
-    let [_, channels, h, w] =
+    let [images, channels, h, w] =
         cx.shape(x).0.clone().try_into().map_err(|_| Fail::Invalid(format!("the image must have 4 axes, but is {}", cx.ty(x))))?;
     demand!(cx.rank(rois) == 2 && cx.shape(rois)[1].is(4), "regions have 4 numbers, but the operand is {}", cx.ty(rois));
     let (bins_h, bins_w) = (n.int("output_height", 1)?, n.int("output_width", 1)?);
@@ -268,13 +285,20 @@ pub(super) fn roi_align(cx: &mut Importer, n: &Call) -> One {
     let rows = cx.reshape(rows, Shape(vec![total, channels.clone()]))?;
     let (height, width) = (cx.dim_tensor(&[], vec![h])?, cx.dim_tensor(&[], vec![w])?);
     let batch = cx.cast(batch, Elem::I64)?;
+    // An image that is not there is read behind the last one, which is a status at run time.
+    let images = cx.dim_tensor(&[], vec![images])?;
+    let (none, below) = (cx.like(batch, 0.0), cx.lt(batch, images)?);
+    let above = cx.le(none, batch)?;
+    let exists = cx.emit(And {}, &[above, below])?;
+    let batch = cx.select(exists, batch, images)?;
     let base = cx.mul(batch, height)?;
     let base = cx.unsqueeze(base, &[1, 2])?;
     let column = |cx: &mut Importer, v: Val| cx.unsqueeze(v, &[1]);
     let row = |cx: &mut Importer, v: Val| cx.unsqueeze(v, &[2]);
     let valid = {
         let (a, b) = (row(cx, ys.valid)?, column(cx, xs.valid)?);
-        cx.emit(And {}, &[a, b])?
+        let both = cx.emit(And {}, &[a, b])?;
+        cx.unsqueeze(both, &[3])?
     };
     let opposite = |cx: &mut Importer, v: Val| {
         let one = cx.like(v, 1.0);
@@ -291,10 +315,10 @@ pub(super) fn roi_align(cx: &mut Importer, n: &Call) -> One {
             let value = cx.emit(Gather { axis: 0 }, &[rows, at])?;
             let (wy, wx) = (row(cx, wy)?, column(cx, wx)?);
             let weight = cx.mul(wy, wx)?;
-            let zero = cx.like(weight, 0.0);
-            let weight = cx.select(valid, weight, zero)?;
             let weight = cx.unsqueeze(weight, &[3])?;
-            parts.push(cx.mul(value, weight)?);
+            let part = cx.mul(value, weight)?;
+            let zero = cx.like(part, 0.0);
+            parts.push(cx.select(valid, part, zero)?);
         }
     }
     let average = match n.text("mode", "avg")?.as_str() {
