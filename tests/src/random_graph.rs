@@ -80,6 +80,7 @@ pub fn operator_graph(choices: &mut Choices, mnemonic: &str, elem: Elem, count: 
         let made = builder.graph.nodes().skip(before.nodes().len()).find(|(_, n)| n.op.mnemonic() == mnemonic);
         if made.is_none_or(|(_, n)| mnemonic != "fused" && !n.inputs.iter().chain(&n.outputs).any(of_elem)) {
             builder.graph = before;
+            builder.wanted.clear();
             continue;
         }
         if let Some(&y) = builder.pool.last()
@@ -188,6 +189,8 @@ struct Builder<'a> {
     style: Style,
     /// Values that may be off by rounding.
     rounded: SecondaryMap<Value, bool>,
+    /// Values that are outputs whether or not something uses them.
+    wanted: Vec<Value>,
 }
 
 impl<'a> Builder<'a> {
@@ -200,7 +203,7 @@ impl<'a> Builder<'a> {
             let shape = SYMBOLS.map(|(name, _)| Dim::symbol(name)).into_iter().collect();
             graph.add_input(SIZES, Type::new(Elem::U8, shape));
         }
-        Builder { graph, choices, pool: vec![], depth: 0, values: 0, style, rounded: SecondaryMap::new() }
+        Builder { graph, choices, pool: vec![], depth: 0, values: 0, style, rounded: SecondaryMap::new(), wanted: vec![] }
     }
 
     fn nodes(&mut self, n: usize) {
@@ -208,54 +211,129 @@ impl<'a> Builder<'a> {
             if self.choices.ended() && i > 0 {
                 break;
             }
-            let mnemonic = *self.choices.pick(Op::MNEMONICS);
-            self.node(mnemonic);
+            if self.choices.one_in(8) {
+                self.rows();
+            } else {
+                let mnemonic = *self.choices.pick(Op::MNEMONICS);
+                self.node(mnemonic);
+            }
         }
     }
 
     /// Appends a node of this operator, unless inference refuses it.
     fn node(&mut self, mnemonic: &str) {
-        let Some((op, operands)) = self.operator(mnemonic) else { return };
+        if let Some((op, operands)) = self.operator(mnemonic) {
+            self.apply(op, &operands);
+        }
+    }
+
+    /// Appends a node, unless inference refuses it or the style does; the first of its results.
+    fn apply(&mut self, op: Op, operands: &[Value]) -> Option<Value> {
         let loc = match self.choices.below(3) {
-            0 => Loc::node(&format!("/{mnemonic}")),
+            0 => Loc::node(&format!("/{}", op.mnemonic())),
             1 => Loc::default(),
             _ => Loc::nodes(["/b", "/a \"x\""]),
         };
         // Attention of 8 bits rounds the weights that it computed.
         let unstable = matches!(op, Op::QuantizedAttention(_)) || jumps(&op) && operands.iter().any(|&v| self.rounded[v]);
         if self.style.stable && unstable {
-            return;
+            return None;
         }
         let rounded = rounds(&op) || operands.iter().any(|&v| self.rounded[v]);
         let checks = self.graph.checks.clone();
         let mut trial = self.graph.clone();
-        let Ok(results) = trial.add_node(op, &operands, &loc) else { return };
+        let results = trial.add_node(op, operands, &loc).ok()?;
         let small = results.iter().all(|&v| {
             let elements = trial.ty(v).shape.0.iter().fold(1i64, |n, d| n.saturating_mul(d.range(&trial.symbols).max));
             elements <= MAX_ELEMENTS
         });
         // Few checks may be assumed, or no binding fulfils all.
         if !small || trial.checks.len() > checks.len() + 1 || trial.checks.len() > 2 {
-            return;
+            return None;
         }
         self.graph = trial;
-        for v in results {
+        for &v in &results {
             self.rounded[v] = rounded && self.graph.ty(v).elem.is_float();
             if self.choices.one_in(4) {
                 let name = *self.choices.pick(&NAMES);
                 self.graph.set_name(v, Some(name.into()));
             }
+            if self.choices.one_in(6) {
+                self.wanted.push(v);
+            }
             self.pool.push(v);
+        }
+        results.first().copied()
+    }
+
+    /// Appends nodes that go over the rows of one tensor several times: norms, softmax and reductions, and what is computed from
+    /// them per element, at little cost or at much. They may become one kernel, with values that are needed again and again.
+    fn rows(&mut self) {
+        use ops::reduce::ReduceKind::{Max, Mean, Min, Sum};
+        // Up to this magnitude, differences of sums and products keep enough of their digits.
+        const MOST: f64 = 32.0;
+        let elem = self.float();
+        let x = self.plain(elem, 1);
+        let shape = self.shape_of(x);
+        let axis = if self.choices.one_in(4) { self.choices.below(shape.rank()) } else { shape.rank() - 1 };
+        // Values of the shape of `x`, and values that have size 1 along the axis; each with its magnitude.
+        let mut whole = vec![(x, 2.0)];
+        let mut reduced: Vec<(Value, f64)> = vec![];
+        for _ in 0..3 + self.choices.below(6) {
+            let (v, most) = whole[self.choices.below(whole.len())];
+            let (op, operands, most): (Op, Vec<Value>, f64) = match self.choices.below(9) {
+                0 => (ops::Sigmoid {}.into(), vec![v], 1.0),
+                1 => (ops::Tanh {}.into(), vec![v], 1.0),
+                2 if self.choices.one_in(2) => (ops::Silu {}.into(), vec![v], most),
+                2 => (ops::Gelu { tanh: false }.into(), vec![v], most),
+                3 => (ops::Softmax { axis, log: false }.into(), vec![v], 1.0),
+                4 if axis + 1 == shape.rank() => {
+                    let scale = self.exactly(elem, Shape(vec![shape[axis].clone()]));
+                    let op = if self.choices.one_in(2) {
+                        ops::RmsNorm { axes: 1, epsilon: self.epsilon() }.into()
+                    } else {
+                        ops::LayerNorm { axes: 1, epsilon: self.epsilon() }.into()
+                    };
+                    (op, vec![v, scale], 8.0)
+                }
+                4 | 5 => {
+                    let kind = *self.choices.pick(&[Mean, Max, Sum, Min]);
+                    if let Some(r) = self.apply(ops::Reduce { kind, axes: vec![axis], keep: true }.into(), &[v]) {
+                        reduced.push((r, if kind == Sum { 5.0 * most } else { most }));
+                    }
+                    continue;
+                }
+                kind => {
+                    let others = if !reduced.is_empty() && self.choices.one_in(2) { &reduced } else { &whole };
+                    let (w, other) = others[self.choices.below(others.len())];
+                    match kind {
+                        6 => (ops::Mul {}.into(), vec![v, w], most * other),
+                        7 => (ops::Max {}.into(), vec![v, w], most.max(other)),
+                        _ if self.choices.one_in(2) => (ops::Sub {}.into(), vec![v, w], most + other),
+                        _ => (ops::Add {}.into(), vec![v, w], most + other),
+                    }
+                }
+            };
+            if most <= MOST
+                && let Some(y) = self.apply(op, &operands)
+            {
+                whole.push((y, most));
+            }
         }
     }
 
+    /// What nothing uses becomes outputs, and what is wanted, perhaps twice; now and then a value that is not computed too.
     fn outputs(&mut self) {
         let uses = self.graph.use_counts();
-        let mut unused: Vec<Value> = self.pool.iter().copied().filter(|&v| uses[v] == 0 && self.graph.producer(v).is_some()).collect();
-        if unused.is_empty() {
-            unused.extend(self.pool.last());
+        let mut outputs: Vec<Value> = self.pool.iter().copied().filter(|&v| uses[v] == 0 && self.graph.producer(v).is_some()).collect();
+        outputs.append(&mut self.wanted);
+        if outputs.is_empty() {
+            outputs.extend(self.pool.last());
         }
-        for (i, v) in unused.into_iter().enumerate() {
+        if !self.pool.is_empty() && self.choices.one_in(16) {
+            outputs.push(*self.choices.pick(&self.pool));
+        }
+        for (i, v) in outputs.into_iter().enumerate() {
             self.graph.add_output(&format!("y{i}"), v);
         }
     }

@@ -49,7 +49,8 @@ fn elems(graph: &Graph, all: &mut Vec<Elem>) {
 
 fn native_is_the_same(graph: &Graph, seed: u64) -> Result<(), String> {
     let t = tolerance(graph);
-    for level in [OptLevel::O0, OptLevel::O3] {
+    // O2 runs the passes of O3.
+    for level in [OptLevel::O0, OptLevel::O1, OptLevel::O3] {
         let optimized = optimize(graph, level);
         for cpu in cpus() {
             let mut session = try_compile(&optimized, Some(cpu)).map_err(|e| format!("{level:?}: {e}"))?;

@@ -8,8 +8,8 @@
 //!
 //! A reduction ends a *level*: what depends on it belongs to the next one, and levels become stages. A
 //! value that a later level needs again is computed again from its operands, unless it was stored as a
-//! result, or is dear, in which case it is parked in a result of the same type that is written
-//! later, or in the arena.
+//! result, or is dear, in which case it is parked in a result of the same type that is stored behind
+//! all reads of it, or in the arena.
 
 use super::args::Args;
 use super::exprs::{Exprs, is_dear};
@@ -51,7 +51,7 @@ impl Scheduler {
             }
         }
         let stored = self.parking(body, &facts, outputs);
-        let loops = facts.loops(body, &views, outputs, &stored)?;
+        let loops = facts.loops(body, &views, outputs, &stored.places)?;
         let mut b = Builder {
             body,
             facts: &facts,
@@ -77,36 +77,67 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Where values are that later levels read instead of computing them again: results that were
-    /// stored, and places for dear values.
-    fn parking(&mut self, body: &Graph, facts: &Facts, outputs: &[View]) -> BTreeMap<Value, View> {
-        let mut stored: BTreeMap<Value, View> = BTreeMap::new();
+    /// Decides where later levels find what they do not compute again: results that were stored, and places for dear values.
+    ///
+    /// The buffer of a result holds a parked value until that result is stored, so every read of the value comes before: in
+    /// an earlier stage, or in the stage of that result, for a reduction, for a value that is parked elsewhere, for a result
+    /// that is stored before it, or for the result itself. Results that lend their buffers come last in their stage, in the
+    /// order in which they were chosen; none reads what is parked in the buffer of one before it.
+    fn parking(&mut self, body: &Graph, facts: &Facts, outputs: &[View]) -> Stored {
+        let mut places: BTreeMap<Value, View> = BTreeMap::new();
         for (o, view) in body.outputs().iter().zip(outputs) {
             if facts.kind(body, o.value) == Kind::Elementwise {
-                stored.entry(o.value).or_insert_with(|| view.clone());
+                places.entry(o.value).or_insert_with(|| view.clone());
             }
         }
-        let mut taken: Vec<usize> = vec![];
-        for &v in &facts.parked {
-            if stored.contains_key(&v) {
-                continue;
-            }
-            let ty = body.ty(v);
-            let free = body.outputs().iter().position(|o| {
-                let other = body.ty(o.value);
-                other.elem == ty.elem && other.shape == ty.shape && facts.level[o.value] > facts.level[v]
-            });
-            let view = match free {
-                Some(i) if !taken.contains(&i) => {
-                    taken.push(i);
-                    outputs[i].clone()
-                }
-                _ => self.temporary(&Type::new(ty.elem, ty.shape.clone())),
+        let parked: Vec<Value> = facts.parked.iter().copied().filter(|v| !places.contains_key(v)).collect();
+        let reads = facts.reads(body, &places.keys().chain(&parked).copied().collect());
+        // Results that lend their buffers, each with what is parked there.
+        let mut lent: Vec<(usize, Value)> = vec![];
+        for &v in &parked {
+            let level = |result: usize| facts.level[body.outputs()[result].value];
+            let lends = |result: usize| {
+                let (own, other) = (body.ty(v), body.ty(body.outputs()[result].value));
+                let fits = other.elem == own.elem && other.shape == own.shape && level(result) > facts.level[v];
+                let stored_behind_reads = reads.iter().all(|r| r.value != v || r.level <= level(result));
+                let reads_behind = |&(before, u): &(usize, Value)| {
+                    level(before) == level(result) && reads.contains(&Read { value: u, level: level(result), by: Some(result) })
+                };
+                fits && stored_behind_reads && !lent.iter().any(|l| l.0 == result || reads_behind(l))
             };
-            stored.insert(v, view);
+            let view = match (0..outputs.len()).find(|&result| lends(result)) {
+                Some(result) => {
+                    lent.push((result, v));
+                    outputs[result].clone()
+                }
+                None => self.temporary(&Type::new(body.ty(v).elem, body.ty(v).shape.clone())),
+            };
+            places.insert(v, view);
         }
-        stored
+        let lends = |result: &usize| lent.iter().any(|l| l.0 == *result);
+        let order = (0..outputs.len()).filter(|result| !lends(result)).chain(lent.iter().map(|l| l.0)).collect();
+        Stored { places, parked, order }
     }
+}
+
+/// What a group stores.
+struct Stored {
+    /// Where later levels read values instead of computing them again.
+    places: BTreeMap<Value, View>,
+    /// The values among them that are no results.
+    parked: Vec<Value>,
+    /// The results by their numbers, in the order in which a stage stores those of its level.
+    order: Vec<usize>,
+}
+
+/// A read of a value from the place where an earlier stage stored it.
+#[derive(PartialEq, Eq)]
+struct Read {
+    value: Value,
+    /// The stage of the read.
+    level: u32,
+    /// The number of the result that needs it; `None` for a reduction or a value that is parked.
+    by: Option<usize>,
 }
 
 /// What a value of a group is.
@@ -238,6 +269,29 @@ impl Facts {
 
     fn kind(&self, body: &Graph, v: Value) -> Kind {
         body.producer(v).and_then(|n| self.kind_of(n)).unwrap_or(Kind::Leaf)
+    }
+
+    /// All reads of values that are stored before they are read.
+    fn reads(&self, body: &Graph, stored: &BTreeSet<Value>) -> Vec<Read> {
+        let reduced = body.nodes().filter(|(_, n)| matches!(n.op, Op::Reduce(_)));
+        let reduced = reduced.map(|(_, n)| (n.inputs[0], self.level[n.outputs[0]] - 1, None));
+        let parked = self.parked.iter().map(|&v| (v, self.level[v], None));
+        let results = body.outputs().iter().enumerate().map(|(i, o)| (o.value, self.level[o.value], Some(i)));
+        let mut reads = vec![];
+        for (root, level, by) in reduced.chain(parked).chain(results) {
+            let (mut stack, mut seen) = (vec![root], BTreeSet::new());
+            while let Some(value) = stack.pop() {
+                if !seen.insert(value) {
+                    continue;
+                }
+                if self.level[value] < level && stored.contains(&value) {
+                    reads.push(Read { value, level, by });
+                } else if let Some(node) = body.producer(value).filter(|n| !matches!(n.op, Op::Reduce(_))) {
+                    stack.extend(&node.inputs);
+                }
+            }
+        }
+        reads
     }
 
     /// Whether a shape varies along a reduced axis.
@@ -406,7 +460,7 @@ struct Builder<'a> {
     facts: &'a Facts,
     sources: &'a [Source],
     views: &'a SecondaryMap<Value, Option<View>>,
-    stored: &'a BTreeMap<Value, View>,
+    stored: &'a Stored,
     loops: &'a Loops,
     args: &'a mut Args,
     exprs: Exprs,
@@ -438,13 +492,9 @@ impl Builder<'_> {
                 self.reductions[y] = Some(r);
                 looped.push(Effect::Reduce(r, x));
             }
-            let mut stores: Vec<(Value, View)> = vec![];
-            for (o, view) in self.body.outputs().iter().zip(outputs) {
-                stores.push((o.value, view.clone()));
-            }
-            stores.extend(
-                self.stored.iter().filter(|(v, _)| self.facts.parked.contains(v) && !self.is_output(**v)).map(|(v, w)| (*v, w.clone())),
-            );
+            let parked = self.stored.parked.iter().map(|&v| (v, self.stored.places[&v].clone()));
+            let results = self.stored.order.iter().map(|&i| (self.body.outputs()[i].value, outputs[i].clone()));
+            let stores: Vec<(Value, View)> = parked.chain(results).collect();
             for (v, view) in stores {
                 if self.facts.level[v] != level {
                     continue;
@@ -467,10 +517,6 @@ impl Builder<'_> {
             }
         }
         Ok(())
-    }
-
-    fn is_output(&self, v: Value) -> bool {
-        self.body.outputs().iter().any(|o| o.value == v)
     }
 
     /// The shape that a result stored for every point of the domain must have: the domain itself, up
@@ -499,9 +545,9 @@ impl Builder<'_> {
         }
         let elem = self.body.ty(v).elem;
         let x = match &self.body.value(v).def {
-            _ if self.facts.level[v] < level && self.stored.contains_key(&v) => {
+            _ if self.facts.level[v] < level && self.stored.places.contains_key(&v) => {
                 // Written by this kernel at an earlier stage, so read through the same parameter.
-                let view = self.stored[&v].clone();
+                let view = self.stored.places[&v].clone();
                 let access = self.access(&view, Use::Write);
                 self.exprs.push(Expr::Load(access), elem)
             }
