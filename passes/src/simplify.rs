@@ -87,13 +87,14 @@ struct Growing {
     checks: usize,
     loc: Loc,
     forms: Vec<Option<Form>>,
+    known: Vec<bool>,
     splats: Vec<Option<Scalar>>,
 }
 
 impl Growing {
     fn new(old: &Graph) -> Growing {
         let graph = old.emptied();
-        Growing { checks: graph.checks.len(), graph, loc: Loc::default(), forms: vec![], splats: vec![] }
+        Growing { checks: graph.checks.len(), graph, loc: Loc::default(), forms: vec![], known: vec![], splats: vec![] }
     }
 
     /// Registers a value that was just added.
@@ -106,6 +107,11 @@ impl Growing {
                 Some(f) if matches!(&*f.op, Op::Reshape(_) | Op::Transpose(_) | Op::Expand(_)) => self.splats[usize::from(f.args[0])],
                 _ => self.graph.as_const(v).filter(|_| self.graph.ty(v).quant.is_none()).and_then(uniform),
             };
+            let known = match &form {
+                Some(f) => !f.args.is_empty() && f.args.iter().all(|&a| self.known[usize::from(a)]),
+                None => self.graph.as_const(v).is_some(),
+            };
+            self.known.push(known);
             self.forms.push(form);
             self.splats.push(splat);
         }
@@ -163,6 +169,10 @@ impl Terms for Growing {
 
     fn constant(&self, t: Term) -> Option<&Tensor> {
         self.graph.as_const(value(t)).filter(|_| self.ty(t).quant.is_none())
+    }
+
+    fn is_known(&self, t: Term) -> bool {
+        self.known[usize::from(t)]
     }
 
     fn splat(&self, t: Term) -> Option<Scalar> {

@@ -37,6 +37,9 @@ pub trait Terms {
     /// Its value, if it is a constant.
     fn constant(&self, t: Term) -> Option<&Tensor>;
 
+    /// Whether its value is known, or follows from known ones.
+    fn is_known(&self, t: Term) -> bool;
+
     /// The value that all of its elements have, if that is known.
     fn splat(&self, t: Term) -> Option<Scalar>;
 

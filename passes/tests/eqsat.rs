@@ -815,6 +815,74 @@ fn chained_constants_merge() {
     });
 }
 
+/// `x` and so many steps behind it, each with a constant of its own; `kinds` come in turn. Every third constant has a size.
+fn chain(b: &mut Build, kinds: &[&str], steps: usize) -> Vec<Value> {
+    let mut x = b.input("seq, 8");
+    let mut all = vec![];
+    for i in 0..steps {
+        let kind = kinds[i % kinds.len()];
+        let numbers = random(Elem::F32, &[if i % 3 == 0 { 8 } else { 1 }], i as u64).to_f64s();
+        let sizes = if i % 3 == 0 { vec![8] } else { vec![] };
+        let c = b.constant(Tensor::build(Elem::F32, &sizes, |i| Scalar::Float(1.0 + numbers[i] / 8.0)));
+        x = match kind {
+            "mul" => b.op(Mul {}, &if i % 2 == 0 { [x, c] } else { [c, x] }),
+            "add" => b.op(Add {}, &if i % 2 == 0 { [x, c] } else { [c, x] }),
+            "div" => b.op(Div {}, &[x, c]),
+            "sub" => b.op(Sub {}, &[x, c]),
+            "sub from" => b.op(Sub {}, &[c, x]),
+            _ => b.op(Neg {}, &[x]),
+        };
+        all.push(x);
+    }
+    all
+}
+
+#[test]
+fn long_chains_of_constants_become_one_product_and_one_sum() {
+    let mixed = ["mul", "add", "div", "sub", "neg", "sub from"];
+    let kinds: [(&[&str], &[&str]); 4] =
+        [(&["mul"], &["mul"]), (&["add", "sub"], &["add"]), (&["mul", "add"], &["add", "mul"]), (&mixed, &["add", "mul"])];
+    for (kinds, expected) in kinds {
+        for steps in [9, 300] {
+            becomes(expected, |b| *chain(b, kinds, steps).last().unwrap());
+        }
+        // Every value of the chain is wanted.
+        let mut b = Build::new();
+        for v in chain(&mut b, kinds, 60) {
+            b.output(v);
+        }
+        let (out, stats) = run(&b.g, "fold,simplify,cse,dce,eqsat");
+        assert!(stats.get("e-nodes") < 60 * 8 && stats.get("rounds") < 12, "{stats}");
+        assert_close(&b.g, &out);
+    }
+}
+
+#[test]
+fn chains_that_cannot_be_merged_do_not_grow() {
+    // Each pair of factors overflows or vanishes, but longer parts of the chain do not.
+    let mut b = Build::new();
+    let mut x = b.input("seq, 8");
+    for i in 0..200 {
+        x = scaled(&mut b, x, [1e30, 1e30, 1e-30, 1e-30][i % 4]);
+    }
+    let g = b.done(x);
+    let (_, stats) = run(&g, "fold,simplify,cse,dce,eqsat");
+    assert!(stats.get("e-nodes") < 200 * 8, "{stats}");
+    // Chains that are left to the rules, one behind the other.
+    for kinds in [&["mul"][..], &["add"], &["mul", "add"]] {
+        let mut b = Build::new();
+        let mut y = b.input("seq, 8");
+        for _ in 0..12 {
+            let last = *chain(&mut b, kinds, 8).last().unwrap();
+            y = b.op(Max {}, &[y, last]);
+        }
+        let g = b.done(y);
+        let (out, stats) = run(&g, "fold,simplify,cse,dce,eqsat");
+        assert!(stats.get("e-nodes") < 12 * 8 * 12, "{stats}");
+        assert_close(&g, &out);
+    }
+}
+
 #[test]
 fn factors_that_overflow_together_stay_apart() {
     becomes(&["mul", "mul"], |b| {

@@ -97,7 +97,11 @@ impl Analysis<ENode> for Knowledge {
                     Op::Cast(c) => facts(&args[0]).splat.map(|s| round_to(c.to, s)),
                     _ => None,
                 };
-                let foldable = ty.shape.as_fixed().is_some() && args.iter().all(|a| facts(a).foldable);
+                let known = match &**op {
+                    Op::Dims(op) => op.values.iter().all(|d| d.as_const().is_some()),
+                    _ => args.iter().all(|a| facts(a).foldable),
+                };
+                let foldable = known && ty.shape.as_fixed().is_some();
                 Facts { ty: Arc::new(ty), constant: None, splat, foldable }
             }
             ENode::Input(_) | ENode::Opaque { .. } => {
@@ -179,6 +183,10 @@ impl Terms for View<'_> {
     fn constant(&self, t: Term) -> Option<&Tensor> {
         let c = &self.0.analysis.constants[self.0[t].data.constant? as usize];
         c.ty.quant.is_none().then_some(&c.tensor)
+    }
+
+    fn is_known(&self, t: Term) -> bool {
+        self.0[t].data.foldable
     }
 
     fn splat(&self, t: Term) -> Option<Scalar> {

@@ -8,6 +8,7 @@
 //! statistics say so.
 
 mod analysis;
+mod chains;
 mod extract;
 mod language;
 
@@ -42,6 +43,7 @@ const MIN_NODES: usize = 2_000;
 const MAX_ROUNDS: usize = 24;
 
 fn run(graph: Graph, cx: &Context) -> PassResult {
+    let (graph, chained) = chains::merged(graph)?;
     let mut import = Import::new(&graph);
     import.graph(&graph);
     let Import { egraph, values } = import;
@@ -62,6 +64,9 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     let new = Export::new(&graph, egraph, &values, &choice).run(&outputs)?;
 
     let mut stats = Stats::default();
+    if chained > 0 {
+        stats.count("chains merged", chained);
+    }
     for rule in rules::all() {
         let name = Symbol::from(rule.name);
         let applied: usize = runner.iterations.iter().map(|i| i.applied.get(&name).copied().unwrap_or(0)).sum();

@@ -5,6 +5,7 @@ use super::Numerics::{Exact, Rounding};
 use super::Use::Explore;
 use super::{Root, Rule};
 use crate::terms::{Case, Term, Terms};
+use tfc_ir::dim::Dim;
 use tfc_ir::ops::{Add, Conv, Matmul, Mul, Op};
 use tfc_ir::types::{Elem, Shape};
 
@@ -21,17 +22,8 @@ pub(super) const RULES: &[Rule] = &[
     Rule::new("sub-of-constant",      Exact,    Explore, &["sub"], sub_of_constant),
 ];
 
-/// Whether a term's value is known, or follows from known ones.
-fn is_constant(t: &dyn Terms, y: Term) -> bool {
-    fn within(t: &dyn Terms, y: Term, depth: usize) -> bool {
-        t.constant(y).is_some()
-            || (depth > 0 && t.forms(y).iter().any(|f| !f.args.is_empty() && f.args.iter().all(|&a| within(t, a, depth - 1))))
-    }
-    within(t, y, 3)
-}
-
 /// Whether a number keeps its precision in the element type: it neither overflows nor comes close to 0.
-fn is_normal(x: f64, elem: Elem) -> bool {
+pub(crate) fn is_normal(x: f64, elem: Elem) -> bool {
     let (smallest, largest) = match elem {
         Elem::F16 => (1e-4, 6e4),
         Elem::F64 => (f64::MIN_POSITIVE, f64::MAX),
@@ -70,46 +62,54 @@ fn merge_factors(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     merge::<Mul>(t, root, Mul {})
 }
 
+/// What constants merge with goes inwards only: `x` is no such sum or product itself, or its constant does not merge with `c`. So
+/// a chain gets one form more for each of its steps, not one for each way to take it apart.
 fn merge<O: Case + Into<Op>>(t: &mut dyn Terms, root: &Root, op: O) -> Option<Term> {
-    let elem = t.ty(root.term).elem;
-    if !elem.is_float() {
+    if !t.ty(root.term).elem.is_float() {
         return None;
     }
-    let is_product = matches!(op.clone().into(), Op::Mul(_));
-    for (y, d) in t.either::<O>(root.term) {
-        if !is_constant(t, d) || is_constant(t, y) {
-            continue;
-        }
-        for (x, c) in t.either::<O>(y) {
-            if !is_constant(t, c) || is_constant(t, x) {
-                continue;
+    let op: Op = op.into();
+    for (y, d) in with_constant::<O>(t, root.term) {
+        for (x, c) in with_constant::<O>(t, y) {
+            if may_merge(t, &op, c, d) && !with_constant::<O>(t, x).into_iter().any(|(_, b)| may_merge(t, &op, b, c)) {
+                let both = t.add(op.clone(), &[c, d])?;
+                return t.add(op, &[x, both]);
             }
-            if let (true, Some(c), Some(d)) = (is_product, t.number(c), t.number(d))
-                && !is_normal(c * d, elem)
-            {
-                continue;
-            }
-            let both = t.add(op.clone().into(), &[c, d])?;
-            if t.ty(both).shape.elements() != t.ty(c).shape.elements().maximum(&t.ty(d).shape.elements()) {
-                continue;
-            }
-            return t.add(op.into(), &[x, both]);
         }
     }
     None
 }
 
-/// `(x + b) * c = x * c + b * c` for constants `b`, `c`
+/// Operands of all forms that apply the commutative operator `O` to a value that is not known and, behind it, to one that is.
+fn with_constant<O: Case>(t: &dyn Terms, y: Term) -> Vec<(Term, Term)> {
+    t.either::<O>(y).into_iter().filter(|&(x, c)| t.is_known(c) && !t.is_known(x)).collect()
+}
+
+/// Whether two constants may become one: it has no more elements than either, and if they are numbers, their product is normal.
+fn may_merge(t: &dyn Terms, op: &Op, c: Term, d: Term) -> bool {
+    if let (Op::Mul(_), Some(x), Some(y)) = (op, t.number(c), t.number(d))
+        && !is_normal(x * y, t.ty(c).elem)
+    {
+        return false;
+    }
+    let (long, short) = if t.shape(c).rank() >= t.shape(d).rank() { (c, d) } else { (d, c) };
+    let (long, short) = (&t.shape(long).0, &t.shape(short).0);
+    let (before, behind) = long.split_at(long.len() - short.len());
+    let repeats = |by: &[Dim], own: &[Dim]| own.iter().zip(by).all(|(own, by)| own == by || by.is(1));
+    repeats(short, behind) || before.iter().all(|d| d.is(1)) && repeats(behind, short)
+}
+
+/// `(x + b) * c = x * c + b * c` for constants `b`, `c`, where `x` is no such sum itself
 fn scale_of_sum(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     if !t.ty(root.term).elem.is_float() {
         return None;
     }
-    for (y, c) in t.either::<Mul>(root.term) {
-        if !is_constant(t, c) || t.shape(c).rank() > 1 {
+    for (y, c) in with_constant::<Mul>(t, root.term) {
+        if t.shape(c).rank() > 1 {
             continue;
         }
-        for (x, b) in t.either::<Add>(y) {
-            if is_constant(t, b) && !is_constant(t, x) && t.ty(x) == t.ty(root.term) {
+        for (x, b) in with_constant::<Add>(t, y) {
+            if t.ty(x) == t.ty(root.term) && with_constant::<Add>(t, x).is_empty() {
                 let (left, right) = (t.add(Mul {}.into(), &[x, c])?, t.add(Mul {}.into(), &[b, c])?);
                 return t.add(Add {}.into(), &[left, right]);
             }
@@ -121,11 +121,11 @@ fn scale_of_sum(t: &mut dyn Terms, root: &Root) -> Option<Term> {
 /// `(x w) * c = x (w * c)` for constants `w` and `c`, which is a scalar or has one number per column
 fn scale_behind_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (y, c) in t.either::<Mul>(root.term) {
-        if !is_constant(t, c) || t.shape(c).rank() > 1 {
+        if !t.is_known(c) || t.shape(c).rank() > 1 {
             continue;
         }
         for (x, w) in t.binary::<Matmul>(y) {
-            if is_constant(t, w) && t.ty(w).elem.is_float() {
+            if t.is_known(w) && t.ty(w).elem.is_float() {
                 let scaled = t.add(Mul {}.into(), &[w, c])?;
                 return (t.ty(scaled) == t.ty(w)).then(|| t.add(Matmul {}.into(), &[x, scaled]))?;
             }
@@ -137,11 +137,11 @@ fn scale_behind_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
 /// `(x * c) w = x (c * w)` for constants `w` and `c`, which is a scalar or has one number per row of `w`
 fn scale_before_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     let w = root.arg(1);
-    if !is_constant(t, w) || !t.ty(w).elem.is_float() {
+    if !t.is_known(w) || !t.ty(w).elem.is_float() {
         return None;
     }
     for (x, c) in t.either::<Mul>(root.arg(0)) {
-        if !is_constant(t, c) || t.shape(c).rank() > 1 || t.ty(x) != t.ty(root.arg(0)) {
+        if !t.is_known(c) || t.shape(c).rank() > 1 || t.ty(x) != t.ty(root.arg(0)) {
             continue;
         }
         let mut rows = t.shape(c).clone();
@@ -171,11 +171,11 @@ fn per_channel(t: &mut dyn Terms, c: Term, rank: usize) -> Option<Term> {
 /// `conv(x, w, b) * c = conv(x, w * c, b * c)` for constants `w`, `b` and `c`, one number per channel
 fn scale_behind_conv(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (y, c) in t.either::<Mul>(root.term) {
-        if !is_constant(t, c) {
+        if !t.is_known(c) {
             continue;
         }
         for (conv, args) in t.all::<Conv>(y) {
-            if !args[1..].iter().all(|&a| is_constant(t, a)) {
+            if !args[1..].iter().all(|&a| t.is_known(a)) {
                 continue;
             }
             let w = args[1];
@@ -197,7 +197,7 @@ fn scale_behind_conv(t: &mut dyn Terms, root: &Root) -> Option<Term> {
 /// `conv(x, w [, b]) + c = conv(x, w, [b +] c)` for constants `b` and `c`, one number per channel
 fn bias_behind_conv(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (y, c) in t.either::<Add>(root.term) {
-        if !is_constant(t, c) {
+        if !t.is_known(c) {
             continue;
         }
         for (conv, args) in t.all::<Conv>(y) {
@@ -205,7 +205,7 @@ fn bias_behind_conv(t: &mut dyn Terms, root: &Root) -> Option<Term> {
             let rank = t.ty(args[1]).rank();
             let c = per_channel(t, c, rank)?;
             let bias = match args.get(2) {
-                Some(&b) if is_constant(t, b) => t.add(Add {}.into(), &[b, c])?,
+                Some(&b) if t.is_known(b) => t.add(Add {}.into(), &[b, c])?,
                 Some(_) => continue,
                 None => t.broadcast(c, &channels)?,
             };

@@ -14,6 +14,8 @@ mod norm;
 mod polynomial;
 mod rotary;
 
+pub(crate) use constants::is_normal;
+
 use crate::terms::{Form, Term, Terms};
 
 /// What a rule does to numbers.
