@@ -28,7 +28,7 @@ pub(super) fn check_size(t: &Type) -> Result<(), InferError> {
 
 /// Inference of an elementwise operator: broadcasts the shapes, and takes the element type from the
 /// scalar program. `accepts` says which element types the operands may have; all operands from
-/// `first_alike` on must have the same one.
+/// `first_alike` on must have the same one, and those before are conditions.
 pub(super) fn infer_elementwise(
     op: &impl Operator,
     cx: &mut InferCx,
@@ -36,7 +36,10 @@ pub(super) fn infer_elementwise(
     first_alike: usize,
     accepts: fn(Elem) -> bool,
 ) -> Result<Vec<Type>, InferError> {
-    let alike = &inputs[first_alike.min(inputs.len() - 1)..];
+    let (conditions, alike) = inputs.split_at(first_alike.min(inputs.len() - 1));
+    for t in conditions {
+        require!(t.elem == Elem::Bool, "{} chooses by bool, not by {t}", op.mnemonic());
+    }
     for t in alike {
         require!(accepts(t.elem), "{} does not take {}", op.mnemonic(), t.elem);
         require!(t.elem == alike[0].elem, "{} takes operands of one type, not {} and {}", op.mnemonic(), alike[0].elem, t.elem);
