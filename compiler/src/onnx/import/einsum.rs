@@ -1,6 +1,7 @@
 //! `Einsum`: any equation, by transposing, reshaping, multiplying and reducing.
 
 use super::{Call, Fail, Importer, Res, Val, demand};
+use std::collections::BTreeMap;
 use tfc_ir::dim::Dim;
 use tfc_ir::ops::reduce::ReduceKind;
 use tfc_ir::types::{Elem, Shape};
@@ -54,6 +55,7 @@ pub(super) fn einsum(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     for t in &mut terms {
         diagonals(cx, t)?;
     }
+    broadcast(cx, &mut terms)?;
     let mut product: Option<Term> = None;
     for i in 0..terms.len() {
         let needed = |l: &Label| output.contains(l) || terms[i + 1..].iter().any(|t| t.labels.contains(l));
@@ -119,6 +121,27 @@ fn diagonals(cx: &mut Importer, t: &mut Term) -> Res<()> {
         let kept = cx.select(hit, t.value, zero)?;
         t.value = cx.reduce(kept, ReduceKind::Sum, &[j], false)?;
         t.labels.remove(j);
+    }
+    Ok(())
+}
+
+/// Leaves labels out of the terms in which they have the size 1 while they have another one elsewhere: what
+/// does not depend on a label is the same for each of its values. Then every label has one size.
+fn broadcast(cx: &mut Importer, terms: &mut [Term]) -> Res<()> {
+    let sizes = |cx: &Importer, t: &Term| t.labels.iter().copied().zip(cx.shape(t.value).0.clone()).collect::<Vec<_>>();
+    let mut wide: BTreeMap<Label, Dim> = BTreeMap::new();
+    let all: Vec<(Label, Dim)> = terms.iter().flat_map(|t| sizes(cx, t)).collect();
+    for (label, size) in all.into_iter().filter(|(_, size)| !size.is(1)) {
+        match wide.get(&label) {
+            Some(other) => cx.require_equal(other, &size, "axes of one label differ")?,
+            None => drop(wide.insert(label, size)),
+        }
+    }
+    for t in terms {
+        let spread = |(label, size): &(Label, Dim)| size.is(1) && wide.contains_key(label);
+        let gone: Vec<usize> = sizes(cx, t).iter().enumerate().filter(|(_, l)| spread(l)).map(|(i, _)| i).collect();
+        t.value = cx.squeeze(t.value, &gone)?;
+        t.labels = t.labels.iter().enumerate().filter(|(i, _)| !gone.contains(i)).map(|(_, l)| *l).collect();
     }
     Ok(())
 }
