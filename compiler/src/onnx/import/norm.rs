@@ -17,12 +17,59 @@ fn per_channel(cx: &mut Importer, v: Val, rank: usize) -> Res<Val> {
     cx.reshape(v, shape)
 }
 
+/// Normalises the last `axes` axes of `x` with a scale and a bias that broadcast to `x`. The norms of the IR
+/// take those that broadcast to the normalised axes; others, which vary along the axes before, apply afterwards.
+fn scaled(
+    cx: &mut Importer,
+    x: Val,
+    (scale, bias): (Val, Option<Val>),
+    axes: usize,
+    norm: impl FnOnce(&mut Importer, Val, Option<Val>) -> Res<Val>,
+) -> Res<Val> {
+    let mut inner = |v: Val, what: &str| -> Res<Option<Val>> {
+        let (shape, to) = (cx.shape(v).clone(), cx.shape(x).clone());
+        demand!(shape.rank() <= to.rank(), "the {what} {} has more axes than the operand {}", cx.ty(v), cx.ty(x));
+        for (a, d) in shape.0.iter().enumerate().filter(|(_, d)| !d.is(1)) {
+            let size = &to[a + to.rank() - shape.rank()];
+            cx.require_equal(d, size, &format!("the {what} of shape {shape} does not broadcast to {to}"))?;
+        }
+        let outer: Vec<usize> = (0..shape.rank().saturating_sub(axes)).collect();
+        if outer.iter().any(|&a| !shape[a].is(1)) {
+            return Ok(None);
+        }
+        cx.squeeze(v, &outer).map(Some)
+    };
+    let inner_scale = inner(scale, "scale")?;
+    let inner_bias = bias.map(|b| inner(b, "bias")).transpose()?;
+    match (inner_scale, inner_bias) {
+        (Some(s), None) => norm(cx, s, None),
+        (Some(s), Some(Some(b))) => norm(cx, s, Some(b)),
+        (inner_scale, _) => {
+            let one = cx.like(x, 1.0);
+            let mut y = norm(cx, inner_scale.unwrap_or(one), None)?;
+            if inner_scale.is_none() {
+                y = cx.mul(y, scale)?;
+            }
+            bias.map_or(Ok(y), |b| cx.add(y, b))
+        }
+    }
+}
+
+fn layer_norm(cx: &mut Importer, x: Val, scale: Val, bias: Option<Val>, axes: usize, epsilon: f64) -> Res<Val> {
+    scaled(cx, x, (scale, bias), axes, |cx, scale, bias| {
+        let operands: Vec<Val> = [x, scale].into_iter().chain(bias).collect();
+        cx.emit(LayerNorm { axes, epsilon: epsilon.into() }, &operands)
+    })
+}
+
+fn rms_norm(cx: &mut Importer, x: Val, scale: Val, axes: usize, epsilon: f64) -> Res<Val> {
+    scaled(cx, x, (scale, None), axes, |cx, scale, _| cx.emit(RmsNorm { axes, epsilon: epsilon.into() }, &[x, scale]))
+}
+
 /// Layer normalisation of the last `axes` axes, the mean and the inverse deviation where wanted.
 pub(super) fn layer(cx: &mut Importer, n: &Call, x: Val, scale: Val, bias: Option<Val>, axes: usize) -> Res<Vec<Val>> {
     let epsilon = n.float("epsilon", 1e-5)?;
-    let mut operands = vec![x, scale];
-    operands.extend(bias);
-    let mut results = vec![cx.emit(LayerNorm { axes, epsilon: epsilon.into() }, &operands)?];
+    let mut results = vec![layer_norm(cx, x, scale, bias, axes, epsilon)?];
     if n.wants(1) || n.wants(2) {
         let rank = cx.rank(x);
         let trailing: Vec<usize> = (rank - axes..rank).collect();
@@ -52,8 +99,7 @@ pub(super) fn rms_normalization(cx: &mut Importer, n: &Call) -> One {
     if n.wants(1) {
         unsupported!("the inverse deviation is not supported as a result");
     }
-    let epsilon = n.float("epsilon", 1e-5)?.into();
-    Ok(vec![cx.emit(RmsNorm { axes: rank - axis, epsilon }, &[x, scale])?])
+    Ok(vec![rms_norm(cx, x, scale, rank - axis, n.float("epsilon", 1e-5)?)?])
 }
 
 /// At inference: `x * a + b` with `a = scale / sqrt(variance + epsilon)` and `b = bias - mean * a`.
@@ -139,13 +185,7 @@ fn skip(cx: &mut Importer, n: &Call, rms: bool) -> One {
         sum = cx.add(sum, b)?;
     }
     let epsilon = n.float("epsilon", 1e-12)?;
-    let y = if rms {
-        cx.emit(RmsNorm { axes: 1, epsilon: epsilon.into() }, &[sum, scale])?
-    } else {
-        let mut operands = vec![sum, scale];
-        operands.extend(shift);
-        cx.emit(LayerNorm { axes: 1, epsilon: epsilon.into() }, &operands)?
-    };
+    let y = if rms { rms_norm(cx, sum, scale, 1, epsilon)? } else { layer_norm(cx, sum, scale, shift, 1, epsilon)? };
     if n.wants(1) || n.wants(2) {
         unsupported!("mean and inverse deviation are not supported as results");
     }
