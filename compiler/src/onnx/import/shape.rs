@@ -52,6 +52,17 @@ pub(super) fn constant_of_shape(cx: &mut Importer, n: &Call) -> One {
     Ok(vec![cx.expand(value, Shape(dims))?])
 }
 
+/// A number as `n / 2^k`: `n` and `k`. Numbers and `k` are so small that sizes times `2^k` fit 64 bits.
+fn dyadic(cx: &Importer, v: Val, what: &str) -> Res<(Dim, u32)> {
+    const MAX_HALVINGS: u32 = 30;
+    let Some(x) = cx.const_scalar(v).filter(|x| x.fract() != 0.0) else { return Ok((cx.whole(v, what)?, 0)) };
+    let exact = (1..=MAX_HALVINGS).find(|&k| (x * f64::from(1u32 << k)).fract() == 0.0);
+    match exact.filter(|_| x.abs() < f64::from(i32::MAX)) {
+        Some(k) => Ok((Dim::from((x * f64::from(1u32 << k)) as i64), k)),
+        None => unsupported!("{what} {x} of Range is too fine to count with sizes that are not known; fix them with --dim"),
+    }
+}
+
 /// `start + i * delta` for as many `i` as stay before the limit.
 pub(super) fn range(cx: &mut Importer, n: &Call) -> One {
     let (start, limit, delta) = (n.input(0)?, n.input(1)?, n.input(2)?);
@@ -62,14 +73,19 @@ pub(super) fn range(cx: &mut Importer, n: &Call) -> One {
     let count = match (cx.const_scalar(start), cx.const_scalar(limit), cx.const_scalar(delta)) {
         (Some(s), Some(l), Some(d)) if elem.is_float() => {
             demand!(d != 0.0, "the step of Range is 0");
-            // The conversion saturates.
-            let count = ((l - s) / d).ceil().max(0.0) as i64;
+            // As ONNX Runtime computes it: the difference in the type of the operands. The conversion saturates.
+            let span = if elem == Elem::F32 { f64::from(l as f32 - s as f32) } else { l - s };
+            let count = (span / d).ceil().max(0.0) as i64;
             demand!(count < 1 << 40, "Range from {s} to {l} by {d} has {count} elements");
             Dim::from(count)
         }
         _ => {
-            let (s, l) = (cx.whole(start, "the start")?, cx.whole(limit, "the limit")?);
-            let Some(step) = cx.whole(delta, "the step")?.as_const() else {
+            // All three by one power of two are whole numbers.
+            let (s, l, d) = (dyadic(cx, start, "the start")?, dyadic(cx, limit, "the limit")?, dyadic(cx, delta, "the step")?);
+            let halvings = s.1.max(l.1).max(d.1);
+            let whole = |(n, k): (Dim, u32)| n * Dim::from(1i64 << (halvings - k));
+            let (s, l) = (whole(s), whole(l));
+            let Some(step) = whole(d).as_const() else {
                 unsupported!("the step of Range must be known at compile time");
             };
             demand!(step != 0, "the step of Range is 0");
