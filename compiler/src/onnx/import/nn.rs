@@ -135,6 +135,7 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
     let mut extra = n.spatial("output_padding", axes, 0)?;
     let pads = n.ints("pads")?.filter(|l| !l.is_empty()).unwrap_or_else(|| vec![0; 2 * axes]);
     let small = |l: &[i64]| l.iter().all(|v| (0..1 << 30).contains(v));
+    demand!(small(&kernel), "the weights {} have too many taps", cx.ty(w));
     demand!(pads.len() == 2 * axes && small(&pads) && small(&extra), "pads {pads:?} or output_padding {extra:?} are wrong for {axes} axes");
     demand!(
         strides.iter().chain(&dilations).all(|v| (1..1 << 30).contains(v)),
@@ -147,7 +148,10 @@ pub(super) fn conv_transpose(cx: &mut Importer, n: &Call) -> One {
         let reach = (kernel[i] - 1) * dilations[i] + 1 + extra[i];
         let total = match (&wanted, auto.as_str()) {
             (Some(out), _) => match (cx.shape(x)[i + 2].as_const(), out.get(i)) {
-                (Some(size), Some(out)) => (size - 1) * strides[i] + reach - out,
+                (Some(size), Some(out)) => {
+                    demand!(small(&[size, *out]), "output_shape is {out} for the size {size}");
+                    (size - 1) * strides[i] + reach - out
+                }
                 _ => unsupported!("output_shape needs known sizes, but the operand is {}", cx.ty(x)),
             },
             (None, "SAME_UPPER" | "SAME_LOWER") => reach - strides[i],
@@ -272,7 +276,7 @@ pub(super) fn lp_pool(cx: &mut Importer, n: &Call) -> One {
         unsupported!("ceil_mode of LpPool is not supported");
     }
     let g = windows(cx, n, x, kernel_shape(n)?)?;
-    let taps: i64 = g.kernel.iter().product();
+    let taps: f64 = g.kernel.iter().map(|&k| k as f64).product();
     let op = Pool {
         average: true,
         kernel: g.kernel,
@@ -285,7 +289,7 @@ pub(super) fn lp_pool(cx: &mut Importer, n: &Call) -> One {
     };
     let y = lp_sum(cx, x, n.int("p", 2)?, |cx, v| {
         let mean = cx.emit(op.clone(), &[v])?;
-        cx.affine(mean, taps as f64, 0.0)
+        cx.affine(mean, taps, 0.0)
     })?;
     Ok(vec![y])
 }

@@ -163,6 +163,7 @@ fn outermost(cx: &mut Importer, v: Val, w: Val) -> Res<Val> {
     if cx.rank(v) == 0 || cx.shape(v)[0].is(1) {
         return cx.reshape(v, Shape::default());
     }
+    demand!(cx.rank(w) >= 1, "the weights must have axes, but they are {}", cx.ty(w));
     let mut shape = vec![Dim::from(1); cx.rank(w)];
     shape[0] = cx.shape(v)[0].clone();
     cx.reshape(v, Shape(shape))

@@ -68,6 +68,11 @@ fn recurrent(cx: &mut Importer, n: &Call, kind: Kind) -> Res<Vec<Val>> {
     for (v, what) in [(x, "sequence"), (w, "weights"), (r, "recurrence weights")] {
         demand!(cx.rank(v) == 3, "the {what} must have 3 axes, but the operand is {}", cx.ty(v));
     }
+    for (i, rank, what) in [(3, 2, "bias"), (5, 3, "first state"), (6, 3, "first cell state"), (7, 2, "peepholes")] {
+        if let Some(v) = n.opt(i) {
+            demand!(cx.rank(v) == rank, "the {what} must have {rank} axes, but the operand is {}", cx.ty(v));
+        }
+    }
     let batch_first = n.flag("layout", false)?;
     let x = if batch_first { cx.transpose(x, vec![1, 0, 2])? } else { x };
     let Some(steps) = cx.shape(x)[0].as_const() else {
@@ -91,7 +96,21 @@ fn recurrent(cx: &mut Importer, n: &Call, kind: Kind) -> Res<Vec<Val>> {
         "bidirectional" => &[false, true],
         other => return Err(Fail::Invalid(format!("the direction is `{other}`"))),
     };
-    let hidden = cx.shape(r)[2].clone();
+    let (count, hidden) = (Dim::from(directions.len()), cx.shape(r)[2].clone());
+    let gates = hidden.clone() * Dim::from(kind.gates());
+    let expected = [
+        (1, "weights", vec![count.clone(), gates.clone(), cx.shape(x)[2].clone()]),
+        (2, "recurrence weights", vec![count.clone(), gates.clone(), hidden.clone()]),
+        (3, "bias", vec![count.clone(), gates * Dim::from(2)]),
+        (7, "peepholes", vec![count, hidden.clone() * Dim::from(3)]),
+    ];
+    for (i, what, sizes) in expected {
+        let Some(v) = n.opt(i).filter(|_| i != 7 || kind == Kind::Lstm) else { continue };
+        for (a, size) in sizes.iter().enumerate() {
+            let found = cx.shape(v)[a].clone();
+            cx.require_equal(&found, size, &format!("axis {a} of the {what}, {}, must be {size}", cx.ty(v)))?;
+        }
+    }
     let batch = cx.shape(x)[1].clone();
     let names = match n.attributes.get("activations") {
         Some(crate::onnx::model::Attribute::Texts(l)) => l.clone(),

@@ -263,6 +263,7 @@ pub(super) fn roi_align(cx: &mut Importer, n: &Call) -> One {
     let [images, channels, h, w] =
         cx.shape(x).0.clone().try_into().map_err(|_| Fail::Invalid(format!("the image must have 4 axes, but is {}", cx.ty(x))))?;
     demand!(cx.rank(rois) == 2 && cx.shape(rois)[1].is(4), "regions have 4 numbers, but the operand is {}", cx.ty(rois));
+    demand!(cx.rank(batch) == 1, "there is one image index per region, but the operand is {}", cx.ty(batch));
     let (bins_h, bins_w) = (n.int("output_height", 1)?, n.int("output_width", 1)?);
     let per_bin = n.int("sampling_ratio", 0)?;
     demand!((1..1 << 12).contains(&bins_h) && (1..1 << 12).contains(&bins_w), "the result has the size {bins_h} x {bins_w}");
