@@ -65,6 +65,8 @@ pub struct Loaded {
     pub graph: Graph,
     /// Hash of the model's file and of all constants, wherever they come from.
     pub hash: u128,
+    /// What in the model is odd but does no harm.
+    pub warnings: Vec<String>,
 }
 
 /// Whether a path names a graph in text form.
@@ -85,7 +87,8 @@ pub fn companion(tir: &Path) -> PathBuf {
 /// When the file cannot be read, is not such a model, uses what is not supported, or contradicts `import`.
 pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     let file = onnx::map_file(path)?;
-    let graph = if is_tir(path) { parse(path, &file, import)? } else { onnx::import(&decode(path)?, import)? };
+    let (graph, warnings) =
+        if is_tir(path) { (parse(path, &file, import)?, vec![]) } else { onnx::import_with_warnings(&decode(path)?, import)? };
     if let Err(errors) = verify(&graph) {
         if !is_tir(path) {
             return Err(diag::verifier(&errors, "the import"));
@@ -98,7 +101,7 @@ pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     for tensor in graph.values().filter_map(|(v, _)| graph.as_const(v)) {
         hash.update(&tensor.content_hash().to_le_bytes());
     }
-    Ok(Loaded { graph, hash: hash.digest128() })
+    Ok(Loaded { graph, hash: hash.digest128(), warnings })
 }
 
 /// Decodes an ONNX model.

@@ -5,5 +5,6 @@ pub mod choices;
 pub mod filetest;
 pub mod models;
 pub mod native;
+pub mod node_cases;
 pub mod onnx_build;
 pub mod random_graph;

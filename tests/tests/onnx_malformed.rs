@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use tfc::onnx::{Error, ImportOptions, decode, import};
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::Elem;
-use tfc_tests::onnx_build::{Model, graph, int, ints, node};
+use tfc_tests::node_cases::{CASES, Case};
+use tfc_tests::onnx_build::{Model, graph, int, ints, node, value_info};
 
 /// A model with most kinds of fields.
 fn model() -> Model {
@@ -112,6 +113,154 @@ proptest! {
 }
 
 #[test]
+fn the_nodes_are_fine_before_they_are_damaged() {
+    for line in CASES {
+        match Case::parse(line).model().import() {
+            Ok(_) => {}
+            Err(Error::Unsupported(r))
+                if r.unsupported.iter().any(|u| {
+                    ["output", "data-dependent", "must be known"].iter().any(|s| format!("{}: {}", u.operator, u.reason).contains(s))
+                }) => {}
+            Err(e) => panic!("{line}: {e}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is wrong with ranks, sizes, element types, operands and attributes: an error, and never our own.
+    #[test]
+    fn damaged_nodes_are_fine_or_refused(
+        changes in prop::collection::vec(
+            (any::<u8>(), any::<u16>(), prop_oneof![
+                8 => -4..9i64,
+                1 => Just(i64::MAX), 1 => Just(i64::MIN), 1 => Just(1 << 40), 1 => Just(i64::from(i32::MIN)), 1 => Just(1 << 20),
+            ]),
+            1..4,
+        ),
+    ) {
+        for line in CASES {
+            let mut case = Case::parse(line);
+            changes.iter().for_each(|&(kind, at, value)| case.damage(kind, at.into(), value));
+            let imported = std::panic::catch_unwind(|| case.model().import().err().map(|e| e.to_string()));
+            match imported {
+                Ok(e) => prop_assert!(e.as_ref().is_none_or(|e| !e.contains("bug")), "{case:?}: {e:?}"),
+                Err(_) => return Err(TestCaseError::fail(format!("a panic: {case:?}"))),
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_have_the_element_types_that_onnx_demands() {
+    for (line, operand) in [
+        ("Where 16 i8:3 f32:3 f32:3", 0),
+        ("And 7 i32:3 i32:3", 0),
+        ("Or 7 bool:3 f32:3", 1),
+        ("Not 7 u8:3", 0),
+        ("BitwiseAnd 18 bool:3 bool:3", 0),
+        ("Compress 11 f32:3,2 i64:3 / axis=0", 1),
+        ("Gather 13 f32:4,3 u8:2", 1),
+        ("Gather 13 f32:4,3 f32:2", 1),
+        ("GatherND 13 f32:4,3 i32:2,1", 1),
+        ("ScatterElements 18 f32:4,3 bool:2,3 f32:2,3", 1),
+        ("Reshape 14 f32:4,3 i32:1", 1),
+        ("TopK 11 f32:2,5 i32:1", 1),
+    ] {
+        let e = error(&Case::parse(line).model());
+        assert!(e.contains(&format!("operand {operand} must be")) && e.contains("but it is"), "{line}: {e}");
+    }
+    let branch = |name: &str| graph(name, Model::new(17).node("Neg", "x", "r", &[]).output("r").graph);
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["2"])
+        .input("c", Elem::I32, &[])
+        .node("If", "c", "y", &[branch("then_branch"), branch("else_branch")])
+        .output("y");
+    assert!(error(&m).contains("operand 0 must be bool, but it is i32[]"));
+}
+
+#[test]
+fn names_that_are_given_twice_are_the_fault_of_the_model() {
+    let m = || Model::new(17).input("x", Elem::F32, &["2"]).node("Neg", "x", "y", &[]).output("y");
+    for (model, pieces) in [
+        (m().output("y"), ["output `y`", "two outputs have this name"]),
+        (m().input("x", Elem::F32, &["2"]), ["input `x`", "two inputs have this name"]),
+        (m().input("", Elem::F32, &["2"]), ["input ``", "an input has no name"]),
+        (m().node("Split", "x", "a a", &[]), ["Split", "`a` is defined twice"]),
+        (m().node("Abs", "x", "y", &[]), ["Abs", "`y` is defined twice; first by node `Neg_0`"]),
+        (m().list("w", &[1]).list("w", &[2]), ["initializer `w`", "two initializers have this name"]),
+        (m().list("y", &[1]), ["Neg_0", "`y` is defined twice; first as an input or initializer"]),
+        (m().output("z"), ["output `z`", "nothing defines this value"]),
+    ] {
+        let e = error(&model);
+        assert!(pieces.iter().all(|p| e.contains(p)) && !e.contains("bug"), "{e}");
+    }
+}
+
+#[test]
+fn a_declared_shape_that_is_not_computed_is_a_warning() {
+    let m = |name: &str, declared: &[&str]| {
+        let mut m = Model::new(17).input("x", Elem::F32, &["batch", "seq", "4"]).node("Concat", "x x", "h", &[int("axis", 1)]).node(
+            "Neg",
+            "h",
+            "y",
+            &[],
+        );
+        m = if name == "y" { m } else { m.output("y") };
+        let info = value_info(name, Elem::F32, declared);
+        if name == "y" {
+            m.graph.output.push(info)
+        } else {
+            m.graph.value_info.push(info)
+        }
+        tfc::onnx::import_with_warnings(&decode::decode(&m.bytes(), None).unwrap(), &ImportOptions::default()).map(|(_, w)| w)
+    };
+    for name in ["y", "h"] {
+        for declared in [&["batch", "seq", "4"][..], &["batch", "?", "5"], &["batch", "4"], &[]] {
+            let warnings = m(name, declared).unwrap();
+            let sizes = format!("declared with the shape [{}], but has the shape [batch, 2*seq, 4]", declared.join(", "));
+            assert!(warnings.len() == 1 && warnings[0].contains(&sizes) && warnings[0].contains(&format!("`{name}`")), "{warnings:?}");
+        }
+        for fits in [&["batch", "longer", "4"][..], &["?", "?", "?"], &["-7", "?", "?"]] {
+            assert!(m(name, fits).unwrap().is_empty());
+        }
+    }
+    let mut wrong = Model::new(17).input("x", Elem::F32, &["2"]).node("Neg", "x", "y", &[]);
+    wrong.graph.output.push(value_info("y", Elem::I64, &["2"]));
+    assert!(error(&wrong).contains("int64 elements are declared, but the value is f32[2]"));
+}
+
+#[test]
+fn what_no_output_needs_is_left_out_unseen() {
+    let used = Model::new(17).input("x", Elem::F32, &["2"]).node("Neg", "x", "y", &[]).output("y");
+    let mut m = used
+        .clone()
+        .input("w", Elem::F32, &["3"])
+        .constant("w", Tensor::of(&[3], vec![0f32; 3]))
+        .node("NoSuchOp", "x w", "a", &[])
+        .node("MatMul", "a a", "b", &[])
+        .node("Add", "c ghost", "c", &[]);
+    for (name, data_type) in [("strings", 8), ("float8", 17), ("packed", 23), ("unknown", 99)] {
+        m.graph.initializer.push(onnx_protobuf::TensorProto { name: name.into(), data_type, dims: vec![-4], ..Default::default() });
+    }
+    let values = onnx_protobuf::TensorProto { name: "sparse".into(), ..Default::default() };
+    m.graph.sparse_initializer.push(onnx_protobuf::SparseTensorProto { values: Some(values).into(), ..Default::default() });
+    let mut external = onnx_protobuf::TensorProto { name: "gone".into(), data_type: 1, dims: vec![9], ..Default::default() };
+    external.data_location = onnx_protobuf::tensor_proto::DataLocation::EXTERNAL.into();
+    m.graph.initializer.push(external);
+    let g = m.import().unwrap();
+    assert_eq!((g.inputs().len(), g.nodes().count()), (1, 1));
+    let unused = decode::decode(&m.bytes(), None).unwrap().unused;
+    for part in ["node `NoSuchOp_0` (NoSuchOp)", "node `Add_0` (Add)", "initializer `w`", "initializer `strings`", "initializer `sparse`"] {
+        assert!(unused.iter().any(|u| u == part), "{part}: {unused:?}");
+    }
+    // Where it is used it is looked at.
+    let m = m.node("Add", "y strings", "z", &[]).output("z");
+    assert!(m.import().unwrap_err().to_string().contains("string elements are not supported"));
+}
+
+#[test]
 fn cycles_and_undefined_values_name_the_node() {
     let cycle = Model::new(17).input("x", Elem::F32, &["2"]).node("Add", "x b", "a", &[]).node("Neg", "a", "b", &[]).output("a");
     assert!(error(&cycle).contains("depend on their own results: `Add_0`, `Neg_0`"));
@@ -130,10 +279,6 @@ fn contradictions_name_both_sides() {
         Model::new(17).input("x", Elem::F32, &["2", "3"]).input("y", Elem::F32, &["4", "5"]).node("MatMul", "x y", "z", &[]).output("z");
     let e = error(&m);
     assert!(e.contains("node `MatMul_0` (MatMul)") && e.contains('3') && e.contains('4'), "{e}");
-    let mut m = Model::new(17).input("x", Elem::F32, &["2", "3"]).node("Neg", "x", "y", &[]);
-    m.graph.output.push(tfc_tests::onnx_build::value_info("y", Elem::F32, &["2", "7"]));
-    let e = error(&m);
-    assert!(e.contains("the size 7 is declared for axis 1") && e.contains("f32[2, 3]"), "{e}");
 }
 
 #[test]
@@ -169,6 +314,42 @@ fn functions_do_not_call_themselves() {
         .function(body("F", "G"))
         .function(body("G", "F"));
     assert!(error(&m).contains("calls itself"));
+}
+
+/// `Fi(a) = combine(F(i-1)(a), …)` for `i` up to `n`, `F0(a) = Relu(a)`, and the model that applies the last.
+fn chain(n: usize, calls: usize) -> Model {
+    let mut m = Model::new(17).opset("d", 1).input("x", Elem::F32, &["2"]).foreign("d", &format!("F{n}"), "x", "y", &[]).output("y");
+    for i in 0..=n {
+        let mut body = vec![];
+        for c in 0..calls {
+            let mut inner = node(if i == 0 { "Relu" } else { "" }, "a", &format!("b{c}"), &[]);
+            if i > 0 {
+                (inner.domain, inner.op_type) = ("d".into(), format!("F{}", i - 1));
+            }
+            body.push(inner);
+        }
+        let all: Vec<String> = (0..calls).map(|c| format!("b{c}")).collect();
+        body.push(node("Sum", &all.join(" "), "b", &[]));
+        m = m.function(onnx_protobuf::FunctionProto {
+            domain: "d".into(),
+            name: format!("F{i}"),
+            input: vec!["a".into()],
+            output: vec!["b".into()],
+            node: body,
+            opset_import: vec![onnx_protobuf::OperatorSetIdProto { version: 17, ..Default::default() }],
+            ..Default::default()
+        });
+    }
+    m
+}
+
+#[test]
+fn functions_may_lie_in_each_other_to_a_depth() {
+    assert_eq!(chain(90, 1).import().unwrap().nodes().count(), 1);
+    let e = chain(10_000, 1).import().unwrap_err();
+    assert!(matches!(e, Error::Unsupported(_)) && e.to_string().contains("more than 100 deep"), "{e}");
+    // 2^40 nodes when inlined.
+    assert!(error(&chain(40, 2)).contains("more than 100000 nodes"));
 }
 
 #[test]

@@ -314,6 +314,21 @@ fn einsum_follows_its_equation() {
     close(&run("i,j->ij", &[count(&[2]), count(&[3])]), &[2, 3], &[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]);
     close(&run("ij,jk", &[count(&[2, 2]), count(&[2, 2])]), &[2, 2], &[2.0, 3.0, 6.0, 11.0]);
     close(&run("...ij,...jk->...ik", &[count(&[2, 1, 2]), count(&[1, 2, 1])]), &[2, 1, 1], &[1.0, 3.0]);
+    // A size of 1 is that of the others, whether the label is summed or stays.
+    close(&run("ij,jk->ik", &[f32s(&[2, 1], &[1.0, 2.0]), count(&[3, 2])]), &[2, 2], &[6.0, 9.0, 12.0, 18.0]);
+    close(&run("ij,jk", &[count(&[2, 3]), f32s(&[1, 1], &[2.0])]), &[2, 1], &[6.0, 24.0]);
+    close(&run("bij,bjk->ik", &[count(&[1, 1, 2]), count(&[2, 2, 1])]), &[1, 1], &[4.0]);
+    close(&run("i,i->i", &[f32s(&[1], &[3.0]), count(&[3])]), &[3], &[0.0, 3.0, 6.0]);
+    close(&run("i,i,i->", &[f32s(&[1], &[3.0]), count(&[3]), f32s(&[1], &[2.0])]), &[], &[18.0]);
+    close(&run("...i,i->...", &[count(&[2, 3]), f32s(&[1], &[2.0])]), &[2], &[6.0, 24.0]);
+    close(&run("...,...->...", &[f32s(&[1, 2], &[1.0, 2.0]), count(&[2, 1])]), &[2, 2], &[0.0, 0.0, 1.0, 2.0]);
+    let m = Model::new(13)
+        .input("a", Elem::F32, &["n", "1"])
+        .input("b", Elem::F32, &["m", "k"])
+        .node("Einsum", "a b", "y", &[text("equation", "ij,jk->ik")])
+        .output("y");
+    assert!(m.import().unwrap().checks.is_empty());
+    close(&m.run(&[count(&[2, 1]), count(&[3, 2])])[0], &[2, 2], &[0.0, 0.0, 6.0, 9.0]);
     // Three operands: sum over j, m of a[b,j,m] b[b,h,j] c[b,h,i], as product-key experts have it.
     let (a, b, c) = (count(&[2, 2, 3]), count(&[2, 2, 2]), count(&[2, 2, 1]));
     let mut expected = vec![];
@@ -355,6 +370,301 @@ fn functions_are_inlined_with_their_attributes() {
     let g = m.import().unwrap();
     let names: Vec<String> = g.nodes().map(|(_, n)| n.loc.to_string()).collect();
     assert!(names.iter().all(|n| n.starts_with("Leaky_0/")), "{names:?}");
+}
+
+fn function(domain: &str, name: &str, inputs: &[&str], nodes: Vec<onnx_protobuf::NodeProto>, opset: i64) -> onnx_protobuf::FunctionProto {
+    onnx_protobuf::FunctionProto {
+        domain: domain.into(),
+        name: name.into(),
+        input: inputs.iter().map(ToString::to_string).collect(),
+        output: vec!["y".into()],
+        node: nodes,
+        opset_import: vec![onnx_protobuf::OperatorSetIdProto { version: opset, ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn functions_of_one_name_are_told_apart_by_their_overload() {
+    let mut m = Model::new(17).opset("local", 1).input("x", Elem::F32, &["2"]).output("a").output("b").output("c");
+    for (overload, op, output) in [("negative", "Neg", "a"), ("", "Abs", "b"), ("twice", "Sqrt", "c")] {
+        let mut f = function("local", "act", &["x"], vec![node(op, "x", "y", &[])], 17);
+        f.overload = overload.into();
+        m = m.function(f).foreign("local", "act", "x", output, &[]);
+        m.graph.node.last_mut().unwrap().overload = overload.into();
+    }
+    let out = m.run(&[f32s(&[2], &[4.0, 9.0])]);
+    close(&out[0], &[2], &[-4.0, -9.0]);
+    close(&out[1], &[2], &[4.0, 9.0]);
+    close(&out[2], &[2], &[2.0, 3.0]);
+    m.graph.node[0].overload = "other".into();
+    assert!(m.import().unwrap_err().to_string().contains("there is no importer for this operator"));
+    let m = m.function(function("local", "act", &["x"], vec![], 17));
+    assert!(m.import().unwrap_err().to_string().contains("two functions have this domain, name, and overload"));
+}
+
+#[test]
+fn functions_have_defaults_and_operator_sets_of_their_own() {
+    // Softmax of version 11 takes trailing axes together, that of 13 does not.
+    let mut soft = function(
+        "local",
+        "soft",
+        &["x"],
+        vec![node("Softmax", "x", "s", &[]), node("LeakyRelu", "s", "y", &[reference("alpha", "slope", 1)])],
+        11,
+    );
+    soft.attribute_proto.push(float("slope", 0.5));
+    let x = count(&[1, 2, 2]);
+    let m = |attributes: &[_]| {
+        Model::new(13)
+            .opset("local", 1)
+            .input("x", Elem::F32, &["1", "2", "2"])
+            .foreign("local", "soft", "x", "s", attributes)
+            .node("Softmax", "x", "t", &[])
+            .output("s")
+            .output("t")
+            .function(soft.clone())
+            .run(std::slice::from_ref(&x))
+    };
+    let sums = |t: &Tensor| [t.to_f64s()[..2].iter().sum::<f64>(), t.to_f64s()[2..].iter().sum()];
+    let out = m(&[]);
+    assert!((sums(&out[0])[0] + sums(&out[0])[1] - 1.0).abs() < 1e-6 && (sums(&out[1])[0] - 1.0).abs() < 1e-6);
+    // A default that the caller overrides.
+    let mut leaky = function("local", "leaky", &["x"], vec![node("LeakyRelu", "x", "y", &[reference("alpha", "slope", 1)])], 17);
+    leaky.attribute_proto.push(float("slope", 0.5));
+    let m = |attributes: &[_]| {
+        Model::new(17)
+            .opset("local", 1)
+            .input("x", Elem::F32, &["1"])
+            .foreign("local", "leaky", "x", "y", attributes)
+            .output("y")
+            .function(leaky.clone())
+    };
+    close(&m(&[]).run(&[f32s(&[1], &[-4.0])])[0], &[1], &[-2.0]);
+    close(&m(&[float("slope", 0.25)]).run(&[f32s(&[1], &[-4.0])])[0], &[1], &[-1.0]);
+}
+
+#[test]
+fn a_function_does_not_take_the_place_of_an_operator() {
+    // As in ONNX Runtime: a function is what an operator is made of where there is no kernel for it.
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["2"])
+        .node("Relu", "x", "y", &[])
+        .node("Unheard", "x", "z", &[])
+        .output("y")
+        .output("z")
+        .function(function("", "Relu", &["x"], vec![node("Neg", "x", "y", &[])], 17))
+        .function(function("ai.onnx", "Unheard", &["x"], vec![node("Neg", "x", "y", &[])], 17));
+    let out = m.run(&[f32s(&[2], &[-1.0, 2.0])]);
+    close(&out[0], &[2], &[0.0, 2.0]);
+    close(&out[1], &[2], &[1.0, -2.0]);
+}
+
+#[test]
+fn an_operand_that_is_left_out_is_left_out_in_subgraphs_too() {
+    let inner = |name: &str| graph(name, Model::new(17).node("Clip", "x low high", "r", &[]).output("r").graph);
+    let body = vec![node("If", "c", "y", &[inner("then_branch"), inner("else_branch")])];
+    let m = Model::new(17)
+        .opset("local", 1)
+        .input("x", Elem::F32, &["3"])
+        .input("c", Elem::Bool, &[])
+        .constant("high", f32s(&[], &[1.0]))
+        .foreign("local", "bounded", "x c _ high", "y", &[])
+        .output("y")
+        .function(function("local", "bounded", &["x", "c", "low", "high"], body, 17));
+    let out = m.run(&[f32s(&[3], &[-5.0, 0.5, 2.0]), Tensor::scalar(Elem::Bool, Scalar::Int(1))]);
+    close(&out[0], &[3], &[-5.0, 0.5, 1.0]);
+}
+
+#[test]
+fn sequences_leave_no_trace() {
+    let x = count(&[5, 2]);
+    let m = || {
+        Model::new(17)
+            .input("x", Elem::F32, &["5", "2"])
+            .constant("two", i64s(&[], &[2]))
+            .constant("zero", i64s(&[], &[0]))
+            .constant("last", i64s(&[], &[-1]))
+            .list("parts", &[1, 4])
+    };
+    let sizes = |m: Model| m.run(std::slice::from_ref(&x)).iter().map(|t| t.sizes().to_vec()).collect::<Vec<_>>();
+    // A length: the last part is shorter. A list. Nothing: single entries, with their axis or without.
+    let split = |operands: &str, attributes: &[_]| {
+        let m = m().node("SplitToSequence", operands, "s", attributes);
+        let m = m.node("SequenceAt", "s zero", "a", &[]).node("SequenceAt", "s last", "b", &[]).node("SequenceLength", "s", "n", &[]);
+        m.output("a").output("b").output("n")
+    };
+    for (operands, attributes, first, last, n) in [
+        ("x two", vec![], vec![2, 2], vec![1, 2], 3),
+        ("x parts", vec![], vec![1, 2], vec![4, 2], 2),
+        ("x parts", vec![int("keepdims", 0)], vec![1, 2], vec![4, 2], 2),
+        ("x", vec![], vec![1, 2], vec![1, 2], 5),
+        ("x", vec![int("keepdims", 0)], vec![2], vec![2], 5),
+        ("x", vec![int("axis", -1), int("keepdims", 0)], vec![5], vec![5], 2),
+    ] {
+        let m = split(operands, &attributes);
+        assert_eq!(m.run(std::slice::from_ref(&x))[2], i64s(&[], &[n]));
+        assert_eq!(sizes(m)[..2], [first, last], "{operands}");
+    }
+    let built = m()
+        .node("Neg", "x", "minus", &[])
+        .node("SequenceEmpty", "", "none", &[])
+        .node("SequenceInsert", "none x", "one", &[])
+        .node("SequenceInsert", "one minus zero", "two_of_them", &[])
+        .node("Identity", "two_of_them", "same", &[])
+        .node("SequenceInsert", "same x last", "three", &[])
+        .node("SequenceErase", "three zero", "rest", &[])
+        .node("SequenceErase", "three", "begin", &[])
+        .node("ConcatFromSequence", "rest", "y", &[int("axis", 1)])
+        .node("ConcatFromSequence", "begin", "z", &[int("axis", -1), int("new_axis", 1)])
+        .output("y")
+        .output("z");
+    let out = built.run(std::slice::from_ref(&x));
+    // minus, x, x: without the first two of x, and without the last minus beside x.
+    assert_eq!((out[0].sizes(), out[1].sizes()), (&[5, 4][..], &[5, 2, 2][..]));
+    assert_eq!(out[0].to_f64s()[..8], [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0]);
+    assert_eq!(out[1].to_f64s()[..8], [0.0, 0.0, -1.0, 1.0, -2.0, 2.0, -3.0, 3.0]);
+}
+
+#[test]
+fn sequences_go_through_branches_loops_and_functions() {
+    let x = f32s(&[2], &[1.0, -2.0]);
+    // A condition that is not known chooses entry by entry.
+    let pair = |name: &str, op: &str| {
+        graph(name, Model::new(17).node(op, "x", "r", &[]).node("SequenceConstruct", "x r", "s", &[]).output("s").graph)
+    };
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["2"])
+        .input("c", Elem::Bool, &[])
+        .node("If", "c", "s", &[pair("then_branch", "Neg"), pair("else_branch", "Abs")])
+        .node("ConcatFromSequence", "s", "y", &[int("axis", 0)])
+        .output("y");
+    close(&m.run(&[x.clone(), Tensor::scalar(Elem::Bool, Scalar::Int(0))])[0], &[4], &[1.0, -2.0, 1.0, 2.0]);
+    // A list that a loop appends to, as PyTorch exports it, and a map over it in a function.
+    let mut body = Model::new(17)
+        .node("SequenceInsert", "list x", "longer", &[])
+        .node("Identity", "go", "still", &[])
+        .output("still")
+        .output("longer")
+        .graph;
+    body.input = vec![value_info("i", Elem::I64, &[]), value_info("go", Elem::Bool, &[]), Default::default()];
+    body.input[2].name = "list".into();
+    let mut twice = Model::new(17).node("Add", "e e", "d", &[]).output("d").graph;
+    twice.input = vec![value_info("e", Elem::F32, &["2"])];
+    let m = Model::new(17)
+        .opset("local", 1)
+        .input("x", Elem::F32, &["2"])
+        .constant("rounds", i64s(&[], &[3]))
+        .node("SequenceEmpty", "", "none", &[])
+        .node("Loop", "rounds _ none", "list", &[graph("body", body)])
+        .foreign("local", "doubled", "list", "all", &[])
+        .node("ConcatFromSequence", "all", "y", &[int("axis", 0), int("new_axis", 1)])
+        .output("y")
+        .function(function("local", "doubled", &["l"], vec![node("SequenceMap", "l", "y", &[graph("body", twice)])], 17));
+    close(&m.run(std::slice::from_ref(&x))[0], &[3, 2], &[2.0, -4.0, 2.0, -4.0, 2.0, -4.0]);
+    let m = Model::new(17)
+        .input("x", Elem::F32, &["2"])
+        .node("Optional", "x", "o", &[])
+        .node("OptionalHasElement", "o", "has", &[])
+        .node("OptionalGetElement", "o", "y", &[])
+        .output("has")
+        .output("y");
+    let out = m.run(std::slice::from_ref(&x));
+    assert_eq!((&out[0], &out[1]), (&Tensor::scalar(Elem::Bool, Scalar::Int(1)), &x));
+}
+
+#[test]
+fn sequences_that_are_not_known_are_refused() {
+    let m = || {
+        Model::new(17).input("x", Elem::F32, &["n", "2"]).input("i", Elem::I64, &[]).constant("nine", i64s(&[], &[9])).node(
+            "SequenceConstruct",
+            "x x",
+            "s",
+            &[],
+        )
+    };
+    for (m, unsupported, message) in [
+        (m().node("SequenceAt", "s i", "y", &[]).output("y"), true, "the position in the sequence depends on what the model computes"),
+        (m().node("SplitToSequence", "x", "p", &[]).node("SequenceLength", "p", "y", &[]).output("y"), true, "fix it with --dim"),
+        (m().output("s"), true, "the output is a sequence"),
+        (m().node("SequenceAt", "s nine", "y", &[]).output("y"), false, "the position 9 is out of range for a sequence of 2"),
+        (m().node("Neg", "s", "y", &[]).output("y"), false, "operand 0 must be a tensor, but it is a sequence"),
+        (m().node("SequenceLength", "x", "y", &[]).output("y"), false, "operand 0 must be a sequence, but it is a tensor f32[n, 2]"),
+        (m().node("SequenceInsert", "s i", "t", &[]).node("SequenceLength", "t", "y", &[]).output("y"), false, "has the element type f32"),
+    ] {
+        let e = m.import().unwrap_err();
+        assert_eq!(matches!(e, Error::Unsupported(_)), unsupported, "{e}");
+        assert!(e.to_string().contains(message), "{e}");
+    }
+}
+
+#[test]
+fn ranges_count_by_fractions() {
+    let run = |start: f32, limit: f32, step: f32| {
+        let m = Model::new(17)
+            .constant("a", f32s(&[], &[start]))
+            .constant("b", f32s(&[], &[limit]))
+            .constant("c", f32s(&[], &[step]))
+            .node("Range", "a b c", "y", &[])
+            .output("y");
+        m.run(&[]).swap_remove(0).to_f64s()
+    };
+    // The length is what counts: it is that of (limit - start) / step, rounded up.
+    for (start, limit, step, n) in [(0.0, 1.0, 0.1, 10), (0.3, 7.7, 0.1, 74), (5.0, -3.0, -0.7, 12), (1.0, 1.0, 0.5, 0), (2.0, 1.0, 0.5, 0)]
+    {
+        let found = run(start, limit, step);
+        assert_eq!(found.len(), n, "{start} to {limit} by {step}");
+        assert!(found.iter().enumerate().all(|(i, x)| (x - f64::from(start) - i as f64 * f64::from(step)).abs() < 1e-5));
+    }
+    // A size decides the limit or the start.
+    for (operands, step) in [("half n step", 0.1f32), ("half n step", 0.75), ("n half step", -0.25), ("n half step", -0.3)] {
+        let m = Model::new(17)
+            .input("x", Elem::F32, &["n"])
+            .constant("half", f32s(&[], &[0.5]))
+            .constant("step", f32s(&[], &[step]))
+            .node("Size", "x", "size", &[])
+            .node("Cast", "size", "n", &[int("to", 1)])
+            .node("Range", operands, "y", &[])
+            .output("y");
+        for n in 1..9 {
+            let (start, limit) = if step > 0.0 { (0.5, n as f32) } else { (n as f32, 0.5) };
+            let found = m.run(&[count(&[n])]).swap_remove(0).to_f64s();
+            let expected = run(start, limit, step);
+            assert_eq!(found.len(), expected.len(), "{start} to {limit} by {step}");
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+        }
+    }
+}
+
+#[test]
+fn scales_of_norms_may_have_all_axes_of_the_operand() {
+    let x = Tensor::build(Elem::F32, &[2, 3, 4], |i| Scalar::Float((i * i % 11) as f64));
+    let plain = |op: &str, opset: i64| {
+        let m = single(opset, op, &x, "one", &[]).constant("one", f32s(&[4], &[1.0; 4]));
+        m.run(std::slice::from_ref(&x)).swap_remove(0).to_f64s()
+    };
+    for sizes in [&[][..], &[4], &[1, 4], &[1, 1, 4], &[3, 4], &[3, 1], &[2, 1, 1], &[2, 3, 4], &[1, 3, 1]] {
+        let scale = Tensor::build(Elem::F32, sizes, |i| Scalar::Float(i as f64 + 0.5));
+        // Where element `i` of `x` finds its scale.
+        let at = |i: usize| {
+            let place = [i / 12, i / 4 % 3, i % 4];
+            sizes.iter().zip(&place[3 - sizes.len()..]).fold(0, |at, (&n, &p)| at * n + if n == 1 { 0 } else { p })
+        };
+        let expected = |normed: Vec<f64>, shift: f64| -> Vec<f64> {
+            normed.iter().enumerate().map(|(i, y)| y * (at(i) as f64 + 0.5) + shift * (at(i) as f64 + 0.5)).collect()
+        };
+        for bias in [false, true] {
+            let m = single(17, "LayerNormalization", &x, if bias { "s s" } else { "s" }, &[]).constant("s", scale.clone());
+            let shift = if bias { 1.0 } else { 0.0 };
+            close(&m.run(std::slice::from_ref(&x))[0], &[2, 3, 4], &expected(plain("LayerNormalization", 17), shift));
+        }
+        let m = single(23, "RMSNormalization", &x, "s", &[]).constant("s", scale.clone());
+        close(&m.run(std::slice::from_ref(&x))[0], &[2, 3, 4], &expected(plain("RMSNormalization", 23), 0.0));
+    }
+    for sizes in [&[1, 1, 1, 4][..], &[3], &[2, 4]] {
+        let m = single(17, "LayerNormalization", &x, "s", &[]).constant("s", count(sizes));
+        assert!(m.import().unwrap_err().to_string().contains("the scale"));
+    }
 }
 
 fn branch(name: &str, op: &str) -> onnx_protobuf::AttributeProto {

@@ -8,10 +8,14 @@ use std::path::PathBuf;
 use tfc::diag::{Diagnostic, Exit, Result, unsupported_table};
 use tfc::{driver, onnx};
 
+/// How many of the parts that are left out are named.
+const SHOWN: usize = 4;
+
 /// Say what in a model is not supported, everything at once, without compiling it.
 ///
 /// A model whose operators are all known is also optimized and scheduled, to see that there is a kernel
-/// for everything. Exit code 3 if something is not supported.
+/// for everything. Exit code 3 if something is not supported. What no output needs is left out unseen, be it
+/// supported or not, and said.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tfc check bert.onnx
@@ -32,16 +36,17 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> Result<()> {
     let options = driver_options(&args.level, &args.shapes)?;
     // What is not supported shall not hide what else is not.
-    let (report, graph) = if driver::is_tir(&args.model) {
+    let (report, graph, unused) = if driver::is_tir(&args.model) {
         let graph = driver::load(&args.model, &options.import)?.graph;
         let nodes = graph.nodes().len();
-        (onnx::CheckReport { nodes, ..Default::default() }, Some(graph))
+        (onnx::CheckReport { nodes, ..Default::default() }, Some(graph), vec![])
     } else {
         let model = driver::decode(&args.model)?;
         let report = onnx::check(&model, &options.import)?;
         let graph = if report.is_supported() { Some(onnx::import(&model, &options.import)?) } else { None };
-        (report, graph)
+        (report, graph, model.unused)
     };
+    console.warnings(&report.warnings);
     let mut failure = None;
     let mut launches = None;
     if let Some(graph) = graph {
@@ -62,6 +67,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             "supported": report.is_supported() && failure.is_none(),
             "nodes": report.nodes,
             "kernels": launches,
+            "unused": unused,
             "unsupported": unsupported,
             "unscheduled": failure.as_ref().map(|d| json!({ "reason": d.what, "where": d.places })),
         });
@@ -75,6 +81,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         return Err(d.at(format!("`{}`", args.model.display())));
     }
     if !args.json {
+        if !unused.is_empty() {
+            let names = unused.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if unused.len() > SHOWN { format!(" and {} more", unused.len() - SHOWN) } else { String::new() };
+            console.result(&format!("no output needs these, and they are left out: {names}{more}\n"))?;
+        }
         console.result(&format!("everything is supported: {} nodes become {} kernels\n", report.nodes, launches.unwrap_or_default()))?;
     }
     Ok(())

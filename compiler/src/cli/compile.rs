@@ -166,6 +166,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let steps = if native { 4 } else { 2 + usize::from(report) };
     console.progress(1, steps, &format!("read {}", args.model.display()));
     let loaded = driver::load(&args.model, &options.import)?;
+    console.warnings(&loaded.warnings);
     trace.step("import");
     trace.imported(&loaded.graph)?;
     let optimized = if trace.stopped() {

@@ -54,6 +54,18 @@ impl Console {
         }
     }
 
+    /// Says what is odd in a model, a few of the same kind at most, unless the user wants quiet.
+    pub fn warnings(&self, warnings: &[String]) {
+        const SHOWN: usize = 8;
+        for w in warnings.iter().take(SHOWN) {
+            let mark = if self.color { "\x1b[1;33mwarning:\x1b[0m" } else { "warning:" };
+            self.info(&format!("{mark} {w}"));
+        }
+        if warnings.len() > SHOWN {
+            self.info(&format!("and {} more warnings", warnings.len() - SHOWN));
+        }
+    }
+
     /// Says something if the user wants more.
     pub fn detail(&self, what: &str) {
         if self.verbosity > 0 && !self.quiet {

@@ -85,6 +85,7 @@ fn load(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -> Resul
         Fixed { shapes: options.import.shapes.clone(), dims: BTreeMap::new() }
     };
     console.detail(&format!("compiling {} in memory", path.display()));
-    let graph = driver::load(path, &options.import)?.graph;
-    Ok((graph, options, sizes))
+    let loaded = driver::load(path, &options.import)?;
+    console.warnings(&loaded.warnings);
+    Ok((loaded.graph, options, sizes))
 }

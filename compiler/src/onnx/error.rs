@@ -65,6 +65,8 @@ pub struct CheckReport {
     pub nodes: usize,
     /// Entries in the order in which they were met.
     pub unsupported: Vec<Unsupported>,
+    /// What is odd but does no harm, each a sentence.
+    pub warnings: Vec<String>,
 }
 
 impl CheckReport {
@@ -78,7 +80,7 @@ impl CheckReport {
         let same = |u: &&mut Unsupported| u.operator == operator && u.domain == domain && u.reason == reason;
         match self.unsupported.iter_mut().find(same) {
             Some(u) => {
-                if !u.nodes.iter().any(|n| n == node) {
+                if u.nodes.last().is_none_or(|n| n != node) {
                     u.nodes.push(node.into());
                 }
             }

@@ -13,7 +13,7 @@ mod tensors;
 mod wire;
 
 pub use error::{CheckReport, Diagnostic, Error, Unsupported};
-pub use import::{DimSpec, ImportOptions, check, import};
+pub use import::{DimSpec, ImportOptions, check, import, import_with_warnings};
 pub use tensors::map_file;
 
 use std::path::Path;

@@ -18,8 +18,10 @@ pub struct Model {
     pub opsets: BTreeMap<String, i64>,
     /// The main graph.
     pub graph: Graph,
-    /// Model-local functions.
+    /// The model-local functions that are called, directly or not.
     pub functions: Vec<Function>,
+    /// What no output needs and was left out: nodes, initializers, and functions, in words.
+    pub unused: Vec<String>,
 }
 
 /// A graph or a subgraph.
@@ -27,15 +29,15 @@ pub struct Model {
 pub struct Graph {
     /// Its name.
     pub name: String,
-    /// Inputs; those that are also initializers included.
+    /// Inputs; those that are also initializers are left out, since these are their values.
     pub inputs: Vec<ValueInfo>,
     /// Outputs.
     pub outputs: Vec<ValueInfo>,
     /// Declared types of other values.
     pub values: Vec<ValueInfo>,
-    /// Tensors by name, in the order of the file.
+    /// The tensors that are used, by name, in the order of the file.
     pub initializers: Vec<(Arc<str>, Tensor)>,
-    /// Nodes in an order in which operands are defined before their uses.
+    /// The nodes that outputs need, in an order in which operands are defined before their uses.
     pub nodes: Vec<Node>,
 }
 
@@ -82,6 +84,8 @@ pub struct Node {
     pub op: String,
     /// Operator domain; empty for the default one.
     pub domain: String,
+    /// Which of the functions of one domain and name is meant; empty unless there are several.
+    pub overload: String,
     /// Operands; an empty name is an omitted one.
     pub inputs: Vec<Arc<str>>,
     /// Results; an empty name is one that nobody wants.
@@ -140,6 +144,8 @@ pub struct Function {
     pub domain: String,
     /// Its name.
     pub name: String,
+    /// What tells it from others of the same domain and name; may be empty.
+    pub overload: String,
     /// Parameters.
     pub inputs: Vec<Arc<str>>,
     /// Results.

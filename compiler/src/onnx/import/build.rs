@@ -34,6 +34,10 @@ enum Known {
     Nothing,
     Const(Tensor),
     Symbolic(SymTensor),
+    /// Not a tensor: a sequence of these; its type is a scalar of their element type.
+    Sequence(Vec<Val>),
+    /// Not a tensor: an optional without a value.
+    Empty,
 }
 
 pub(super) struct Data {
@@ -80,7 +84,7 @@ impl Importer<'_> {
 
     fn push(&mut self, ty: Type, known: Known, value: Option<Value>) -> Val {
         let from = match &known {
-            Known::Nothing => None,
+            Known::Nothing | Known::Sequence(_) | Known::Empty => None,
             Known::Const(_) => Some(BTreeSet::new()),
             Known::Symbolic(s) => Some(symbols_of(&s.values)),
         };
@@ -119,6 +123,34 @@ impl Importer<'_> {
         {
             self.graph.set_name(value, Some(name.clone()));
         }
+    }
+
+    /// A sequence of tensors of one element type.
+    pub(super) fn sequence(&mut self, elem: Elem, parts: Vec<Val>) -> Val {
+        self.push(Type::new(elem, Shape::default()), Known::Sequence(parts), None)
+    }
+
+    /// An optional without a value.
+    pub(super) fn empty(&mut self) -> Val {
+        self.push(Type::new(Elem::Bool, Shape::default()), Known::Empty, None)
+    }
+
+    /// The tensors of a sequence; `None` when the value is none.
+    pub(super) fn parts(&self, v: Val) -> Option<&[Val]> {
+        match &self.data(v).known {
+            Known::Sequence(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// Whether the value is an optional without a value.
+    pub(super) fn is_empty(&self, v: Val) -> bool {
+        matches!(self.data(v).known, Known::Empty)
+    }
+
+    /// Whether the value is neither a sequence nor an empty optional.
+    pub(super) fn is_tensor(&self, v: Val) -> bool {
+        self.parts(v).is_none() && !self.is_empty(v)
     }
 
     /// A constant scalar.
@@ -255,6 +287,10 @@ impl Importer<'_> {
                     self.graph.set_name(value, name);
                 }
                 value
+            }
+            Known::Sequence(_) | Known::Empty => {
+                let message = "a sequence or an optional is used where a tensor belongs";
+                return Err(crate::onnx::Error::invalid(self.loc.to_string(), message));
             }
             Known::Nothing => unreachable!("what is not known is in the graph"),
         };

@@ -12,7 +12,7 @@ use tfc_ir::types::{Elem, Shape};
 /// The largest number of rounds that a loop is unrolled to.
 const MAX_ROUNDS: i64 = 1024;
 
-fn graph<'a>(n: &'a Call, name: &str) -> Res<&'a Graph> {
+pub(super) fn graph<'a>(n: &'a Call, name: &str) -> Res<&'a Graph> {
     match n.attributes.get(name) {
         Some(Attribute::Graph(g)) => Ok(g),
         Some(a) => Err(super::Fail::Invalid(format!("the attribute `{name}` must be a graph, but is {}", a.kind()))),
@@ -59,13 +59,42 @@ fn both(cx: &mut Importer, condition: Val, yes: &Graph, no: &Graph) -> Res<Vec<V
     let c = cx.reshape(condition, Shape::default())?;
     let mut out = Vec::with_capacity(yes.len());
     for (i, (a, b)) in yes.into_iter().zip(no).enumerate() {
-        let (ta, tb) = (cx.ty(a).clone(), cx.ty(b).clone());
-        if ta.elem != tb.elem || ta.shape != tb.shape {
-            unsupported!("the branches give result {i} the types {ta} and {tb}, and the condition is not known at compile time");
-        }
-        out.push(cx.select(c, a, b)?);
+        out.push(choice(cx, c, a, b, i)?);
     }
     Ok(out)
+}
+
+/// `c ? a : b` for result `i` of branches; of sequences entry by entry.
+fn choice(cx: &mut Importer, c: Val, a: Val, b: Val, i: usize) -> Res<Val> {
+    if a == b {
+        return Ok(a);
+    }
+    if let (Some(x), Some(y)) = (cx.parts(a), cx.parts(b))
+        && x.len() == y.len()
+    {
+        let (x, y) = (x.to_vec(), y.to_vec());
+        let parts = x.into_iter().zip(y).map(|(x, y)| choice(cx, c, x, y, i)).collect::<Res<_>>()?;
+        return Ok(cx.sequence(cx.elem(a), parts));
+    }
+    if !cx.is_tensor(a) || !cx.is_tensor(b) {
+        unsupported!("the branches give result {i} sequences of different lengths, and the condition is not known at compile time");
+    }
+    let (ta, tb) = (cx.ty(a).clone(), cx.ty(b).clone());
+    if ta.elem != tb.elem || ta.shape != tb.shape {
+        unsupported!("the branches give result {i} the types {ta} and {tb}, and the condition is not known at compile time");
+    }
+    cx.select(c, a, b)
+}
+
+impl Importer<'_> {
+    /// One round of a loop: nodes that `body` imports are named after it.
+    pub(super) fn round(&mut self, n: &Call, round: i64, body: impl FnOnce(&mut Self) -> Res<Vec<Val>>) -> Res<Vec<Val>> {
+        let before = self.prefix.len();
+        self.prefix.push_str(&format!("{}[{round}]/", n.node.name));
+        let results = body(self);
+        self.prefix.truncate(before);
+        results
+    }
 }
 
 pub(super) fn loop_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
@@ -86,7 +115,6 @@ pub(super) fn loop_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     let yes = cx.constant(Tensor::scalar(Elem::Bool, Scalar::Int(1)));
     let mut condition = n.opt(1).unwrap_or(yes);
     let mut round = 0;
-    let prefix = cx.prefix.len();
     while round < limit {
         match cx.const_scalar(condition) {
             Some(0.0) => break,
@@ -99,10 +127,7 @@ pub(super) fn loop_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
         let i = cx.constant(Tensor::of(&[], vec![round]));
         let mut operands = vec![i, condition];
         operands.extend(&carried);
-        cx.prefix.push_str(&format!("{}[{round}]/", n.node.name));
-        let results = cx.subgraph(body, &operands);
-        cx.prefix.truncate(prefix);
-        let mut results = results?.into_iter();
+        let mut results = cx.round(n, round, |cx| cx.subgraph(body, &operands))?.into_iter();
         condition = results.next().expect("counted above");
         carried = results.by_ref().take(state).collect();
         scanned.iter_mut().zip(results).for_each(|(s, v)| s.push(v));
@@ -118,7 +143,8 @@ pub(super) fn loop_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
 }
 
 /// Joins tensors along an axis that is made for it.
-fn stack(cx: &mut Importer, parts: &[Val], axis: usize) -> Res<Val> {
+pub(super) fn stack(cx: &mut Importer, parts: &[Val], axis: usize) -> Res<Val> {
+    demand!(parts.iter().all(|&v| cx.is_tensor(v)), "sequences cannot be joined to a tensor");
     let parts = parts.iter().map(|&v| cx.unsqueeze(v, &[axis])).collect::<Res<Vec<Val>>>()?;
     cx.concat(&parts, axis)
 }
@@ -158,7 +184,6 @@ pub(super) fn scan(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
         unsupported!("the scan has {rounds} rounds; at most {MAX_ROUNDS} are unrolled");
     }
     let mut collected: Vec<Vec<Val>> = vec![vec![]; outputs];
-    let prefix = cx.prefix.len();
     for round in 0..rounds {
         let mut operands = carried.clone();
         for (i, &(v, axis)) in sources.iter().enumerate() {
@@ -169,10 +194,7 @@ pub(super) fn scan(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
             let part = cx.emit(Slice { starts, steps: vec![1; lens.rank()], lens }, &[v])?;
             operands.push(cx.squeeze(part, &[axis])?);
         }
-        cx.prefix.push_str(&format!("{}[{round}]/", n.node.name));
-        let results = cx.subgraph(body, &operands);
-        cx.prefix.truncate(prefix);
-        let mut results = results?.into_iter();
+        let mut results = cx.round(n, round, |cx| cx.subgraph(body, &operands))?.into_iter();
         carried = results.by_ref().take(state).collect();
         collected.iter_mut().zip(results).for_each(|(s, v)| s.push(v));
     }

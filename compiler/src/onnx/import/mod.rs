@@ -16,6 +16,7 @@ mod inputs;
 mod movement;
 mod nn;
 mod norm;
+mod operands;
 mod quant;
 mod ratios;
 mod reduce;
@@ -23,6 +24,7 @@ mod resize;
 mod rnn;
 mod rounded;
 mod sample;
+mod sequence;
 mod shape;
 mod sort;
 mod table;
@@ -37,13 +39,19 @@ use super::model::{Attribute, Function, Graph, Model, Node, Size, ValueInfo, Val
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tfc_ir::dim::Dim;
+use tfc_ir::dim::{Dim, Range, SymbolTable};
 use tfc_ir::graph::{Graph as Ir, Loc};
 use tfc_ir::ops::InferError;
-use tfc_ir::types::Type;
 
-/// How many nodes an import may visit: bounds what nested functions and unrolled loops can grow to.
-const MAX_NODES: usize = 1_000_000;
+/// How many nodes an import may visit, four times those of the file at least: bounds what nested functions
+/// and unrolled loops can grow to.
+const MAX_NODES: usize = 100_000;
+
+/// How many values an import may make, since one node may stand for many.
+const MAX_VALUES: usize = 2_000_000;
+
+/// How deep functions and subgraphs may lie in each other: bounds the stack.
+const MAX_DEPTH: usize = 100;
 
 /// Why one node could not be imported; the driver adds where.
 #[derive(Debug)]
@@ -94,8 +102,16 @@ pub(crate) use unsupported;
 /// # Errors
 /// When the model contradicts itself or `options`, or uses what is not supported (everything at once).
 pub fn import(model: &Model, options: &ImportOptions) -> Result<Ir, Error> {
+    import_with_warnings(model, options).map(|(graph, _)| graph)
+}
+
+/// Turns a model into a graph, and says what in the model is odd but does no harm.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_with_warnings(model: &Model, options: &ImportOptions) -> Result<(Ir, Vec<String>), Error> {
     let (graph, report) = run(model, options).map_err(|e| e.in_file(&model.file))?;
-    if report.is_supported() { Ok(graph) } else { Err(Error::Unsupported(Box::new(report))) }
+    if report.is_supported() { Ok((graph, report.warnings)) } else { Err(Error::Unsupported(Box::new(report))) }
 }
 
 /// What of a model is not supported, everything at once.
@@ -115,14 +131,30 @@ fn run(model: &Model, options: &ImportOptions) -> Result<(Ir, CheckReport), Erro
     }
     for o in &model.graph.outputs {
         match cx.lookup(&o.name) {
-            None => return Err(Error::invalid(format!("output `{}`", o.name), "nothing defines this value")),
+            None | Some(Entry::Absent) => return Err(Error::invalid(format!("output `{}`", o.name), "nothing defines this value")),
             Some(Entry::Unknown) => {}
             Some(Entry::Known(v)) => {
-                cx.check_declared(o, cx.ty(v), &sizes)?;
+                let place = format!("output `{}`", o.name);
+                if !cx.is_tensor(v) {
+                    cx.report.add("", "output", "the output is a sequence or an optional; only tensors are supported", &o.name);
+                    continue;
+                }
+                cx.check_output(o, v, &place)?;
+                let warning = cx.compare_shape(o, v, &place, &sizes);
+                cx.report.warnings.extend(warning);
                 let value = cx.value(v)?;
                 cx.graph.add_output(&o.name, value);
             }
         }
+    }
+    let others = model.graph.values.iter().filter_map(|d| match cx.lookup(&d.name) {
+        Some(Entry::Known(v)) if cx.is_tensor(v) => cx.compare_shape(d, v, &format!("value `{}`", d.name), &sizes),
+        _ => None,
+    });
+    let others: Vec<String> = others.collect();
+    if let Some(first) = others.first() {
+        let more = if others.len() > 1 { format!("; so it is with {} other values", others.len() - 1) } else { String::new() };
+        cx.report.warnings.push(format!("{first}{more}"));
     }
     if cx.report.is_supported()
         && let Err(broken) = tfc_ir::verify::verify(&cx.graph)
@@ -140,6 +172,8 @@ enum Entry {
     Known(Val),
     /// The result of a node that is not supported.
     Unknown,
+    /// A parameter of a function that the caller leaves out.
+    Absent,
 }
 
 /// The names of a graph, a subgraph, or a function body.
@@ -150,38 +184,47 @@ struct Scope {
 }
 
 /// A function being inlined.
-struct Frame {
-    /// Domain and name.
-    function: (String, String),
+struct Frame<'m> {
+    /// `None` for the model.
+    function: Option<FunctionId<'m>>,
     attributes: BTreeMap<String, Attribute>,
     opsets: BTreeMap<String, i64>,
 }
 
+/// Domain, name, and overload.
+type FunctionId<'m> = (&'m str, &'m str, &'m str);
+
 /// The state of an import.
 pub struct Importer<'m> {
     model: &'m Model,
+    functions: HashMap<FunctionId<'m>, &'m Function>,
     graph: Ir,
     values: Vec<build::Data>,
     scopes: Vec<Scope>,
-    frames: Vec<Frame>,
+    frames: Vec<Frame<'m>>,
     /// Names of the functions and loop rounds around the current node, each followed by a slash.
     prefix: String,
     /// The current node.
     loc: Loc,
+    /// How many nodes may be visited.
+    most_nodes: usize,
     report: CheckReport,
 }
 
 impl<'m> Importer<'m> {
     fn new(model: &'m Model) -> Self {
-        let frame = Frame { function: Default::default(), attributes: BTreeMap::new(), opsets: model.opsets.clone() };
+        let frame = Frame { function: None, attributes: BTreeMap::new(), opsets: model.opsets.clone() };
+        let id = |f: &'m Function| ((f.domain.as_str(), f.name.as_str(), f.overload.as_str()), f);
         Importer {
             model,
+            functions: model.functions.iter().map(id).collect(),
             graph: Ir::new(&model.graph.name),
             values: vec![],
             scopes: vec![Scope { names: HashMap::new(), open: false }],
             frames: vec![frame],
             prefix: String::new(),
             loc: Loc::default(),
+            most_nodes: MAX_NODES.max(4 * (model.graph.nodes.len() + model.functions.iter().map(|f| f.nodes.len()).sum::<usize>())),
             report: CheckReport { file: model.file.clone(), ..CheckReport::default() },
         }
     }
@@ -222,11 +265,9 @@ impl<'m> Importer<'m> {
     fn node(&mut self, node: &Node) -> Result<(), Error> {
         let place = self.place(node);
         self.report.nodes += 1;
-        if self.report.nodes > MAX_NODES {
-            return Err(Error::invalid(
-                place,
-                format!("with functions inlined and loops unrolled the model has more than {MAX_NODES} nodes"),
-            ));
+        if self.report.nodes > self.most_nodes || self.values.len() > MAX_VALUES {
+            let message = format!("with functions inlined and loops unrolled the model has more than {} nodes", self.most_nodes);
+            return Err(Error::invalid(place, format!("{message} or {MAX_VALUES} values")));
         }
         let mut inputs = Vec::with_capacity(node.inputs.len());
         let mut unknown = false;
@@ -235,6 +276,7 @@ impl<'m> Importer<'m> {
                 true => None,
                 false => match self.lookup(name) {
                     Some(Entry::Known(v)) => Some(v),
+                    Some(Entry::Absent) => None,
                     Some(Entry::Unknown) => {
                         unknown = true;
                         None
@@ -277,18 +319,27 @@ impl<'m> Importer<'m> {
         self.frames.last().expect("the model is a frame").opsets.get(domain).copied()
     }
 
-    fn function(&self, node: &Node) -> Option<&'m Function> {
-        self.model.functions.iter().find(|f| f.domain == node.domain && f.name == node.op)
+    /// What a node applies: an operator that is supported, with the version of its operator set, or else
+    /// a function. Where both are there the operator is meant, as in ONNX Runtime.
+    fn callee(&self, node: &Node) -> Res<Callee<'m>> {
+        let function = self.functions.get(&(node.domain.as_str(), node.op.as_str(), node.overload.as_str()));
+        match (table::find(node, self.opset(&node.domain)), function) {
+            (Ok((operator, version)), None) => Ok(Callee::Operator(operator, version)),
+            (Ok((operator, version)), Some(f)) if f.overload.is_empty() => Ok(Callee::Operator(operator, version)),
+            (_, Some(f)) => Ok(Callee::Function(f)),
+            (Err(e), None) => Err(e),
+        }
     }
 
     fn apply(&mut self, node: &Node, inputs: Vec<Option<Val>>) -> Res<Vec<Val>> {
         let attributes = self.resolve_attributes(node)?;
-        if let Some(f) = self.function(node) {
-            return self.call_function(f, node, &attributes, inputs);
-        }
-        let (supported, version) = table::find(node, self.opset(&node.domain))?;
+        let (operator, version) = match self.callee(node)? {
+            Callee::Function(f) => return self.call_function(f, node, &attributes, inputs),
+            Callee::Operator(operator, version) => (operator, version),
+        };
+        operands::check(self, operator, &inputs)?;
         let outer = std::mem::replace(&mut self.loc, Loc::node(&format!("{}{}", self.prefix, node.name)));
-        let results = (supported.import)(self, &Call { node, inputs, attributes: &attributes, version });
+        let results = (operator.import)(self, &Call { node, inputs, attributes: &attributes, version });
         self.loc = outer;
         results
     }
@@ -297,9 +348,7 @@ impl<'m> Importer<'m> {
     /// not supported themselves.
     fn survey(&mut self, node: &Node, counted: bool) {
         self.report.nodes += usize::from(!counted);
-        if self.function(node).is_none()
-            && let Err(Fail::Unsupported(reason)) = table::find(node, self.opset(&node.domain))
-        {
+        if let Err(Fail::Unsupported(reason)) = self.callee(node) {
             self.report.add(&node.domain, &node.op, &reason, &format!("{}{}", self.prefix, node.name));
         }
         for a in node.attributes.values() {
@@ -318,11 +367,15 @@ impl<'m> Importer<'m> {
             return Err(Fail::Invalid("an attribute refers to a function's attribute, but the node is not in a function".into()));
         }
         let given = &self.frames.last().expect("a function").attributes;
-        let resolved = node.attributes.iter().filter_map(|(name, a)| match a {
-            Attribute::Reference(r) => given.get(r).map(|a| (name.clone(), a.clone())),
-            a => Some((name.clone(), a.clone())),
-        });
-        Ok(Cow::Owned(resolved.collect()))
+        let mut resolved = BTreeMap::new();
+        for (name, a) in &node.attributes {
+            let value = if let Attribute::Reference(r) = a { given.get(r) } else { Some(a) };
+            if matches!((a, value), (Attribute::Reference(_), Some(Attribute::Graph(_)))) {
+                unsupported!("the attribute `{name}` is a subgraph that a function takes as its own attribute");
+            }
+            resolved.extend(value.map(|v| (name.clone(), v.clone())));
+        }
+        Ok(Cow::Owned(resolved))
     }
 
     fn call_function(
@@ -332,44 +385,35 @@ impl<'m> Importer<'m> {
         attributes: &BTreeMap<String, Attribute>,
         inputs: Vec<Option<Val>>,
     ) -> Res<Vec<Val>> {
-        let key = (f.domain.clone(), f.name.clone());
-        demand!(!self.frames.iter().any(|c| c.function == key), "the function `{}` calls itself", f.name);
+        let id = Some((f.domain.as_str(), f.name.as_str(), f.overload.as_str()));
+        demand!(!self.frames.iter().any(|c| c.function == id), "the function `{}` calls itself", f.name);
         demand!(inputs.len() <= f.inputs.len(), "the function takes {} operands, but {} are given", f.inputs.len(), inputs.len());
-        let mut names = HashMap::new();
-        for (name, v) in f.inputs.iter().zip(&inputs) {
-            if let Some(v) = v {
-                names.insert(name.clone(), Entry::Known(*v));
-            }
-        }
-        // Nodes of the body see an operand that is left out as left out.
-        let absent: Vec<&Arc<str>> = f.inputs.iter().filter(|n| !names.contains_key(*n)).collect();
+        let given = inputs.iter().map(|v| v.map_or(Entry::Absent, Entry::Known)).chain(std::iter::repeat(Entry::Absent));
+        let names = f.inputs.iter().cloned().zip(given).collect();
         let mut all = f.defaults.clone();
         all.extend(attributes.iter().map(|(k, v)| (k.clone(), v.clone())));
         let opsets = if f.opsets.is_empty() { self.model.opsets.clone() } else { f.opsets.clone() };
-        self.frames.push(Frame { function: key, attributes: all, opsets });
-        self.scopes.push(Scope { names, open: false });
+        self.frames.push(Frame { function: id, attributes: all, opsets });
         let prefix = self.prefix.len();
         self.prefix.push_str(&format!("{}/", node.name));
-        let mut outcome = Ok(());
-        for n in &f.nodes {
-            outcome = match n.inputs.iter().any(|i| absent.contains(&i)) {
-                false => self.node(n),
-                true => {
-                    let mut n = n.clone();
-                    n.inputs.iter_mut().filter(|i| absent.contains(&&**i)).for_each(|i| *i = "".into());
-                    self.node(&n)
-                }
-            };
-            if outcome.is_err() {
-                break;
-            }
-        }
-        let results: Vec<Option<Entry>> = f.outputs.iter().map(|o| self.lookup(o)).collect();
+        let results = self.scoped(Scope { names, open: false }, |cx| {
+            f.nodes.iter().try_for_each(|n| cx.node(n))?;
+            Ok(f.outputs.iter().map(|o| cx.lookup(o)).collect())
+        });
         self.prefix.truncate(prefix);
-        self.scopes.pop();
         self.frames.pop();
-        outcome?;
-        self.known_results(results, f.outputs.iter(), &format!("function `{}`", f.name))
+        self.known_results(results?, f.outputs.iter(), &format!("function `{}`", f.name))
+    }
+
+    /// What `inner` does with the names of a function or subgraph.
+    fn scoped<T>(&mut self, scope: Scope, inner: impl FnOnce(&mut Self) -> Result<T, Error>) -> Res<T> {
+        if self.scopes.len() > MAX_DEPTH {
+            unsupported!("functions and subgraphs lie in each other more than {MAX_DEPTH} deep");
+        }
+        self.scopes.push(scope);
+        let outcome = inner(self);
+        self.scopes.pop();
+        Ok(outcome?)
     }
 
     /// The values of a function or subgraph. Where one is unknown the report already says why.
@@ -379,7 +423,9 @@ impl<'m> Importer<'m> {
             match entry {
                 Some(Entry::Known(v)) => results.push(v),
                 Some(Entry::Unknown) => return Err(Fail::Whole(Error::Unsupported(Box::default()))),
-                None => return Err(Fail::Whole(Error::invalid(place, format!("nothing defines the output `{name}`")))),
+                None | Some(Entry::Absent) => {
+                    return Err(Fail::Whole(Error::invalid(place, format!("nothing defines the output `{name}`"))));
+                }
             }
         }
         Ok(results)
@@ -388,51 +434,57 @@ impl<'m> Importer<'m> {
     /// Imports a subgraph with the given operands and returns its outputs.
     fn subgraph(&mut self, g: &Graph, operands: &[Val]) -> Res<Vec<Val>> {
         demand!(g.inputs.len() == operands.len(), "the subgraph `{}` takes {} operands, not {}", g.name, g.inputs.len(), operands.len());
-        self.scopes.push(Scope { names: HashMap::new(), open: true });
-        let outcome = (|| {
+        let results = self.scoped(Scope { names: HashMap::new(), open: true }, |cx| {
             for (i, &v) in g.inputs.iter().zip(operands) {
-                self.bind(&i.name, Entry::Known(v))?;
+                cx.bind(&i.name, Entry::Known(v))?;
             }
-            self.initializers(g)?;
-            g.nodes.iter().try_for_each(|n| self.node(n))
-        })();
-        let results: Vec<Option<Entry>> = g.outputs.iter().map(|o| self.lookup(&o.name)).collect();
-        self.scopes.pop();
-        outcome?;
+            cx.initializers(g)?;
+            g.nodes.iter().try_for_each(|n| cx.node(n))?;
+            Ok(g.outputs.iter().map(|o| cx.lookup(&o.name)).collect())
+        })?;
         self.known_results(results, g.outputs.iter().map(|o| &o.name), &format!("subgraph `{}`", g.name))
     }
 
-    /// Compares what the model declares about a value with what was inferred.
-    fn check_declared(&self, declared: &ValueInfo, found: &Type, sizes: &BTreeMap<String, Dim>) -> Result<(), Error> {
-        let place = format!("output `{}`", declared.name);
-        let Some(ValueType::Tensor { elem, shape }) = &declared.ty else {
-            return match declared.ty {
-                Some(ValueType::Other(what)) => {
-                    Err(Error::invalid(place, format!("{what} is declared, but the value is a tensor {found}")))
-                }
-                _ => Ok(()),
-            };
-        };
-        if *elem != 0 && elem_of(*elem) != Some(found.elem) {
-            return Err(Error::invalid(place, format!("{} elements are declared, but the value is {found}", elem_name(*elem))));
-        }
-        let Some(shape) = shape else { return Ok(()) };
-        if shape.len() != found.rank() {
-            return Err(Error::invalid(place, format!("{} axes are declared, but the value is {found}", shape.len())));
-        }
-        for (axis, (size, d)) in shape.iter().zip(&found.shape.0).enumerate() {
-            let expected = match size {
-                Size::Fixed(n) => Dim::from(*n),
-                Size::Named(p) => match sizes.get(p) {
-                    Some(d) => d.clone(),
-                    None => continue,
-                },
-                Size::Unknown => continue,
-            };
-            if expected.same(d, &self.graph.symbols) == Some(false) {
-                return Err(Error::invalid(place, format!("the size {expected} is declared for axis {axis}, but the value is {found}")));
+    /// Demands that an output be of the element type that is declared.
+    fn check_output(&self, declared: &ValueInfo, v: Val, place: &str) -> Result<(), Error> {
+        let found = self.ty(v);
+        match declared.ty {
+            Some(ValueType::Other(what)) => Err(Error::invalid(place, format!("{what} is declared, but the value is a tensor {found}"))),
+            Some(ValueType::Tensor { elem, .. }) if elem != 0 && elem_of(elem) != Some(found.elem) => {
+                Err(Error::invalid(place, format!("{} elements are declared, but the value is {found}", elem_name(elem))))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
+
+    /// A warning where a declared shape is not what is computed. What a model says about shapes that are not
+    /// those of its inputs is a hint, and exporters get it wrong: names of sizes that are given by hand,
+    /// the shapes of one run.
+    fn compare_shape(&self, declared: &ValueInfo, v: Val, place: &str, named: &BTreeMap<String, Dim>) -> Option<String> {
+        let Some(ValueType::Tensor { shape: Some(shape), .. }) = &declared.ty else { return None };
+        let found = self.shape(v);
+        // Sizes of 0 make most sizes equal.
+        let symbols: SymbolTable =
+            self.symbols().iter().map(|(s, r)| (s.clone(), Range { min: r.min.max(1).min(r.max), max: r.max })).collect();
+        let differs = |size: &Size, d: &Dim| match size {
+            Size::Fixed(n) => Dim::from(*n).same(d, &symbols) == Some(false),
+            Size::Named(p) => named.get(p).is_some_and(|e| e.same(d, &symbols) == Some(false)),
+            Size::Unknown => false,
+        };
+        if shape.len() == found.rank() && !shape.iter().zip(&found.0).any(|(size, d)| differs(size, d)) {
+            return None;
+        }
+        let sizes = shape.iter().map(|s| match s {
+            Size::Fixed(n) => n.to_string(),
+            Size::Named(p) => p.clone(),
+            Size::Unknown => "?".into(),
+        });
+        let declared = sizes.collect::<Vec<_>>().join(", ");
+        Some(format!("{place} is declared with the shape [{declared}], but has the shape {found}; the declaration is ignored"))
+    }
+}
+
+enum Callee<'m> {
+    Operator(&'static Supported, i64),
+    Function(&'m Function),
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Call, Fail, Importer, Res, Val, arith, attention, blocks, control, einsum, movement, nn, norm, quant, reduce, resize, rnn, sample,
-    shape, sort,
+    sequence, shape, sort,
 };
 use crate::onnx::model::Node;
 
@@ -68,6 +68,7 @@ table! {
         "Clip" 7 => arith::clip,
         "Compress" 9 => movement::compress,
         "Concat" 7 => movement::concat,
+        "ConcatFromSequence" 11 => sequence::concat,
         "Constant" 7 => shape::constant,
         "ConstantOfShape" 9 => shape::constant_of_shape,
         "Conv" 7 => nn::conv,
@@ -136,6 +137,9 @@ table! {
         "NonZero" 9 => shape::non_zero,
         "Not" 7 => arith::not,
         "OneHot" 9 => shape::one_hot,
+        "Optional" 15 => sequence::optional,
+        "OptionalGetElement" 15 => sequence::get_element,
+        "OptionalHasElement" 15 => sequence::has_element,
         "Or" 7 => arith::or,
         "PRelu" 7 => arith::prelu,
         "Pad" 7 => movement::pad,
@@ -168,6 +172,13 @@ table! {
         "ScatterElements" 11 => movement::scatter_elements,
         "ScatterND" 11 => movement::scatter_nd,
         "Selu" 7 => arith::selu,
+        "SequenceAt" 11 => sequence::at,
+        "SequenceConstruct" 11 => sequence::construct,
+        "SequenceEmpty" 11 => sequence::empty,
+        "SequenceErase" 11 => sequence::erase,
+        "SequenceInsert" 11 => sequence::insert,
+        "SequenceLength" 11 => sequence::length,
+        "SequenceMap" 17 => sequence::map,
         "Shape" 7 => shape::shape,
         "Shrink" 9 => arith::shrink,
         "Sigmoid" 7 => arith::sigmoid,
@@ -181,6 +192,7 @@ table! {
         "Softsign" 7 => arith::softsign,
         "SpaceToDepth" 7 => movement::space_to_depth,
         "Split" 7 => movement::split,
+        "SplitToSequence" 11 => sequence::split,
         "Sqrt" 7 => arith::sqrt,
         "Squeeze" 7 => movement::squeeze,
         "Sub" 7 => arith::sub,
