@@ -42,7 +42,7 @@ pub fn read(path: &Path, ports: &[Port], what: &str) -> Result<Vec<Tensor>> {
         let names = list(ports.iter().map(|p| p.name.as_str()));
         return Err(d.note(table(&faults)).help(format!("the model's {what}s are: {names}")));
     }
-    Ok(ports.iter().map(|p| archive.tensor(&p.name)).collect::<std::result::Result<_, _>>()?)
+    Ok(ports.iter().map(|p| archive.tensor_as(&p.name, elem_of(p.elem))).collect::<std::result::Result<_, _>>()?)
 }
 
 /// An error of the runtime about inputs that come from `path`.
@@ -65,9 +65,8 @@ fn mismatches(archive: &Archive, ports: &[Port], what: &str) -> Vec<[String; 3]>
         };
         let header = &member.header;
         let fixed = |(e, &size): (&Expr, &usize)| !matches!(e, Expr::Number(n) if *n != size as i128);
-        let fits = header.elem == Some(elem_of(port.elem))
-            && header.shape.len() == port.shape.len()
-            && port.shape.iter().zip(&header.shape).all(fixed);
+        let fits =
+            header.can_be(elem_of(port.elem)) && header.shape.len() == port.shape.len() && port.shape.iter().zip(&header.shape).all(fixed);
         if !fits {
             let none = if npz::has_type(elem_of(port.elem)) { String::new() } else { format!(" (.npy files have no {})", port.elem) };
             faults.push([name, format!("{wanted}{none}"), format!("the archive has {}", header.type_text())]);

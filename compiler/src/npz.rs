@@ -7,6 +7,10 @@
 //! Headers are read first and for all members; elements only when they are asked for, into memory that
 //! is aligned for every element type. Nothing is allocated before the size by the header is compared
 //! with the size by the archive, and the latter with what the compressed bytes can hold.
+//!
+//! NumPy has no `bf16`. What the package `ml_dtypes` calls `bfloat16` is saved as `V2`, two bytes without
+//! a meaning, and so is `bf16` here: `numpy.load(FILE)["x"].view(ml_dtypes.bfloat16)` reads it. Where
+//! `bf16` is wanted, `uint16` with the same bits will do.
 
 use bytes::Bytes;
 use std::fs::File;
@@ -55,6 +59,11 @@ pub struct Header {
 }
 
 impl Header {
+    /// Whether the elements can be read as `elem`: they have this type, or they are the bits of `bf16`.
+    pub fn can_be(&self, elem: Elem) -> bool {
+        self.elem == Some(elem) || (self.elem, elem) == (Some(Elem::U16), Elem::Bf16)
+    }
+
     /// The type in text form, such as `f32[2, 64]`.
     pub fn type_text(&self) -> String {
         let elem = self.elem.map_or_else(|| format!("`{}`", self.descr), |e| e.name().into());
@@ -137,12 +146,26 @@ impl Archive {
     /// When there is no such array, its elements have a type that models do not have, they are
     /// damaged, or there is not enough memory.
     pub fn tensor(&mut self, name: &str) -> Result<Tensor, NpzError> {
+        let elem = self.member(name).and_then(|m| m.header.elem);
+        self.tensor_as(name, elem.unwrap_or(Elem::F32))
+    }
+
+    /// As [`Archive::tensor`], with elements of the type `elem`, which the header must allow ([`Header::can_be`]).
+    ///
+    /// # Errors
+    /// As [`Archive::tensor`]; when the header does not allow `elem`.
+    pub fn tensor_as(&mut self, name: &str, elem: Elem) -> Result<Tensor, NpzError> {
         let path = self.path.clone();
         let fail = |reason: String| NpzError { path: path.clone(), member: name.into(), reason };
         let Some(Member { header, index, .. }) = self.member(name).cloned() else {
             return Err(fail("the archive has no such member".into()));
         };
-        let elem = header.elem.ok_or_else(|| fail(format!("models have no elements of the type `{}`", header.descr)))?;
+        if header.elem.is_none() {
+            return Err(fail(format!("models have no elements of the type `{}`", header.descr)));
+        }
+        if !header.can_be(elem) {
+            return Err(fail(format!("the array is {}, not {elem}", header.type_text())));
+        }
         let width = elem.bits() as usize / 8;
         let count: usize = header.shape.iter().product();
         let mut data = Buffer::new(count * width).map_err(|e| fail(e.to_string()))?;
@@ -264,7 +287,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 }
 
 /// The element types by NumPy's names, without the mark of the byte order.
-const DESCRS: [(&str, Elem); 12] = [
+const DESCRS: [(&str, Elem); 13] = [
     ("b1", Elem::Bool),
     ("i1", Elem::I8),
     ("u1", Elem::U8),
@@ -275,6 +298,7 @@ const DESCRS: [(&str, Elem); 12] = [
     ("i8", Elem::I64),
     ("u8", Elem::U64),
     ("f2", Elem::F16),
+    ("V2", Elem::Bf16),
     ("f4", Elem::F32),
     ("f8", Elem::F64),
 ];
@@ -284,7 +308,7 @@ fn elem(descr: &str) -> Option<Elem> {
     DESCRS.iter().find(|(d, _)| *d == plain).map(|(_, e)| *e)
 }
 
-/// Whether `.npy` files can hold elements of this type; they have no `bf16` and no 4-bit integers.
+/// Whether `.npy` files can hold elements of this type; they have no 4-bit integers.
 pub fn has_type(elem: Elem) -> bool {
     DESCRS.iter().any(|(_, e)| *e == elem)
 }
@@ -357,7 +381,7 @@ mod tests {
                 assert_eq!(read(file.get_ref()).unwrap(), t, "{elem}");
             }
         }
-        assert!(write(Cursor::new(vec![]), [("x", Elem::Bf16, &[][..], &[0, 0][..])]).unwrap_err().to_string().contains("bf16"));
+        assert!(write(Cursor::new(vec![]), [("x", Elem::I4, &[][..], &[0][..])]).unwrap_err().to_string().contains("i4"));
     }
 
     #[test]
@@ -374,13 +398,33 @@ mod tests {
     }
 
     #[test]
+    fn bf16_is_two_bytes_without_a_meaning_or_their_bits() {
+        // 1 and -2.
+        let bits = [0x80, 0x3f, 0x00, 0xc0];
+        for descr in ["<V2", "|V2", "<u2"] {
+            let mut zip = ZipWriter::new(Cursor::new(vec![]));
+            let text = header(descr, "False", "(2,)");
+            zip.start_file("x.npy", FileOptions::default()).unwrap();
+            zip.write_all(b"\x93NUMPY\x01\x00").unwrap();
+            zip.write_all(&(text.len() as u16).to_le_bytes()).unwrap();
+            zip.write_all(text.as_bytes()).unwrap();
+            zip.write_all(&bits).unwrap();
+            let mut temporary = tempfile::NamedTempFile::new().unwrap();
+            temporary.write_all(&zip.finish().unwrap().into_inner()).unwrap();
+            let mut archive = Archive::open(temporary.path()).unwrap();
+            assert_eq!(archive.tensor_as("x", Elem::Bf16).unwrap().to_f64s(), [1.0, -2.0], "{descr}");
+            assert!(archive.tensor_as("x", Elem::F16).unwrap_err().to_string().contains("not f16"));
+        }
+    }
+
+    #[test]
     fn damage_is_an_error_that_names_the_member() {
         let message = |h: &str, data: &[u8]| archive(h, data, CompressionMethod::Stored).unwrap_err().to_string();
         let m = message(&header("<f4", "False", "(3,)"), &[0; 8]);
         assert!(m.contains("member `x`: the header says f32[3], but the member has 8 bytes"), "{m}");
         let huge = header("<f8", "False", "(4294967296, 4294967296, 4294967296)");
         assert!(message(&huge, &[0; 8]).contains("has 8 bytes of elements"));
-        assert!(message(&header("<V2", "False", "(4,)"), &[0; 8]).contains("no elements of the type `<V2`"));
+        assert!(message(&header("<V4", "False", "(2,)"), &[0; 8]).contains("no elements of the type `<V4`"));
         assert!(message("{'descr': [('a', '<f4')], 'shape': ()}", &[]).contains("not one of a plain array"));
         assert!(message(&header("|b1", "False", "(1,)"), &[2]).contains("neither 0 nor 1"));
         assert!(read(b"not a zip archive at all").unwrap_err().to_string().contains("not an .npz archive"));

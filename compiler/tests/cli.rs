@@ -140,6 +140,20 @@ fn help_and_versions_are_printed() {
 }
 
 #[test]
+fn what_is_odd_in_a_model_is_said_and_does_no_harm() {
+    let p = Place::new();
+    let mut m = ModelProto::parse_from_bytes(&model("Relu")).expect("a model");
+    m.graph.mut_or_insert_default().output[0] = value("y", F32, &["batch", "41"]);
+    m.graph.mut_or_insert_default().node.push(node("NoSuchOperator", &["x"], "dead"));
+    fs::write(p.path("odd.onnx"), m.write_to_bytes().expect("a message")).expect("writable");
+    let said = "warning: output `y` is declared with the shape [batch, 41], but has the shape [batch, 40]";
+    p.run("run odd.onnx --inputs in.npz --outputs out.npz").expect(0, &[said]);
+    let dead = "no output needs these, and they are left out: node `/NoSuchOperator` (NoSuchOperator)";
+    p.run("check odd.onnx").expect(0, &[said, dead, "everything is supported"]);
+    p.run("check odd.onnx --json").expect(0, &["\"unused\": [", "\"node `/NoSuchOperator` (NoSuchOperator)\""]);
+}
+
+#[test]
 fn wrong_usage_has_code_2() {
     let p = Place::new();
     let before = p.files();

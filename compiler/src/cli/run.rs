@@ -15,7 +15,8 @@ use tfc_runtime::{Session, View};
 /// Run a model once on given inputs.
 ///
 /// A model (.onnx, .tir) is compiled in memory first; an artifact (a bundle's folder, or a .so) is
-/// loaded. Members of the .npz files have the names and element types of the model's inputs and outputs.
+/// loaded. Members of the .npz files have the names and element types of the model's inputs and outputs;
+/// bf16 is what NumPy saves of ml_dtypes' bfloat16, or uint16 with the same bits for inputs.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tfc run bert --inputs in.npz --outputs out.npz
