@@ -132,8 +132,10 @@ fn beside(place: &Path) -> io::Result<NamedTempFile> {
 
 /// An error of making a temporary file without the name of that file, which nobody knows.
 pub fn without_path(e: io::Error) -> io::Error {
-    let cause = e.get_ref().and_then(|inner| inner.source()).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.and_then(io::Error::raw_os_error).map_or(e, io::Error::from_raw_os_error)
+    match e.to_string().split_once(" at path ") {
+        Some((cause, _)) => io::Error::new(e.kind(), cause),
+        None => e,
+    }
 }
 
 /// Puts a file at `path`: under this name, over what is there, or into the stream.
@@ -199,6 +201,9 @@ mod tests {
         assert!(e.what.contains("directory"), "{e}");
         let e = Pending::default().write(&folder.path().join("absent/a"), |_| Ok(())).unwrap_err();
         assert!(e.what.contains("absent/a`") && !e.what.contains(".tfc-"), "{e}");
+        // Nobody makes files in there.
+        let e = Pending::default().write(Path::new("/sys/a"), |_| Ok(())).unwrap_err();
+        assert!(e.what.contains("/sys/a`") && !e.what.contains(".tfc-"), "{e}");
     }
 
     #[cfg(unix)]
