@@ -1181,6 +1181,20 @@ fn what_is_not_finite_stays_where_it_is() {
     close(&m.run(&[x, rois, i64s(&[1], &[0])])[0], &[1, 1, 1, 1], &[0.0]);
 }
 
+/// A place outside of the image weighs its neighbours as it would within, and those beyond the border repeat it.
+#[test]
+fn cubic_samples_repeat_the_border() {
+    let m = Model::new(20)
+        .input("x", Elem::F32, &["1", "1", "1", "3"])
+        .input("g", Elem::F32, &["1", "1", "1", "2"])
+        .node("GridSample", "x g", "y", &[text("mode", "cubic"), text("padding_mode", "border")])
+        .output("y");
+    // The place is -0.25, between elements -1 and 0: distances 1.75, 0.75, 0.25, 1.25.
+    let weights = [-0.03515625, 0.26171875, 0.87890625, -0.10546875];
+    let y = m.run(&[f32s(&[1, 1, 1, 3], &[2.0, 10.0, 3.0]), f32s(&[1, 1, 1, 2], &[-2.5 / 3.0, 0.0])]);
+    close(&y[0], &[1, 1, 1, 1], &[2.0 * (weights[0] + weights[1] + weights[2]) + 10.0 * weights[3]]);
+}
+
 #[test]
 fn indices_of_images_and_caches_are_checked() {
     let result = |m: &Model, inputs: &[Tensor]| {

@@ -85,9 +85,10 @@ fn taps(cx: &mut Importer, x: Val, mode: &str, e: &Extent, outside: Outside) -> 
     let one = cx.like(x, 1.0);
     let mut x = if mode == "nearest" { cx.emit(Round {}, &[x])? } else { x };
     match outside {
-        Outside::Border => x = clamp(cx, x, e.last)?,
+        // Cubic places are not clamped, only the neighbours that they are made of.
+        Outside::Border if !mode.ends_with("cubic") => x = clamp(cx, x, e.last)?,
         Outside::Reflection => x = reflect(cx, x, e)?,
-        Outside::Zeros => {}
+        Outside::Border | Outside::Zeros => {}
     }
     let first = if mode == "nearest" { x } else { cx.emit(Floor {}, &[x])? };
     let ratio = cx.sub(x, first)?;
