@@ -10,7 +10,9 @@ use tfc_ir::dim::{Dim, Range, Symbol};
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::ops::{self, Op};
 use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::text;
 use tfc_ir::types::{Elem, Shape, Type};
+use tfc_ir::verify::verify;
 use tfc_passes::OptLevel;
 use tfc_tests::choices::Choices;
 use tfc_tests::models::bind;
@@ -207,4 +209,37 @@ fn the_unused_nibble_of_an_output_is_0() {
             }
         }
     }
+}
+
+#[test]
+fn a_step_may_have_any_number_of_arguments() {
+    let sizes: Vec<String> = (0..200).map(|i| format!("n+{}", i + 1)).collect();
+    let dims = format!("%y = dims {{values = [{}], shape = [200]}} : i64[200]\noutput y = %y\n", sizes.join(", "));
+    let graph = text::parse(&format!("tfc.ir 1\ngraph g\nsymbol n 0..9\ninput %x: f32[n]\n{dims}"), None).unwrap();
+    for cpu in cpus() {
+        let mut session = try_compile(&graph, Some(cpu)).unwrap();
+        for bindings in bindings(&graph, 2) {
+            let data = inputs(&graph, &bindings, &mut Choices::seeded(0));
+            let found = try_run(&mut session, &graph, &data).unwrap();
+            compare(&graph.evaluate(&data, &bindings).unwrap(), &found, |elem| tolerance("dims", elem)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn sizes_of_slots_do_not_grow_with_the_number_of_layers() {
+    let terms = |layers: usize| {
+        let mut graph = String::from("tfc.ir 1\ngraph g\nsymbol m 0..99\nsymbol n 0..99\ninput %x0: f32[m, n]\n");
+        for i in 0..layers {
+            graph += &format!("%t{i} = transpose %x{i} {{perm = [1, 0]}} : f32[n, m]\n");
+            graph += &format!("%s{i} = matmul %x{i}, %t{i} : f32[m, m]\n");
+            graph += &format!("%p{i} = softmax %s{i} {{axis = 1, log = false}} : f32[m, m]\n");
+            graph += &format!("%x{} = matmul %p{i}, %x{i} : f32[m, n]\n", i + 1);
+        }
+        graph += &format!("output y = %x{layers}\n");
+        let optimized = optimize(&text::parse(&graph, None).unwrap(), OptLevel::O0);
+        let program = tfc::schedule::schedule(&verify(&optimized).unwrap()).unwrap();
+        program.slots.values().map(|bytes| bytes.size()).sum::<usize>()
+    };
+    assert_eq!(terms(24), terms(6));
 }
