@@ -109,10 +109,12 @@ pub(super) fn pow(cx: &mut Importer, n: &Call) -> One {
     };
     let (x_wide, y_wide) = (cx.cast(x, wide)?, cx.cast(y, wide)?);
     let p = cx.emit(Pow {}, &[x_wide, y_wide])?;
-    let p = cx.cast(p, base)?;
     if base.is_float() || wide != Elem::F64 {
-        return one(p);
+        return one(cx.cast(p, base)?);
     }
+    // A power is off by up to 2e-13 of itself, and a whole number must not come out as the one before.
+    let p = cx.affine(p, 1.0 + 1e-12, 0.0)?;
+    let p = cx.cast(p, base)?;
     // Whole powers of integers are exact.
     let (whole, magnitude, limit) = (cx.emit(Floor {}, &[y_wide])?, cx.emit(Abs {}, &[y_wide])?, cx.scalar(Elem::F64, 9e15));
     let (is_whole, is_small) = (cx.eq(whole, y_wide)?, cx.lt(magnitude, limit)?);
