@@ -224,6 +224,7 @@ fn attention(heads: usize, queries: usize) -> Case {
         value_depth: DEPTH as i64,
         scale: 0.125f32.to_bits(),
         causal: false,
+        mask_value: None,
         q: access(0, &[0, DEPTH as i64, width, 1]),
         k: 1,
         v: 2,

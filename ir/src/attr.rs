@@ -33,6 +33,10 @@ pub trait Attr: Sized {
     /// # Errors
     /// A noun phrase that says what the field takes.
     fn from_value(v: &AttrValue) -> Result<Self, String>;
+    /// The field where the text form leaves it out, none if it has to be given.
+    fn absent() -> Option<Self> {
+        None
+    }
 }
 
 impl Attr for bool {
@@ -103,6 +107,9 @@ impl<T: Attr> Attr for Option<T> {
             AttrValue::Word(w) if w == "none" => Ok(None),
             v => T::from_value(v).map(Some).map_err(|expected| format!("none, or {expected}")),
         }
+    }
+    fn absent() -> Option<Self> {
+        Some(None)
     }
 }
 

@@ -425,7 +425,8 @@ fn softmax_is_recovered() {
 struct Spelling {
     /// 0: on the scores, 1: on q, 2: on k, 3: on both, 4: scores divided, 5: none.
     scale: u8,
-    /// 0: none, 1: added, 2: `select`ed -1e9, 3: `select`ed the lowest number with the arguments swapped, 4: added before the scale.
+    /// 0: none, 1: added, 2: `select`ed -1e9, 3: `select`ed the lowest number with the arguments swapped, 4: added before the scale,
+    /// 5: `select`ed -100, 6: added, then `select`ed the lowest number.
     mask: u8,
     /// Whether batch and heads are one axis in the products, and another rank is used for the mask.
     merged: bool,
@@ -483,7 +484,15 @@ fn attention(b: &mut Build, s: Spelling) -> Value {
             let (m, fill) = (b.input_of(Elem::Bool, "seq, keys"), b.scalar(-1e9));
             scores = b.op(Select {}, &[m, scores, fill]);
         }
-        3 => {
+        5 => {
+            let (m, fill) = (b.input_of(Elem::Bool, "seq, keys"), b.scalar(-100.0));
+            scores = b.op(Select {}, &[m, scores, fill]);
+        }
+        3 | 6 => {
+            if s.mask == 6 {
+                let bias = b.input("3, seq, keys");
+                scores = b.op(Add {}, &[scores, bias]);
+            }
             let (m, fill) = (b.input_of(Elem::Bool, "2, 1, 1, keys"), b.scalar(f64::from(f32::MIN)));
             scores = b.op(Select {}, &[m, fill, scores]);
         }
@@ -514,7 +523,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn attention_in_any_spelling(scale in 0u8..6, mask in 0u8..5, merged: bool, direct: bool) {
+    fn attention_in_any_spelling(scale in 0u8..6, mask in 0u8..7, merged: bool, direct: bool) {
         let s = Spelling { scale, mask, merged, direct };
         let (g, out) = recovered(s);
         prop_assert_eq!(count(&out, "attention"), 1, "{:?}", s);
@@ -625,8 +634,60 @@ fn what_is_not_quite_attention() {
     };
     never("attention", |b| wrong(b, 2, None, false));
     never("attention", |b| wrong(b, 3, None, true));
-    // Rows where everything is hidden would become different ones.
-    never("attention", |b| wrong(b, 3, Some(-100.0), false));
+    // What is no mask: numbers that a score may as well be.
+    never("attention", |b| wrong(b, 3, Some(1.0), false));
+}
+
+/// Attention behind `masked`, which gets the scores of 16 queries and `keys` keys.
+fn masked_attention(masked: impl FnOnce(&mut Build, Value) -> Value) -> (Graph, Graph) {
+    let mut b = Build::new();
+    let (q, k, v) = (b.input("2, 3, 16, 8"), b.input("2, 3, 8, keys"), b.input("2, 3, keys, 8"));
+    let scores = b.op(Matmul {}, &[q, k]);
+    let scores = masked(&mut b, scores);
+    let p = b.op(Softmax { axis: 3, log: false }, &[scores]);
+    let y = b.op(Matmul {}, &[p, v]);
+    let g = b.done(y);
+    let out = run(&g, PASSES).0;
+    (g, out)
+}
+
+#[test]
+fn hidden_scores_are_replaced_by_the_fill_whatever_they_are() {
+    let hide = |fill: f64| {
+        move |b: &mut Build, scores: Value| {
+            let (m, fill) = (b.input_of(Elem::Bool, "2, 1, 1, keys"), b.scalar(fill));
+            b.op(Select {}, &[m, scores, fill])
+        }
+    };
+    let mask_value = |out: &Graph| out.nodes().find_map(|(_, d)| if let Op::Attention(a) = &d.op { Some(a.mask_value) } else { None });
+    let added = |b: &mut Build, scores: Value| {
+        let bias = b.input("3, 16, keys");
+        b.op(Add {}, &[scores, bias])
+    };
+    for fill in [-100.0, -1e4, -1e9, f64::from(f32::MIN), f64::NEG_INFINITY] {
+        let (_, out) = masked_attention(hide(fill));
+        assert_eq!(mask_value(&out), Some(Some(fill.into())), "{fill}");
+        // Sums may be as low as a fill that is not low.
+        let (_, out) = masked_attention(|b, x| {
+            let x = added(b, x);
+            hide(fill)(b, x)
+        });
+        assert_eq!(count(&out, "attention"), usize::from(fill <= -1e9), "{fill}");
+    }
+    assert_eq!(mask_value(&masked_attention(added).1), Some(None));
+    // Queries and keys that make scores of NaN, infinities and 1e30, a row without visible keys among the rest.
+    let (g, out) = masked_attention(hide(-1e9));
+    let (_, dims) = common::random_inputs(&g, 6, 1);
+    let wild = |sizes: &[usize], every: usize| {
+        let numbers = [f64::NAN, f64::INFINITY, 1e30, -1e30];
+        Tensor::build(Elem::F32, sizes, |i| Scalar::Float(if i % 6 < every { numbers[i % 4] } else { (i % 7) as f64 / 4.0 - 0.7 }))
+    };
+    let seen = Tensor::build(Elem::Bool, &[2, 1, 1, 6], |i| Scalar::Int((2..6).contains(&i).into()));
+    let inputs = [wild(&[2, 3, 16, 8], 0), wild(&[2, 3, 8, 6], 2), wild(&[2, 3, 6, 8], 0), seen];
+    let [expected, found] = [&g, &out].map(|g| g.evaluate(&inputs, &dims).expect("it runs").remove(0).to_f64s());
+    for (x, y) in expected.iter().zip(&found) {
+        assert!((x - y).abs() < 1e-5, "{y} for {x}");
+    }
 }
 
 #[test]

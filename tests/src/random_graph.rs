@@ -898,8 +898,9 @@ impl<'a> Builder<'a> {
         if self.choices.one_in(2) {
             operands.push(self.exactly(elem, Shape(vec![n, m])));
         }
-        let (scale, causal) = (Float::from(0.5), self.choices.one_in(2));
-        let op = if rounded { ops::QuantizedAttention { scale, causal }.into() } else { ops::Attention { scale, causal }.into() };
+        let mask_value = self.choices.one_in(2).then(|| Float::from(-0.5));
+        let op = ops::Attention { scale: Float::from(0.5), causal: self.choices.one_in(2), mask_value };
+        let op = if rounded { ops::QuantizedAttention::from(op).into() } else { op.into() };
         (op, operands)
     }
 

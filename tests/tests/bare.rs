@@ -315,7 +315,8 @@ fn attentions() -> Vec<Model> {
     for (i, (keys, depth, width, causal)) in
         [(1, 1, 1, false), (37, 20, 7, true), (64, 32, 32, false), (301, 17, 40, false), (45, 65, 33, true)].into_iter().enumerate()
     {
-        let ops: [Op; 2] = [Attention { scale, causal }.into(), QuantizedAttention { scale, causal }.into()];
+        let ops: [Op; 2] =
+            [Attention { scale, causal, mask_value: None }.into(), QuantizedAttention { scale, causal, mask_value: None }.into()];
         for (op, eight_bits) in ops.into_iter().zip([false, true]) {
             let (mut graph, m) = graph_of_rows();
             let sizes = [[2, keys, depth], [2, keys, width]];

@@ -66,6 +66,8 @@ pub struct Attention {
     pub scale: u32,
     /// Whether query `i` sees only keys up to `i + keys - queries`.
     pub causal: bool,
+    /// The greatest bias that hides a key, the bits of an f32: such a bias is the score, whatever the product is.
+    pub mask_value: Option<u32>,
     /// Queries; loops are batch, head, query, depth.
     pub q: Access,
     /// Buffer parameter of the packed keys: `[batch, group]` contiguous matrices.

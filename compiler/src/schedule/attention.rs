@@ -84,6 +84,7 @@ impl Scheduler {
             value_depth,
             scale: (op.scale.get() as f32).to_bits(),
             causal: op.causal,
+            mask_value: op.mask_value.map(|x| (x.get() as f32).to_bits()),
             q: args.access(q, Use::Read, &q.strides),
             k: args.buffer(&keys, Use::Read),
             v: args.buffer(&values, Use::Read),
@@ -182,6 +183,11 @@ pub(super) fn unfused_attention(
     s = g.add(ops::Reshape { shape: Shape(vec![b.clone(), h.clone(), n.clone(), m.clone()]) }, &[s], loc)?;
     if let Some(&bias) = x.get(3) {
         s = g.add(ops::Add {}, &[s, bias], loc)?;
+        if let Some(mask_value) = op.mask_value {
+            let most = number(&mut g, mask_value.get());
+            let hides = g.add(ops::Le {}, &[bias, most], loc)?;
+            s = g.add(ops::Select {}, &[hides, bias, s], loc)?;
+        }
     }
     if op.causal {
         let square = Shape(vec![n.clone(), m.clone()]);

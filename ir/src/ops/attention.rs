@@ -12,7 +12,10 @@ operator! {
     /// `softmax(scale * q kᵀ + bias) v` per batch and head (Vaswani et al. 2017), `q[b, h, n, d]`,
     /// `k[b, g, m, d]`, `v[b, g, m, e]`, result `[b, h, n, e]`; query head `i` uses key head
     /// `i * g / h`. With `causal`, query `i` sees keys up to `i + m - n`: the scores of later ones are
-    /// minus infinity. A row that sees no key gives what softmax gives: NaN, or 0 if there are no keys.
+    /// minus infinity. With `mask_value`, a score whose bias is at most that is the bias alone, whatever
+    /// the product of query and key is: NaN and infinities of hidden keys do not count. A row that sees
+    /// no key gives what softmax gives: NaN where its scores are minus infinity, equal weights where they
+    /// are one finite number, or 0 if there are no keys.
     ///
     /// C1. Operands are `q`, `k`, `v` of rank 4 and optionally `bias`, floats of one type.
     /// C2. `g` divides `h`; the other sizes agree.
@@ -22,6 +25,15 @@ operator! {
         scale: Float,
         /// Whether later keys are hidden.
         causal: bool,
+        /// The greatest bias that hides a key.
+        mask_value: Option<Float>,
+    }
+}
+
+impl Attention {
+    /// Whether a bias hides its key: it is the score then.
+    pub fn hides(&self, bias: f64) -> bool {
+        self.mask_value.is_some_and(|most| bias <= most.get())
     }
 }
 
@@ -64,7 +76,8 @@ impl Operator for Attention {
                     }
                     let k = &k[(key_head * keys + key) * depth..][..depth];
                     let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-                    self.scale.get() * dot + bias.as_ref().map_or(0.0, |(bias, at)| bias[at.offset(row * keys + key)])
+                    let bias = bias.as_ref().map_or(0.0, |(bias, at)| bias[at.offset(row * keys + key)]);
+                    if self.hides(bias) { bias } else { self.scale.get() * dot + bias }
                 })
                 .collect();
             softmax_row(&mut scores, false);
@@ -89,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn attention(scale: f64, causal: bool) -> Attention {
-        Attention { scale: Float::from(scale), causal }
+        Attention { scale: Float::from(scale), causal, mask_value: None }
     }
 
     #[test]
@@ -102,6 +115,23 @@ mod tests {
         assert_close(&eval(attention(1.0, true), &[q.clone(), k.clone(), v.clone()]), &f32s(&[1, 1, 2, 1], &[2.0, 4.0]));
         let bias = f32s(&[3], &[0.0, f32::NEG_INFINITY, 3f32.ln()]);
         assert_close(&eval(attention(1.0, false), &[q, k, v, bias]), &f32s(&[1, 1, 2, 1], &[6.25, 6.25]));
+    }
+
+    #[test]
+    fn hidden_keys_count_for_nothing_whatever_they_are() {
+        let q = f32s(&[1, 1, 1, 1], &[1.0]);
+        let k = f32s(&[1, 1, 4, 1], &[0.0, f32::NAN, f32::INFINITY, 0.0]);
+        let v = f32s(&[1, 1, 4, 1], &[1.0, 70.0, 80.0, 3.0]);
+        let masked = |mask_value: f64| Attention { mask_value: Some(Float::from(mask_value)), ..attention(1.0, false) };
+        let hidden = |fill: f32| f32s(&[4], &[0.0, fill, fill, 0.0]);
+        for (mask_value, fill) in [(f64::NEG_INFINITY, f32::NEG_INFINITY), (-1e4, -1e4), (-1e4, -1e9)] {
+            assert_close(&eval(masked(mask_value), &[q.clone(), k.clone(), v.clone(), hidden(fill)]), &f32s(&[1, 1, 1, 1], &[2.0]));
+        }
+        let exposed = eval(masked(-1e9), &[q.clone(), k.clone(), v.clone(), hidden(-1e4)]).to_f64s();
+        assert!(exposed[0].is_nan());
+        // Where every key is hidden by one number, all weigh the same.
+        let y = eval(masked(-1e9), &[q, k, v, f32s(&[1], &[-1e9])]);
+        assert_close(&y, &f32s(&[1, 1, 1, 1], &[38.5]));
     }
 
     #[test]

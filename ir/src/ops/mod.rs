@@ -256,7 +256,7 @@ pub fn check_attribute_names(mnemonic: &str, known: &[&str], given: &[(String, A
 #[doc(hidden)]
 pub fn attribute<T: crate::attr::Attr>(mnemonic: &str, name: &str, given: &[(String, AttrValue)]) -> Result<T, InferError> {
     let Some((_, v)) = given.iter().find(|(n, _)| n == name) else {
-        return Err(InferError::new(format!("{mnemonic} needs the attribute {name}")));
+        return T::absent().ok_or_else(|| InferError::new(format!("{mnemonic} needs the attribute {name}")));
     };
     T::from_value(v).map_err(|expected| InferError::new(format!("attribute {name} of {mnemonic} must be {expected}")))
 }

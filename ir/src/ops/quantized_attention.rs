@@ -16,7 +16,7 @@ operator! {
     /// multiples of 1/255. With the integers `q'`, `k'`, `v'` and their scales:
     ///
     /// ```text
-    /// s[i, j] = scale * qs[i] * ks[j] * (q'[i] · k'[j]) + bias[i, j]
+    /// s[i, j] = bias[i, j] if that is at most mask_value, else scale * qs[i] * ks[j] * (q'[i] · k'[j]) + bias[i, j]
     /// w[i, j] = round_half_even(255 * exp(s[i, j] - max_j s[i, j]))
     /// y[i, c] = vs[c] * (Σ_j w[i, j] * v'[j, c]) / Σ_j w[i, j]
     /// ```
@@ -31,16 +31,24 @@ operator! {
         scale: Float,
         /// Whether later keys are hidden.
         causal: bool,
+        /// The greatest bias that hides a key.
+        mask_value: Option<Float>,
     }
 }
 
 /// What a weight of 1 is rounded to.
 pub const WEIGHT_STEPS: f64 = 255.0;
 
+impl From<Attention> for QuantizedAttention {
+    fn from(op: Attention) -> QuantizedAttention {
+        QuantizedAttention { scale: op.scale, causal: op.causal, mask_value: op.mask_value }
+    }
+}
+
 impl QuantizedAttention {
     /// The attention whose operands and weights are rounded.
     pub fn exact(&self) -> Attention {
-        Attention { scale: self.scale, causal: self.causal }
+        Attention { scale: self.scale, causal: self.causal, mask_value: self.mask_value }
     }
 }
 
@@ -73,6 +81,7 @@ impl Operator for QuantizedAttention {
             .map(|first| rounded(&v, (0..keys).map(|key| first + key * width)))
             .collect();
         let bias = inputs.get(3).map(|t| (t.to_f64s(), Broadcast::new(t.sizes(), &[batch, heads, queries, keys])));
+        let exact = self.exact();
         let mut y = vec![0.0; batch * heads * queries * width];
         // One row of the scores at a time: batch, head and query in one number.
         for row in 0..batch * heads * queries {
@@ -86,7 +95,8 @@ impl Operator for QuantizedAttention {
                     }
                     let (others, key_scale) = &k[matrix * keys + key];
                     let dot: f64 = codes.iter().zip(others).map(|(q, k)| q * k).sum();
-                    self.scale.get() * row_scale * key_scale * dot + bias.as_ref().map_or(0.0, |(bias, at)| bias[at.offset(row * keys + key)])
+                    let bias = bias.as_ref().map_or(0.0, |(bias, at)| bias[at.offset(row * keys + key)]);
+                    if exact.hides(bias) { bias } else { self.scale.get() * row_scale * key_scale * dot + bias }
                 })
                 .collect();
             let largest = scores.iter().fold(f64::NEG_INFINITY, |m, &s| if m.is_nan() || s.is_nan() { f64::NAN } else { m.max(s) });
@@ -108,7 +118,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn attention(scale: f64, causal: bool) -> QuantizedAttention {
-        QuantizedAttention { scale: Float::from(scale), causal }
+        QuantizedAttention { scale: Float::from(scale), causal, mask_value: None }
     }
 
     #[test]

@@ -379,7 +379,7 @@ impl Quantizer<'_> {
         for v in &mut operands {
             *v = self.cast(*v, Elem::F32, &node.loc)?;
         }
-        let op = QuantizedAttention { scale: op.scale, causal: op.causal };
+        let op = QuantizedAttention::from(op.clone());
         let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
         let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
         self.out.set(node.outputs[0], y);

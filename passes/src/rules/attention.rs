@@ -55,20 +55,32 @@ fn attend(t: &mut dyn Terms, p: Term, v: Term) -> Option<Term> {
     let v = reframe(t, v, &frame, &target)?;
     let (q, k, v) = (full(t, q, &target, true)?, full(t, k, &target, false)?, full(t, v, &target, false)?);
     let (k, v) = same_heads(t, k, v, &target)?;
+    let mask_value = if s.hides() { Some(s.mask_value()?.into()) } else { None };
     let mut finite = true;
     let mut bias = None;
-    for (term, frame) in &s.summands {
-        finite &= is_finite(t, *term, MAX_DEPTH);
-        let term = reframe(t, *term, frame, &target)?;
-        let term = converted(t, term, elem)?;
-        bias = Some(match bias {
-            Some(sum) => t.add(Add {}.into(), &[sum, term])?,
-            None => term,
+    for step in &s.steps {
+        bias = Some(match *step {
+            Step::Add { term, ref frame } => {
+                finite &= is_finite(t, term, MAX_DEPTH);
+                let term = reframe(t, term, frame, &target)?;
+                let term = converted(t, term, elem)?;
+                match bias {
+                    Some(sum) => t.add(Add {}.into(), &[sum, term])?,
+                    None => term,
+                }
+            }
+            Step::Hide { condition, hidden_where, fill, ref frame, .. } => {
+                finite &= fill.is_finite();
+                let condition = reframe(t, condition, frame, &target)?;
+                let fill = t.scalar_like(probabilities.scores, fill);
+                let shown = bias.unwrap_or_else(|| t.scalar_like(probabilities.scores, 0.0));
+                t.add(Select {}.into(), &if hidden_where { [condition, fill, shown] } else { [condition, shown, fill] })?
+            }
         });
     }
     let mut args = vec![converted(t, q, elem)?, converted(t, k, elem)?, converted(t, v, elem)?];
     args.extend(bias);
-    let mut y = t.add(Attention { scale: s.scale.into(), causal: false }.into(), &args)?;
+    let mut y = t.add(Attention { scale: s.scale.into(), causal: false, mask_value }.into(), &args)?;
     if probabilities.nan_to_zero && !finite {
         // A row that sees no key: all of its probabilities are NaN, and so is its result.
         let nan = t.add(IsNan {}.into(), &[y])?;
@@ -124,24 +136,55 @@ fn keeps_matrices(a: &Shape, b: &Shape) -> bool {
     a.rank() >= 2 && b.rank() >= 2 && a.0[a.rank() - 2..] == b.0[b.rank() - 2..]
 }
 
-/// `scale * q kᵀ + summands[0] + summands[1] + …`
+/// `scale * q kᵀ`, and what is done to it.
 struct Scores {
     q: Term,
     k_transposed: Term,
     scale: f64,
     /// The shape of `q kᵀ`.
     frame: Shape,
-    /// What is added, each with the shape of the scores it is added to.
-    summands: Vec<(Term, Shape)>,
+    /// From the innermost on.
+    steps: Vec<Step>,
+}
+
+/// What is done to scores; `frame` is the shape that they have there.
+enum Step {
+    /// `scores + term`.
+    Add { term: Term, frame: Shape },
+    /// `fill` in the place of the scores where `condition` is `hidden_where`.
+    /// The fill is below 0; whether it [`absorbs_scores`].
+    Hide { condition: Term, hidden_where: bool, fill: f64, absorbs: bool, frame: Shape },
+}
+
+impl Scores {
+    fn hides(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Hide { .. }))
+    }
+
+    /// The greatest bias that hides a key, where the bias is made of the steps, so that it hides the keys that
+    /// the steps hide and no other. None if sums of other steps may be as low as what hides.
+    fn mask_value(&self) -> Option<f64> {
+        let sums = self.steps.iter().any(|step| matches!(step, Step::Add { .. }));
+        let mut greatest = f64::NEG_INFINITY;
+        for step in &self.steps {
+            let Step::Hide { fill, absorbs, .. } = *step else { continue };
+            if sums && !absorbs {
+                return None;
+            }
+            greatest = greatest.max(fill);
+        }
+        // Summands that come behind it move a number a little.
+        Some(if sums && greatest.is_finite() { greatest / 2.0 } else { greatest })
+    }
 }
 
 /// Reads `s` times `scale` as scores. Looked through are factors that are numbers or constant along
-/// the last two axes, summands, `select`s of a very negative number (see [`mask`]), reshapes that keep
+/// the last two axes, summands, `select`s of a negative number, reshapes that keep
 /// the last two axes, the exchange of these, and conversions to a wider float.
 fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores> {
     let depth = depth.checked_sub(1)?;
     if let Some((q, k_transposed)) = t.binary::<Matmul>(s).into_iter().next() {
-        return Some(Scores { q, k_transposed, scale, frame: t.shape(s).clone(), summands: vec![] });
+        return Some(Scores { q, k_transposed, scale, frame: t.shape(s).clone(), steps: vec![] });
     }
     for form in t.forms(s) {
         let found = match (&*form.op, &form.args[..]) {
@@ -170,13 +213,13 @@ fn scores(t: &mut dyn Terms, s: Term, scale: f64, depth: usize) -> Option<Scores
 
 /// The scores of keys for queries, from those of queries for keys.
 fn transposed_scores(t: &mut dyn Terms, s: Scores) -> Option<Scores> {
-    if !s.summands.is_empty() {
+    if !s.steps.is_empty() {
         return None;
     }
     let mut frame = s.frame;
     let rank = frame.rank();
     frame.0.swap(rank - 2, rank - 1);
-    Some(Scores { q: swap_last(t, s.k_transposed)?, k_transposed: swap_last(t, s.q)?, scale: s.scale, frame, summands: vec![] })
+    Some(Scores { q: swap_last(t, s.k_transposed)?, k_transposed: swap_last(t, s.q)?, scale: s.scale, frame, steps: vec![] })
 }
 
 /// Scores `a * factor`.
@@ -193,7 +236,7 @@ fn scaled_scores(t: &mut dyn Terms, s: Term, a: Term, factor: Term, scale: f64, 
         return None;
     }
     let inner = scores(t, a, scale, depth)?;
-    if inner.frame != *t.shape(s) || !inner.summands.is_empty() {
+    if inner.frame != *t.shape(s) || !inner.steps.is_empty() {
         return None;
     }
     let q = t.add(Mul {}.into(), &[inner.q, factor])?;
@@ -217,27 +260,28 @@ fn summand(t: &mut dyn Terms, s: Term, mut inner: Scores, term: Term, scale: f64
         let c = t.scalar_like(term, scale);
         t.add(Mul {}.into(), &[term, c])?
     };
-    inner.summands.push((term, t.shape(s).clone()));
+    inner.steps.push(Step::Add { term, frame: t.shape(s).clone() });
     Some(inner)
 }
 
-/// Scores `select(c, a, fill)` or `select(c, fill, a)` as `a + mask`.
+/// Scores `select(c, a, fill)` or `select(c, fill, a)`.
 fn masked_scores(t: &mut dyn Terms, s: Term, [c, a, b]: [Term; 3], scale: f64, depth: usize) -> Option<Scores> {
-    for (visible, fill, hidden_first) in [(a, b, false), (b, a, true)] {
-        let Some(fill) = t.number(fill) else { continue };
-        if t.ty(visible) != t.ty(s) || !absorbs_scores(fill * scale, t.ty(s).elem) {
+    for (visible, fill, hidden_where) in [(a, b, false), (b, a, true)] {
+        let Some(fill) = t.number(fill).filter(|fill| fill * scale < 0.0) else { continue };
+        if t.ty(visible) != t.ty(s) {
             continue;
         }
-        let Some(inner) = scores(t, visible, scale, depth) else { continue };
-        let mask = mask(t, c, s, fill * scale, hidden_first)?;
-        return summand(t, s, inner, mask, 1.0);
+        let Some(mut inner) = scores(t, visible, scale, depth) else { continue };
+        let elem = t.ty(s).elem;
+        let fill = if fill.is_finite() { (fill * scale).max(lowest(elem)) } else { f64::NEG_INFINITY };
+        inner.steps.push(Step::Hide { condition: c, hidden_where, fill, absorbs: absorbs_scores(fill, elem), frame: t.shape(s).clone() });
+        return Some(inner);
     }
     None
 }
 
-/// Whether `fill + x` is `fill` after rounding for every score `x` of usual size, so that replacing scores
-/// by `fill` and adding it to them is the same: also in a row where all are hidden. -1e9, the lowest
-/// f16 and everything below qualify (scores up to 16 in magnitude); -1e4 does not.
+/// Whether `fill + x` is `fill` after rounding for every score `x` of usual size (up to 16 in magnitude), and far
+/// below every sum of position biases: -1e9, the lowest f16 and everything below qualify; -1e4 does not.
 fn absorbs_scores(fill: f64, elem: Elem) -> bool {
     match elem {
         Elem::F16 => fill <= -65000.0,
@@ -245,17 +289,14 @@ fn absorbs_scores(fill: f64, elem: Elem) -> bool {
     }
 }
 
-/// `select(c, 0, fill)`, or `select(c, fill, 0)` with `hidden_first`.
-fn mask(t: &mut dyn Terms, c: Term, like: Term, fill: f64, hidden_first: bool) -> Option<Term> {
-    let lowest = match t.ty(like).elem {
+/// The lowest number of a float type.
+fn lowest(elem: Elem) -> f64 {
+    match elem {
         Elem::F16 => -65504.0,
         Elem::Bf16 => -3.3895313892515355e38,
         Elem::F64 => f64::MIN,
         _ => f64::from(f32::MIN),
-    };
-    let fill = if fill == f64::NEG_INFINITY { fill } else { fill.max(lowest) };
-    let (zero, fill) = (t.scalar_like(like, 0.0), t.scalar_like(like, fill));
-    t.add(Select {}.into(), &if hidden_first { [c, fill, zero] } else { [c, zero, fill] })
+    }
 }
 
 /// Whether no element is infinite or NaN whatever the inputs are.
@@ -417,7 +458,7 @@ fn attention_scaled_operands(t: &mut dyn Terms, root: &Root) -> Option<Term> {
                 let mut args = root.form.args.clone();
                 args[i] = x;
                 let scale = (attention.scale.get() * c).into();
-                return t.add(Attention { scale, causal: attention.causal }.into(), &args);
+                return t.add(Attention { scale, ..*attention }.into(), &args);
             }
         }
     }
@@ -434,7 +475,7 @@ fn attention_causal(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     if attention.causal || ahead.range(t.symbols()).min < 0 || !hides_later_keys(t, bias, &ahead) {
         return None;
     }
-    t.add(Attention { scale: attention.scale, causal: true }.into(), &[q, k, v])
+    t.add(Attention { causal: true, mask_value: None, ..*attention }.into(), &[q, k, v])
 }
 
 /// Whether a bias is 0 where query `i` may see key `j`, `j <= i + ahead`, and very negative elsewhere.

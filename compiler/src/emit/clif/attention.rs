@@ -409,7 +409,15 @@ fn score(
                 Some(_) => e.vectors(b, &bias, Elem::F32)[0],
                 None => e.scalars(b, &bias, Elem::F32)[0],
             };
-            b.fma(x, factor, bias)
+            let sum = b.fma(x, factor, bias);
+            match a.mask_value {
+                None => sum,
+                Some(most) => {
+                    let most = b.float_of(ty, f64::from(f32::from_bits(most)));
+                    let hides = b.f.ins().fcmp(FloatCC::LessThanOrEqual, bias, most);
+                    b.choose(hides, bias, sum)
+                }
+            }
         }
     };
     b.f.ins().store(MEM, x, p, 0);
@@ -533,6 +541,8 @@ mod tests {
         /// 0: none, 1: per key, 2: per query and key, 3: for some keys minus infinity; then per key again, 4: the
         /// last keys are hidden, 5: the keys of every other panel are hidden, 6: all are hidden.
         bias: u8,
+        /// The greatest bias that hides a key.
+        mask_value: Option<f32>,
         /// Whether sizes are parameters.
         symbolic: bool,
         /// Whether the result is transposed.
@@ -580,6 +590,18 @@ mod tests {
             }
         }
 
+        fn hides(&self, bias: f32) -> bool {
+            self.mask_value.is_some_and(|most| bias <= most)
+        }
+
+        /// Number `x` of key `j` of matrix `g`. Keys that are hidden from all queries are of no use.
+        fn key(&self, g: usize, j: usize, x: usize) -> f32 {
+            if self.bias_per_key() && self.hides(self.bias_at(0, j)) {
+                return [f32::NAN, f32::INFINITY, 3e38][(j + x) % 3];
+            }
+            value((g * self.keys + j) * self.depth + x + 5)
+        }
+
         /// The operands: queries and keys by rows, values by columns; each line rounded or as it is.
         fn operands(&self) -> [Vec<f64>; 3] {
             let (h, n, m, d, e) = (self.heads(), self.queries, self.keys, self.depth, self.width);
@@ -592,7 +614,7 @@ mod tests {
             let matrices = self.batch * self.groups;
             [
                 (0..self.batch * h * n).flat_map(|row| line(d, &|x| value(row * d + x))).collect(),
-                (0..matrices * m).flat_map(|row| line(d, &|x| value(row * d + x + 5))).collect(),
+                (0..matrices * m).flat_map(|row| line(d, &|x| self.key(row / m, row % m, x))).collect(),
                 (0..matrices * e).flat_map(|c| line(m, &|j| value((c / e * m + j) * e + c % e + 11))).collect(),
             ]
         }
@@ -612,8 +634,9 @@ mod tests {
                             return f64::NEG_INFINITY;
                         }
                         let dot: f64 = (0..d).map(|x| q[row * d + x] * k[(group * m + j) * d + x]).sum();
+                        let bias = self.bias_at(row, j);
                         // What a bias swallows is gone.
-                        f64::from((0.5 * dot) as f32 + self.bias_at(row, j))
+                        f64::from(if self.hides(bias) { bias } else { (0.5 * dot) as f32 + bias })
                     })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -657,6 +680,7 @@ mod tests {
                 value_depth: e as i64,
                 scale: 0.5f32.to_bits(),
                 causal: self.causal,
+                mask_value: self.mask_value.map(f32::to_bits),
                 // Queries lie as [batch, query, head, depth], the result as [batch, head, query, width] or [batch, head, width, query].
                 q: access(0, &[n * h * d, d, h * d, 1], params),
                 k: 1,
@@ -688,13 +712,12 @@ mod tests {
                 }
             }
             let matrices = self.batch * self.groups;
-            let key = |g: usize, j: usize, x: usize| value((g * m + j) * d + x + 5);
             let channel = |g: usize, x: usize, j: usize| value((g * m + j) * e + x + 11);
             let rows = if self.bias_per_key() { 1 } else { self.batch * h * n };
             let bias: Vec<f32> = (0..rows * m).map(|i| self.bias_at(i / m, i % m)).collect();
             let out = vec![f32::NAN; self.batch * h * n * e];
             if self.rounded {
-                let keys: Vec<_> = (0..matrices).map(|g| quantize(m, d, PANEL, Some((d, -128)), |j, x| key(g, j, x))).collect();
+                let keys: Vec<_> = (0..matrices).map(|g| quantize(m, d, PANEL, Some((d, -128)), |j, x| self.key(g, j, x))).collect();
                 let values: Vec<_> = (0..matrices).map(|g| quantize(e, m, PANEL, None, |x, j| channel(g, x, j))).collect();
                 let codes = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.codes).to_vec()).collect();
                 let scales = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.scales).to_vec()).collect();
@@ -702,7 +725,7 @@ mod tests {
                 let [q, bias, out] = [q, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec());
                 return vec![q, codes(&keys), codes(&values), bias, out, scales(&keys), sums, scales(&values)];
             }
-            let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| key(g, j, x))).collect();
+            let k: Vec<f32> = (0..matrices).flat_map(|g| pack(d, m, |x, j| self.key(g, j, x))).collect();
             let v: Vec<f32> = (0..matrices).flat_map(|g| pack(m, e, |j, x| channel(g, x, j))).collect();
             [q, k, v, bias, out].map(|x| bytemuck::cast_slice(&x).to_vec()).to_vec()
         }
@@ -742,6 +765,7 @@ mod tests {
         width: 4,
         causal: false,
         bias: 0,
+        mask_value: None,
         symbolic: false,
         transposed: false,
         rounded: false,
@@ -787,6 +811,11 @@ mod tests {
                 for rounded in [false, true] {
                     Problem { bias, causal, symbolic, rounded, ..padded }.check();
                     Problem { bias, causal, symbolic, rounded, keys: 600, ..padded }.check();
+                    // With a mask value they may be anything.
+                    for mask_value in [-1e9, f32::MIN].map(Some) {
+                        Problem { bias, causal, symbolic, rounded, mask_value, ..padded }.check();
+                        Problem { bias, causal, symbolic, rounded, mask_value, keys: 77, queries: 3, ..padded }.check();
+                    }
                 }
             }
         }
@@ -827,9 +856,10 @@ mod tests {
             [queries, keys, depth, width] in [0usize..40, 0..400, 0..20, 1..40],
             [causal, symbolic, transposed, rounded]: [bool; 4],
             bias in 0u8..7,
+            mask_value in proptest::option::of(prop_oneof![Just(f32::NEG_INFINITY), Just(-1e9), Just(-1.5)]),
         ) {
             let depth = depth.max(usize::from(rounded));
-            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, symbolic, transposed, rounded }.check();
+            Problem { batch, groups, per_group, queries, keys, depth, width, causal, bias, mask_value, symbolic, transposed, rounded }.check();
         }
     }
 }

@@ -590,6 +590,7 @@ fn largest(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: 
     f.a.bind(head);
     let factor = rounded.map(|(scales, factors)| (scales, f.a.broadcast(Mem::at(factors, 0))));
     let most: Vec<V> = (0..vectors).map(|_| f.a.vector_of(f32::NEG_INFINITY)).collect();
+    let hides = a.mask_value.map(|most| f.a.vector_of(f32::from_bits(most)));
     let i = f.a.imm(0);
     let seen_here = if a.causal { clamp(f, seen, columns) } else { columns };
     let score = |f: &mut Asm, skipped: i64, mask: Option<M>| {
@@ -608,7 +609,10 @@ fn largest(f: &mut Function, a: &Attention, t: &Task, s: &Areas, k: &Keys, key: 
             None => f.vector_of(Mem::indexed(at, i, 4, skipped)),
             Some(mask) => f.load_masked(Mem::indexed(at, i, 4, skipped), mask),
         };
-        f.binary(Op::AddPs, x, more)
+        let sum = f.binary(Op::AddPs, x, more);
+        let Some(most) = hides else { return sum };
+        let hidden = f.compare_ps(math::LESS_EQUAL, more, most);
+        f.select(hidden, more, sum)
     };
     let in_place = bias.is_none() && factor.is_none();
     f.a.each(i, seen_here, COLUMNS, |f| {

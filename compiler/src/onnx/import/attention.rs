@@ -162,7 +162,7 @@ pub(super) fn attention(cx: &mut Importer, n: &Call) -> One {
     if whole {
         let mut operands = vec![q, k, v];
         operands.extend(bias);
-        let y = cx.emit(Attention { scale: scale.into(), causal }, &operands)?;
+        let y = cx.emit(Attention { scale: scale.into(), causal, mask_value: None }, &operands)?;
         let y = seen_only(cx, y)?;
         let y = if flat { join_heads(cx, y)? } else { y };
         return Ok(vec![y, present_k, present_v]);
