@@ -12,6 +12,7 @@ use crate::emit::clif::math::SHIFT_32;
 use crate::kernel::nest::{Expr, ExprId};
 use std::f64::consts::FRAC_1_SQRT_2;
 use tfc_ir::scalar::Prim;
+use tfc_ir::types::Elem;
 
 /// A product that is GELU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +27,10 @@ pub struct Gelu {
 pub fn find(exprs: &Exprs, product: ExprId) -> Option<Gelu> {
     factors(exprs, product, None).into_iter().find_map(|gate| {
         let inner = gate_of(exprs, gate)?;
+        // Minus infinity is common where numbers are rounded to 16 bits; `gelu_tanh` does not make it the NaN that the parts give.
+        if matches!(inner, Inner::Tanh(_)) && exprs[product].1 != Elem::F32 {
+            return None;
+        }
         let (operand, tanh) = match inner {
             Inner::Erf(x) => (Some(x), None),
             Inner::Tanh(u) => (None, Some(u)),
@@ -197,7 +202,6 @@ mod tests {
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use crate::schedule::exprs;
     use tfc_ir::ops;
-    use tfc_ir::types::Elem;
 
     /// `out[i] = y(in[i])` for `n` elements.
     fn kernel(n: usize, y: impl FnOnce(&mut exprs::Exprs, ExprId) -> ExprId) -> Kernel {
