@@ -711,7 +711,8 @@ fn sizes_choose_between_branches() {
     assert_eq!(g.bounds.values().map(ToString::to_string).collect::<Vec<_>>(), ["If_0"]);
     assert!(g.checks.is_empty() && m.run(&[count(&[1, 3, 2])])[0].sizes() == [1, 3, 2]);
     let fixed = ImportOptions { dims: [("t".into(), DimSpec::Fixed(1))].into(), ..Default::default() };
-    assert_eq!(m.import_with(&fixed).unwrap().ty(g.outputs()[0].value).rank(), 2);
+    let fixed = m.import_with(&fixed).unwrap();
+    assert_eq!(fixed.ty(fixed.outputs()[0].value).rank(), 2);
     // Branches of one type are both computed, and the size chooses at run time.
     let m = |no: &str| {
         Model::new(17)
