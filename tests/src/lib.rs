@@ -4,6 +4,7 @@ pub mod bare;
 pub mod choices;
 pub mod filetest;
 pub mod models;
+pub mod mutate;
 pub mod native;
 pub mod node_cases;
 pub mod onnx_build;

@@ -167,18 +167,22 @@ impl Model {
         self
     }
 
-    /// The file's contents.
-    pub fn bytes(&self) -> Bytes {
+    /// The model as its file has it.
+    pub fn proto(&self) -> ModelProto {
         let opset =
             |(domain, version): &(String, i64)| OperatorSetIdProto { domain: domain.clone(), version: *version, ..Default::default() };
-        let model = ModelProto {
+        ModelProto {
             ir_version: 8,
             opset_import: self.opsets.iter().map(opset).collect(),
             graph: MessageField::some(self.graph.clone()),
             functions: self.functions.clone(),
             ..Default::default()
-        };
-        model.write_to_bytes().expect("encodable").into()
+        }
+    }
+
+    /// The file's contents.
+    pub fn bytes(&self) -> Bytes {
+        self.proto().write_to_bytes().expect("encodable").into()
     }
 
     /// Decodes and imports the model.
