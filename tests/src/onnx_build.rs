@@ -6,7 +6,7 @@ use onnx_protobuf::{
     ValueInfoProto, tensor_shape_proto, type_proto,
 };
 use protobuf::{EnumOrUnknown, MessageField};
-use tfc::onnx::{Error, ImportOptions, decode, import};
+use tfc::onnx::{Error, ImportOptions, decode, import, import_with_warnings};
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::Elem;
@@ -193,6 +193,12 @@ impl Model {
     /// Decodes and imports the model with options.
     pub fn import_with(&self, options: &ImportOptions) -> Result<Graph, Error> {
         import(&decode::decode(&self.bytes(), None)?, options)
+    }
+
+    /// What the import of the model warns of.
+    pub fn warnings(&self) -> Vec<String> {
+        let model = decode::decode(&self.bytes(), None).unwrap_or_else(|e| panic!("{e}"));
+        import_with_warnings(&model, &ImportOptions::default()).unwrap_or_else(|e| panic!("{e}")).1
     }
 
     /// Imports the model and evaluates it.

@@ -710,6 +710,8 @@ fn sizes_choose_between_branches() {
     assert_eq!(g.symbols.iter().map(|(s, r)| (s.name(), r.min)).collect::<Vec<_>>(), [("b", 0), ("t", 2)]);
     assert_eq!(g.bounds.values().map(ToString::to_string).collect::<Vec<_>>(), ["If_0"]);
     assert!(g.checks.is_empty() && m.run(&[count(&[1, 3, 2])])[0].sizes() == [1, 3, 2]);
+    let narrowed = "dimension `t` is taken to be 2 or more because of If `If_0`; compile with --dim t=1 for the other branch";
+    assert_eq!(m.warnings(), [narrowed]);
     let fixed = ImportOptions { dims: [("t".into(), DimSpec::Fixed(1))].into(), ..Default::default() };
     let fixed = m.import_with(&fixed).unwrap();
     assert_eq!(fixed.ty(fixed.outputs()[0].value).rank(), 2);
@@ -723,6 +725,7 @@ fn sizes_choose_between_branches() {
             .node("If", "c", "y", &[branch("then_branch", "Neg"), branch("else_branch", no)])
             .output("y")
     };
+    assert!(m("Abs").warnings().is_empty());
     close(&m("Abs").run(&[f32s(&[2], &[-1.0, 2.0])])[0], &[2], &[1.0, -2.0]);
     close(&m("Abs").run(&[f32s(&[3], &[-1.0, 2.0, -5.0])])[0], &[3], &[1.0, 2.0, 5.0]);
     let e = m("NonZero").import().unwrap_err().to_string();

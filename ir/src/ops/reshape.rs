@@ -57,13 +57,16 @@ mod tests {
         assert_eq!(heads, ("f32[b, s, 12, 64]".into(), vec![]));
         let open = infer(reshape("6 2"), &[ty(Elem::F32, "n 4")]);
         assert_eq!(open, ("f32[6, 2]".into(), vec!["4*n = 12".into()]));
+        let empty = infer(reshape("0"), &[ty(Elem::F32, "n 4")]);
+        assert_eq!(empty, ("f32[0]".into(), vec!["4*n = 0".into()]));
     }
 
     #[test]
     fn constraints() {
         let to = |sizes: &[i64]| Reshape { shape: Shape::fixed(sizes) };
         assert_refused(to(&[7]), &[ty(Elem::F32, "2 3")], "reshape C1");
-        assert_refused(to(&[0]), &[ty(Elem::F32, "n 3")], "reshape C1");
+        assert_refused(to(&[0]), &[ty(Elem::F32, "2 3")], "reshape C1");
+        assert_refused(to(&[-3]), &[ty(Elem::F32, "n 3")], "reshape C1");
         assert_refused(to(&[6]), &[per_axis(ty(Elem::I8, "2 3"), 0)], "reshape does not move");
     }
 }

@@ -4,7 +4,7 @@
 use super::build::decided_by;
 use super::{Call, Importer, Res, Val, demand, unsupported};
 use crate::onnx::model::{Attribute, Graph};
-use tfc_ir::dim::Dim;
+use tfc_ir::dim::{Dim, Range, SymbolTable};
 use tfc_ir::ops::Slice;
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape};
@@ -45,11 +45,33 @@ pub(super) fn if_(cx: &mut Importer, n: &Call) -> Res<Vec<Val>> {
     for least in [1, 2] {
         let symbols = cx.symbols_from(least, &[condition]);
         if let Some(c) = cx.holds(condition, &symbols) {
+            warn_of_other_branch(cx, condition, c, &symbols);
             cx.narrow_ranges(symbols);
             return cx.subgraph(if c { yes } else { no }, &[]);
         }
     }
     unsupported!("the input shapes decide which branch is taken, and the branches do not allow the same shapes{}", decided_by(&sizes))
+}
+
+/// Says which dimensions are about to be narrowed to the ranges in which the condition is `c`, and how the other branch is had.
+fn warn_of_other_branch(cx: &mut Importer, condition: Val, c: bool, symbols: &SymbolTable) {
+    for (s, to) in symbols {
+        let from = cx.symbols()[s];
+        if from == *to {
+            continue;
+        }
+        let decides = |n: &i64| {
+            let mut fixed = symbols.clone();
+            fixed.insert(s.clone(), Range { min: *n, max: *n });
+            cx.holds(condition, &fixed) == Some(!c)
+        };
+        let (name, least, node) = (s.name(), to.min, cx.loc.clone());
+        let other = match (from.min..least).rfind(decides) {
+            Some(n) => format!("compile with --dim {name}={n} for the other branch"),
+            None => format!("compile with --dim {name}=N for smaller sizes"),
+        };
+        cx.report.warnings.push(format!("dimension `{name}` is taken to be {least} or more because of If `{node}`; {other}"));
+    }
 }
 
 /// Both branches are pure, so that a run-time condition may choose between their results.
