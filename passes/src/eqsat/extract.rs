@@ -54,7 +54,11 @@ impl Set {
     }
 
     fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().enumerate().flat_map(|(word, &bits)| (0..64).filter(move |b| bits >> b & 1 == 1).map(move |b| word * 64 + b))
+        self.0.iter().enumerate().flat_map(|(word, &bits)| {
+            // Each step takes the lowest bit away.
+            let rests = std::iter::successors(Some(bits), |rest| Some(rest & rest.wrapping_sub(1)));
+            rests.take_while(|&rest| rest != 0).map(move |rest| word * 64 + rest.trailing_zeros() as usize)
+        })
     }
 }
 
@@ -68,6 +72,7 @@ struct Dense {
 /// A class's choice so far: which e-node, and all classes that it needs, itself included.
 struct Best {
     node: usize,
+    /// What all of them cost; 0 where there is no other e-node to compare with.
     cost: f64,
     needs: Set,
 }
@@ -122,14 +127,16 @@ impl Dense {
         let n = self.ids.len();
         let mut best: Vec<Option<Best>> = Vec::new();
         best.resize_with(n, || None);
+        // Per class what the e-node costs that is chosen so far.
+        let mut owns = vec![0.0; n];
         let mut rounds = 0;
         while rounds < MAX_ROUNDS {
             let (mut changed, mut reached) = (false, false);
             for i in 0..n {
                 for (k, (children, own)) in self.nodes[i].iter().enumerate() {
                     let Some(needs) = needs(&best, i, children, n) else { continue };
-                    let of = |j: usize| if j == i { *own } else { best[j].as_ref().map_or(0.0, |b| self.nodes[j][b.node].1) };
-                    let cost: f64 = needs.iter().map(of).sum();
+                    let of = |j: usize| if j == i { *own } else { owns[j] };
+                    let cost = if self.nodes[i].len() > 1 { needs.iter().map(of).sum() } else { 0.0 };
                     let better = match &best[i] {
                         None => true,
                         // The same choice is refreshed when its subterms changed.
@@ -139,6 +146,7 @@ impl Dense {
                     if better {
                         reached |= best[i].is_none();
                         best[i] = Some(Best { node: k, cost, needs });
+                        owns[i] = *own;
                         changed = true;
                     }
                 }
