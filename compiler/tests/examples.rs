@@ -69,10 +69,11 @@ fn c_and_rust_classify_alike() {
     idx(&c.join("two.idx"));
     let answers = stdout(Command::new(c.join("classify")).args(["two.idx", "7"]).current_dir(&c));
     assert_eq!(answers.lines().count(), 2, "{answers}");
-    for bad in ["0", "-1"] {
-        let output = Command::new(c.join("classify")).args(["two.idx", bad]).current_dir(&c).output().unwrap();
-        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("range"));
-    }
+    let pictures = |n: &str| Command::new(c.join("classify")).args(["two.idx", n]).current_dir(&c).output().unwrap();
+    let none = pictures("0");
+    assert!(none.status.success() && none.stdout.is_empty());
+    let bad = pictures("-1");
+    assert!(!bad.status.success() && String::from_utf8_lossy(&bad.stderr).contains("range"));
 
     let (_keep, rust) = example("rust");
     idx(&rust.join("two.idx"));
