@@ -99,7 +99,12 @@ impl Scheduler {
             return Err(Unfit);
         }
         let left = self.view(&left);
-        let k = left.shape[left.shape.rank() - 1].clone();
+        let mut k = left.shape[left.shape.rank() - 1].clone();
+        // A check says that both operands have the same one.
+        if let (Op::Matmul(_), None) = (&node.op, k.as_const()) {
+            let right = &body.ty(node.inputs[1]).shape;
+            k = right[right.rank() - 2].clone();
+        }
         let mut p = Product { body, node, domain, left, k, label };
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
