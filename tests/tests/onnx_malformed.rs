@@ -181,6 +181,14 @@ fn operands_have_the_element_types_that_onnx_demands() {
 }
 
 #[test]
+fn truth_values_are_0_or_1() {
+    for (line, name) in [("ReduceSum 13 f32:2,3 / keepdims=9", "keepdims"), ("CumSum 14 f32:2,3 @1 / reverse=-1", "reverse")] {
+        let e = error(&Case::parse(line).model());
+        assert!(e.contains(&format!("the attribute `{name}` must be 0 or 1, but is")), "{line}: {e}");
+    }
+}
+
+#[test]
 fn names_that_are_given_twice_are_the_fault_of_the_model() {
     let m = || Model::new(17).input("x", Elem::F32, &["2"]).node("Neg", "x", "y", &[]).output("y");
     for (model, pieces) in [

@@ -67,9 +67,12 @@ impl Call<'_> {
         Ok(self.opt_int(name)?.unwrap_or(default))
     }
 
-    /// An integer attribute that is a truth value.
+    /// An integer attribute that is a truth value: 0 or 1.
     pub fn flag(&self, name: &str, default: bool) -> Res<bool> {
-        Ok(self.int(name, default.into())? != 0)
+        match self.int(name, default.into())? {
+            value @ (0 | 1) => Ok(value == 1),
+            other => Err(Fail::Invalid(format!("the attribute `{name}` must be 0 or 1, but is {other}"))),
+        }
     }
 
     /// A float attribute, if given.
