@@ -1121,3 +1121,27 @@ fn causal_masks_are_recognised() {
     let table = |b: &mut Build| b.constant(Tensor::build(Elem::Bool, &[1, 1, 5, 5], |i| Scalar::Int((i % 5 <= i / 5).into())));
     assert!(is_causal("5", "5", table, true));
 }
+
+/// The scale of a quantization: what is rounded behind it shows its last bit.
+#[test]
+fn single_numbers_are_divided_by_constants() {
+    for (sizes, divisions) in [("", 1), ("1,1", 1), ("2", 0), ("n", 0)] {
+        let mut b = Build::new();
+        let (x, c) = (b.input(sizes), b.scalar(255.0));
+        let y = b.op(Div {}, &[x, c]);
+        let (out, _) = run(&b.done(y), PASSES);
+        assert_eq!(count(&out, "div"), divisions, "{sizes}");
+    }
+}
+
+#[test]
+fn factors_that_overflow_stay_behind_products() {
+    for (factor, products) in [(3.0, 0), (f64::INFINITY, 1), (f64::NAN, 1), (1e-40, 1)] {
+        let mut b = Build::new();
+        let (x, w) = (b.input("n,4"), b.weight(&[4, 2], 1));
+        let y = b.op(Matmul {}, &[x, w]);
+        let y = scaled(&mut b, y, factor);
+        let (out, _) = run(&b.done(y), PASSES);
+        assert_eq!(count(&out, "mul"), products, "{factor}");
+    }
+}

@@ -32,10 +32,11 @@ pub(crate) fn is_normal(x: f64, elem: Elem) -> bool {
     (smallest..=largest).contains(&x.abs())
 }
 
-/// `x / c = x * (1/c)` for a scalar constant `c` with a normal reciprocal
+/// `x / c = x * (1/c)` for a scalar constant `c` with a normal reciprocal; a single number is divided, since that takes
+/// no time and scales of quantization are such ones: what is rounded behind them shows their last bit
 fn div_by_constant(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     let c = t.number(root.arg(1))?;
-    if t.ty(root.arg(0)) != t.ty(root.term) || !is_normal(1.0 / c, t.ty(root.term).elem) {
+    if t.shape(root.term).elements().is(1) || t.ty(root.arg(0)) != t.ty(root.term) || !is_normal(1.0 / c, t.ty(root.term).elem) {
         return None;
     }
     let factor = t.scalar_like(root.arg(0), 1.0 / c);
@@ -99,13 +100,18 @@ fn may_merge(t: &dyn Terms, op: &Op, c: Term, d: Term) -> bool {
     repeats(short, behind) || before.iter().all(|d| d.is(1)) && repeats(behind, short)
 }
 
+/// Whether a constant may move through sums: as a number it does not make terms overflow, nor 0 NaN.
+fn may_move(t: &dyn Terms, c: Term) -> bool {
+    t.number(c).is_none_or(|x| is_normal(x, t.ty(c).elem))
+}
+
 /// `(x + b) * c = x * c + b * c` for constants `b`, `c`, where `x` is no such sum itself
 fn scale_of_sum(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     if !t.ty(root.term).elem.is_float() {
         return None;
     }
     for (y, c) in with_constant::<Mul>(t, root.term) {
-        if t.shape(c).rank() > 1 {
+        if t.shape(c).rank() > 1 || !may_move(t, c) {
             continue;
         }
         for (x, b) in with_constant::<Add>(t, y) {
@@ -121,7 +127,7 @@ fn scale_of_sum(t: &mut dyn Terms, root: &Root) -> Option<Term> {
 /// `(x w) * c = x (w * c)` for constants `w` and `c`, which is a scalar or has one number per column
 fn scale_behind_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (y, c) in t.either::<Mul>(root.term) {
-        if !t.is_known(c) || t.shape(c).rank() > 1 {
+        if !t.is_known(c) || t.shape(c).rank() > 1 || !may_move(t, c) {
             continue;
         }
         for (x, w) in t.binary::<Matmul>(y) {
@@ -141,7 +147,7 @@ fn scale_before_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
         return None;
     }
     for (x, c) in t.either::<Mul>(root.arg(0)) {
-        if !t.is_known(c) || t.shape(c).rank() > 1 || t.ty(x) != t.ty(root.arg(0)) {
+        if !t.is_known(c) || t.shape(c).rank() > 1 || t.ty(x) != t.ty(root.arg(0)) || !may_move(t, c) {
             continue;
         }
         let mut rows = t.shape(c).clone();
@@ -171,7 +177,7 @@ fn per_channel(t: &mut dyn Terms, c: Term, rank: usize) -> Option<Term> {
 /// `conv(x, w, b) * c = conv(x, w * c, b * c)` for constants `w`, `b` and `c`, one number per channel
 fn scale_behind_conv(t: &mut dyn Terms, root: &Root) -> Option<Term> {
     for (y, c) in t.either::<Mul>(root.term) {
-        if !t.is_known(c) {
+        if !t.is_known(c) || !may_move(t, c) {
             continue;
         }
         for (conv, args) in t.all::<Conv>(y) {
