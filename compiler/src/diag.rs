@@ -169,10 +169,7 @@ pub fn unsupported_table(report: &onnx::CheckReport) -> String {
     let mut rows = vec![["operator", "count", "reason", "nodes"].map(String::from)];
     for u in &report.unsupported {
         let operator = if u.domain.is_empty() { u.operator.clone() } else { format!("{}.{}", u.domain, u.operator) };
-        let mut nodes = u.nodes.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-        if u.nodes.len() > SHOWN {
-            let _ = write!(nodes, " and {} more", u.nodes.len() - SHOWN);
-        }
+        let nodes = u.some_nodes(SHOWN);
         rows.push([operator, u.nodes.len().to_string(), u.reason.clone(), nodes]);
     }
     table(&rows)

@@ -1,6 +1,6 @@
 //! What can be wrong with a model: the file is bad, or it needs something that is not supported.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Why a model could not be read or imported.
@@ -94,6 +94,27 @@ impl CheckReport {
     }
 }
 
+impl Unsupported {
+    /// The first few nodes, and how many more there are; names of nodes deep inside functions and subgraphs without their middle.
+    pub fn some_nodes(&self, most: usize) -> String {
+        let mut text = self.nodes.iter().take(most).map(|n| format!("`{}`", shortened(n))).collect::<Vec<_>>().join(", ");
+        if self.nodes.len() > most {
+            let _ = write!(text, " and {} more", self.nodes.len() - most);
+        }
+        text
+    }
+}
+
+/// A name of at most some hundred characters: of a longer one the beginning and the end.
+fn shortened(name: &str) -> String {
+    const KEPT: usize = 48;
+    let count = name.chars().count();
+    if count <= 2 * KEPT + 1 {
+        return name.into();
+    }
+    name.chars().take(KEPT).chain(['…']).chain(name.chars().skip(count - KEPT)).collect()
+}
+
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 4;
@@ -105,10 +126,7 @@ impl fmt::Display for CheckReport {
         for u in &self.unsupported {
             let dot = if u.domain.is_empty() { "" } else { "." };
             write!(f, "\n  {}{dot}{} x{}: {}", u.domain, u.operator, u.nodes.len(), u.reason)?;
-            write!(f, "\n    nodes: {}", u.nodes.iter().take(SHOWN).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "))?;
-            if u.nodes.len() > SHOWN {
-                write!(f, " and {} more", u.nodes.len() - SHOWN)?;
-            }
+            write!(f, "\n    nodes: {}", u.some_nodes(SHOWN))?;
         }
         Ok(())
     }
@@ -161,5 +179,13 @@ mod tests {
         r.add("", "Bar", "there is no importer for it", "g");
         let text = r.to_string();
         assert!(text.contains("7 findings") && text.contains("ai.example.Foo x6") && text.contains("and 2 more"), "{text}");
+    }
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        let mut r = CheckReport::default();
+        r.add("", "Foo", "it is deep", &format!("outermost/{}innermost", "f/".repeat(200)));
+        let text = r.unsupported[0].some_nodes(1);
+        assert!(text.len() < 110 && text.starts_with("`outermost/f/") && text.ends_with("f/innermost`") && text.contains('…'), "{text}");
     }
 }
