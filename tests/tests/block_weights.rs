@@ -260,3 +260,29 @@ fn a_product_that_the_model_leaves_out_is_its_bias() {
     let y = model.run(&[Tensor::of(&[1, 64], vec![1f32; 64])]).swap_remove(0);
     assert_eq!(y.to_f64s(), (0..24).map(|j| f64::from(j) / 4.0).collect::<Vec<_>>());
 }
+
+#[test]
+fn rows_of_a_free_length_are_those_of_the_weights() {
+    let attributes = [int("K", 32), int("N", 4), int("bits", 4), int("block_size", 16)];
+    let of_rows = |sizes: &[&str]| {
+        Model::new(17)
+            .opset("com.microsoft", 1)
+            .input("x", Elem::F32, sizes)
+            .constant("w", Tensor::of(&[4, 2, 8], (0..64u8).map(|i| i.wrapping_mul(37)).collect()))
+            .constant("s", Tensor::of(&[4, 2], vec![0.5f32, 1.0, -0.25, 0.75, 1.5, -2.0, 0.125, 1.0]))
+            .foreign("com.microsoft", "MatMulNBits", "x w s", "y", &attributes)
+            .output("y")
+            .import()
+            .unwrap()
+    };
+    for rows in [1, 3] {
+        let x = Choices::seeded(rows as u64).tensor(Elem::F32, &[rows, 32]);
+        let (fixed, inputs) = (of_rows(&["m", "32"]), [x]);
+        let wanted = fixed.evaluate(&inputs, &tfc_tests::models::bind(&fixed, &inputs)).unwrap();
+        let graph = optimize(&of_rows(&["m", "k"]), OptLevel::O3);
+        for cpu in cpus() {
+            let found = run(&mut compile(&graph, Some(cpu)), &graph, &inputs);
+            compare(&wanted, &found, |elem| Tolerance::roundings(elem, 64.0, 16.0)).unwrap_or_else(|e| panic!("{cpu}: {e}"));
+        }
+    }
+}

@@ -98,13 +98,14 @@ impl Scheduler {
         if body.outputs().iter().any(|o| !full(&body.ty(o.value).shape) || body.ty(o.value).rank() != domain.rank()) {
             return Err(Unfit);
         }
-        let left = self.view(&left);
-        let mut k = left.shape[left.shape.rank() - 1].clone();
+        let mut left = self.view(&left);
+        let k = left.shape.0.last_mut().expect("a matrix");
         // A check says that both operands have the same one.
-        if let (Op::Matmul(_), None) = (&node.op, k.as_const()) {
+        if k.as_const().is_none() {
             let right = &body.ty(node.inputs[1]).shape;
-            k = right[right.rank() - 2].clone();
+            k.clone_from(&right[right.rank() - 2]);
         }
+        let k = k.clone();
         let mut p = Product { body, node, domain, left, k, label };
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
