@@ -34,6 +34,9 @@ const MAX_WORK: f64 = 3e8;
 const TOTAL_WORK: f64 = 4e7;
 const WORK_PER_BYTE: f64 = 8.0;
 
+/// What an operation on single elements counts, whose scalar program is interpreted for each of them.
+const INTERPRETED: f64 = 8.0;
+
 /// What is left for further nodes.
 struct Budget {
     bytes: usize,
@@ -116,7 +119,7 @@ fn evaluate(graph: &Graph, data: &NodeData, known: &[Option<Known>], budget: &mu
     }
     let types: Vec<_> = data.inputs.iter().map(|&v| graph.ty(v)).collect();
     let results: Vec<_> = data.outputs.iter().map(|&v| graph.ty(v)).collect();
-    let work = cost::work(&data.op, &types, &results, cx);
+    let work = cost::work(&data.op, &types, &results, cx) * if data.op.traits().elementwise { INTERPRETED } else { 1.0 };
     if bytes > budget.bytes || work > MAX_WORK.min(budget.work) {
         return None;
     }

@@ -919,6 +919,17 @@ fn long_chains_of_constants_become_one_product_and_one_sum() {
 }
 
 #[test]
+fn chains_of_repeated_numbers_stay_numbers() {
+    let mut b = Build::new();
+    let x = b.input("1024");
+    let ones = b.constant(Tensor::build(Elem::F32, &[1024], |_| Scalar::Float(0.5)));
+    let y = (0..20).fold(x, |y, _| b.op(Add {}, &[y, ones]));
+    let (out, _) = run(&b.done(y), "eqsat,dce");
+    let sizes: Vec<usize> = out.values().filter_map(|(v, _)| out.as_const(v)).map(Tensor::len).collect();
+    assert_eq!((count(&out, "add"), &sizes[..]), (1, &[1][..]));
+}
+
+#[test]
 fn chains_that_cannot_be_merged_do_not_grow() {
     // Each pair of factors overflows or vanishes, but longer parts of the chain do not.
     let mut b = Build::new();

@@ -115,6 +115,18 @@ fn fold_gives_back_the_memory_of_operands() {
 }
 
 #[test]
+fn fold_leaves_long_work_on_elements_to_the_run() {
+    let mut b = Build::new();
+    let x = b.input("1");
+    let numbers = b.op(Iota { elem: Elem::F32, shape: shape("1048576"), axis: 0 }, &[]);
+    let powers = (0..20).fold(numbers, |y, _| b.op(Exp {}, &[y]));
+    let sum = b.op(Reduce { kind: ReduceKind::Sum, axes: vec![0], keep: true }, &[powers]);
+    let y = b.op(Add {}, &[x, sum]);
+    let (out, stats) = run(&b.done(y), "fold,dce");
+    assert_eq!((stats.get("nodes folded"), count(&out, "exp")), (0, 20));
+}
+
+#[test]
 fn fold_keeps_the_constants_of_small_models_small() {
     let mut b = Build::new();
     let x = b.input_of(Elem::I64, "1");

@@ -4,6 +4,7 @@
 //! end at once, which takes an e-graph of the order of the square of the chain's length. So long chains are merged before, in
 //! one sweep over the graph; the rules are left with short ones, which they look at together with what is around them.
 
+use super::uniform;
 use crate::rebuild::{Rebuild, index};
 use crate::rules::is_normal;
 use crate::table::PassError;
@@ -27,7 +28,11 @@ impl Numbers {
         Numbers { sizes: vec![], list: vec![x] }
     }
 
+    /// Those of a constant; one number where all are the same, as a chain does not change the shape.
     fn of(t: &Tensor) -> Numbers {
+        if let Some(x) = uniform(t) {
+            return Numbers::one(x.to_f64());
+        }
         Numbers { sizes: t.sizes().to_vec(), list: t.to_f64s() }
     }
 
