@@ -1,7 +1,7 @@
 //! Quantization schemes, and the one place where values are rounded, clamped and signed.
 //!
 //! Everything that quantizes or dequantizes, in the interpreter and in every backend, is defined by
-//! [`quantize`] and [`dequantize`], or [`RowRange`] where the scale is found at run time, and tested
+//! [`quantize`] and [`dequantize`], or [`RowRange`] where values are multiplied by the reciprocal of a scale, and tested
 //! against them.
 
 use crate::attr::Attr;
@@ -66,8 +66,8 @@ pub fn dequantize(q: i32, scale: f32, zero_point: i32) -> f32 {
 /// it reciprocals do not overflow.
 pub const MIN_RANGE: f32 = 1e-30;
 
-/// How the values of one row are quantized, all of them alike: see [`RowRange::symmetric`] and
-/// [`RowRange::asymmetric`].
+/// How the values of one row are quantized, all of them alike: see [`RowRange::symmetric`],
+/// [`RowRange::asymmetric`] and [`RowRange::fixed`].
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RowRange {
     /// What a stored step is worth.
@@ -113,8 +113,13 @@ impl RowRange {
         RowRange { scale: r / 255.0, inverse, zero_point: (-128.0 - l * inverse).round_ties_even() as i32 }
     }
 
+    /// For rows that all have a scale that was known before, and its reciprocal rounded to f32.
+    pub fn fixed(scale: f32, zero_point: i32) -> RowRange {
+        RowRange { scale, inverse: 1.0 / scale, zero_point }
+    }
+
     /// `clamp(round_half_even(x * inverse) + zero_point, min, max)`; NaN becomes the zero point. In a
-    /// symmetric row the clamp changes nothing.
+    /// row that is [symmetric](RowRange::symmetric) the clamp changes nothing.
     pub fn quantize(&self, x: f32, min: i32, max: i32) -> i32 {
         // The conversion saturates, and makes NaN 0.
         let q = (x * self.inverse).round_ties_even() as i32;

@@ -377,7 +377,7 @@ fn classify(graph: &Graph, node: &NodeData) -> (Kind, Shape) {
     match &node.op {
         Op::Matmul(_) | Op::QuantizedMatmul(_) => (Kind::Contraction, y.clone()),
         // Its stored values are packed for the product that takes them.
-        Op::QuantizeRows(_) => other,
+        Op::QuantizeRows(_) | Op::QuantizeStatic(_) => other,
         Op::Iota(_) => (Kind::Elementwise, y.clone()),
         Op::Dims(op) if op.values.len() == 1 => (Kind::Elementwise, y.clone()),
         Op::Gather(_) if node.inputs.iter().all(|&v| graph.ty(v).quant.is_none()) => (Kind::Elementwise, y.clone()),

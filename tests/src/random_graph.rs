@@ -160,6 +160,7 @@ fn jumps(op: &Op) -> bool {
         | Pow(_)
         | Quantize(_)
         | QuantizeRows(_)
+        | QuantizeStatic(_)
         | QuantizedAttention(_)
         | Reciprocal(_)
         | RemFloor(_)
@@ -730,6 +731,11 @@ impl<'a> Builder<'a> {
                 *shape.0.last_mut().expect("one axis") = Dim::from(self.choices.between(1, 5));
                 (ops::QuantizeRows { symmetric: self.choices.one_in(2) }.into(), vec![self.exactly(elem, shape)])
             }
+            "quantize_static" => {
+                let elem = self.float();
+                let x = self.plain(elem, 0);
+                (self.quantize_static().into(), vec![x])
+            }
             "quantized_matmul" => self.quantized_matmul(),
             "reduce" => {
                 use ops::reduce::ReduceKind::{Max, Mean, Min, Prod, Sum};
@@ -825,6 +831,11 @@ impl<'a> Builder<'a> {
         Some(op)
     }
 
+    fn quantize_static(&mut self) -> ops::QuantizeStatic {
+        let zero_point = *self.choices.pick(&[0, 0, -128, 127, 5]);
+        ops::QuantizeStatic { scale: Float::from(*self.choices.pick(&[0.25, 0.01, 3.0f32])), zero_point }
+    }
+
     fn quantized_matmul(&mut self) -> (Op, Vec<Value>) {
         let storages = [Elem::I8, Elem::U8, Elem::I4, Elem::U4];
         let storage = self.style.elem.filter(|e| storages.contains(e)).unwrap_or_else(|| *self.choices.pick(&storages));
@@ -840,7 +851,7 @@ impl<'a> Builder<'a> {
         let symmetric = self.choices.one_in(2);
         let weights = Scheme { storage, min: min as i16, max: max as i16, granularity, symmetric, scale: Elem::F32 };
         let rows = ops::QuantizeRows { symmetric: self.choices.one_in(2) };
-        let (activations, mut operands) = match self.choices.below(4) {
+        let (activations, mut operands) = match self.choices.below(5) {
             0 => (None, vec![self.exactly(Elem::F32, shape)]),
             1 => {
                 let scheme = Scheme { granularity: Granularity::Tensor, ..rows.scheme(rank, k as u32) };
@@ -852,8 +863,15 @@ impl<'a> Builder<'a> {
                 let x = self.exactly(Elem::I8, shape);
                 (Some(scheme), self.with_scales(x, &scheme))
             }
+            // Fresh ones, which are not rounded: quantization jumps.
+            3 => {
+                let x = self.fresh(Type::new(Elem::F32, shape));
+                let op = self.quantize_static();
+                let mut operands = self.graph.add_node(op.clone(), &[x], &Loc::default()).expect("an f32 operand");
+                operands.extend(op.parameters().into_iter().map(|t| self.graph.add_const(t, None)));
+                (Some(op.scheme()), operands)
+            }
             _ => {
-                // A fresh one, which is not rounded: quantization jumps.
                 let x = self.fresh(Type::new(Elem::F32, shape));
                 let scheme = rows.scheme(rank, k as u32);
                 (Some(scheme), self.graph.add_node(rows, &[x], &Loc::default()).expect("its rows have a size"))

@@ -402,6 +402,7 @@ operators! {
     pow::Pow,
     quantize::Quantize,
     quantize_rows::QuantizeRows,
+    quantize_static::QuantizeStatic,
     quantized_attention::QuantizedAttention,
     quantized_matmul::QuantizedMatmul,
     reciprocal::Reciprocal,
