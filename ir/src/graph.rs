@@ -216,6 +216,11 @@ impl Graph {
         self.outputs.push(Output { name: name.into(), value });
     }
 
+    /// Forgets all declared results.
+    pub fn clear_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
     /// The inputs in order.
     pub fn inputs(&self) -> &[Value] {
         &self.inputs

@@ -15,6 +15,7 @@
 //! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
 //! deterministic: the same graph gives the same result, to the byte of its text form.
 
+pub mod calibrate;
 pub mod cost;
 pub mod cse;
 pub mod dce;
@@ -26,6 +27,7 @@ pub mod legalize;
 pub mod quantize;
 mod rebuild;
 pub mod rules;
+pub mod side_data;
 pub mod simplify;
 pub mod sink_reshapes;
 pub mod table;

@@ -28,7 +28,7 @@ fn run(mut graph: Graph, cx: &Context) -> PassResult {
         let before = stats.clone();
         graph = once(&graph, &mut stats)?;
         graph = (crate::dce::PASS.run)(graph, cx)?.0;
-        if stats == before {
+        if stats.iter().eq(before.iter()) {
             break;
         }
         if round + 1 == MAX_ROUNDS {

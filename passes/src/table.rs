@@ -1,7 +1,9 @@
 //! The pass table: every pass by name, the pipelines of the optimization levels, and the driver.
 
+use crate::calibrate::OracleError;
 use crate::quantize::{LedgerEntry, QuantConfig};
-use crate::{cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
+use crate::side_data::SideData;
+use crate::{calibrate, cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -32,15 +34,20 @@ pub struct Context {
     pub quant: Option<QuantConfig>,
     /// Bytes of the constants of the graph before the first pass; [`run_pipeline`] fills it in.
     pub source_bytes: usize,
+    /// What the caller provides, such as a [`crate::calibrate::Calibration`], and what the pass before said of the graph that it
+    /// made ([`Stats::data`]). Only the next pass sees the latter: values of the graph have other names behind it.
+    pub data: SideData,
 }
 
 /// What a pass did.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Stats {
     /// Counters under fixed names, in the order in which the pass reports them.
     counters: Vec<(&'static str, u64)>,
     /// What became of every matrix product, in order: from [`quantize`], else empty.
     pub ledger: Vec<LedgerEntry>,
+    /// What it says of the graph that it made, for the next pass and for whoever observes.
+    pub data: SideData,
 }
 
 impl Stats {
@@ -72,16 +79,22 @@ impl fmt::Display for Stats {
     }
 }
 
-/// A pass built a node that its operands do not fit. This is a defect of the pass, not of the model.
+/// Why a pass failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("pass {} built a node that is not valid{}: {error}", if pass.is_empty() { "?" } else { pass }, place(loc))]
-pub struct PassError {
-    /// The pass; the driver fills it in.
-    pub pass: &'static str,
-    /// What the operator's inference said.
-    pub error: InferError,
-    /// Where the node came from.
-    pub loc: Loc,
+pub enum PassError {
+    /// It built a node that its operands do not fit. This is a defect of the pass, not of the model.
+    #[error("pass {} built a node that is not valid{}: {error}", if pass.is_empty() { "?" } else { pass }, place(loc))]
+    Invalid {
+        /// The pass; the driver fills it in.
+        pass: &'static str,
+        /// What the operator's inference said.
+        error: InferError,
+        /// Where the node came from.
+        loc: Loc,
+    },
+    /// The graph could not be evaluated on the calibration data.
+    #[error(transparent)]
+    Calibration(#[from] OracleError),
 }
 
 fn place(loc: &Loc) -> String {
@@ -91,7 +104,15 @@ fn place(loc: &Loc) -> String {
 impl PassError {
     /// An error for a node that came from `loc`.
     pub fn new(error: InferError, loc: &Loc) -> PassError {
-        PassError { pass: "", error, loc: loc.clone() }
+        PassError::Invalid { pass: "", error, loc: loc.clone() }
+    }
+
+    /// The error as one of `pass`.
+    fn of(self, pass: &'static str) -> PassError {
+        match self {
+            PassError::Invalid { error, loc, .. } => PassError::Invalid { pass, error, loc },
+            other => other,
+        }
     }
 }
 
@@ -111,6 +132,7 @@ pub enum OptLevel {
 
 /// Every pass, in alphabetical order.
 pub const PASSES: &[&Pass] = &[
+    &calibrate::PASS,
     &cse::PASS,
     &dce::PASS,
     &eqsat::PASS,
@@ -235,11 +257,13 @@ pub fn run_pipeline<E: From<PassError>>(
     cx: &Context,
     mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>, E>,
 ) -> Result<Graph, E> {
-    let cx = &Context { source_bytes: graph.constant_bytes(), ..cx.clone() };
+    let mut cx = Context { source_bytes: graph.constant_bytes(), ..cx.clone() };
+    let given = cx.data.clone();
     for (index, &pass) in passes.iter().enumerate() {
         let start = Instant::now();
-        let (next, stats) = (pass.run)(graph, cx).map_err(|e| PassError { pass: pass.name, ..e })?;
+        let (next, stats) = (pass.run)(graph, &cx).map_err(|e| e.of(pass.name))?;
         graph = next;
+        cx.data = stats.data.over(&given);
         if observer(&Ran { pass, index, graph: &graph, stats: &stats, time: start.elapsed() })?.is_break() {
             break;
         }

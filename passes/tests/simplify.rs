@@ -40,7 +40,7 @@ fn rests(build: impl FnOnce(&mut Build) -> Value) {
     let g = b.done(y);
     let (out, stats) = run(&g, "simplify");
     assert_eq!(out.nodes().len(), g.nodes().len(), "{stats}");
-    assert_eq!(stats, Default::default());
+    assert_eq!(stats.iter().len(), 0, "{stats}");
 }
 
 #[test]
@@ -294,6 +294,6 @@ proptest! {
         assert_exact(&g, &once);
         let (twice, stats) = run(&once, "simplify");
         prop_assert_eq!(once.nodes().len(), twice.nodes().len());
-        prop_assert_eq!(stats, Default::default());
+        prop_assert_eq!(stats.iter().len(), 0, "{}", stats);
     }
 }

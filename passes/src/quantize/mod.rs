@@ -69,15 +69,7 @@ pub struct LedgerEntry {
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     let Some(config) = cx.quant.as_ref().filter(|c| !c.is_f32()) else { return Ok((graph, stats)) };
-    let mut pass = Quantizer {
-        graph: &graph,
-        config,
-        out: Rebuild::new(&graph),
-        rows: HashMap::new(),
-        converted: HashMap::new(),
-        weights: HashMap::new(),
-        mentioned: HashSet::new(),
-    };
+    let mut pass = Quantizer::new(&graph, config);
     for (n, node) in graph.nodes() {
         match &node.op {
             Op::Matmul(_) => {
@@ -159,40 +151,54 @@ struct Quantizer<'g> {
     mentioned: HashSet<Value>,
 }
 
-impl Quantizer<'_> {
-    /// Emits a product, quantized if that is wanted and possible.
-    fn product(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
-        let matrices = match self.matrices(node) {
-            Ok(matrices) => matrices,
-            Err(why_not) => {
-                self.out.copy(n)?;
-                return Ok(LedgerEntry::kept(&node.loc, why_not, self.constant_bytes(node)));
-            }
-        };
-        let bytes = self.constant_bytes(node);
+impl<'g> Quantizer<'g> {
+    fn new(graph: &'g Graph, config: &'g QuantConfig) -> Quantizer<'g> {
+        Quantizer {
+            graph,
+            config,
+            out: Rebuild::new(graph),
+            rows: HashMap::new(),
+            converted: HashMap::new(),
+            weights: HashMap::new(),
+            mentioned: HashSet::new(),
+        }
+    }
+
+    /// The constant matrices of a product, the scheme that it gets and what said so; or why it stays as it is.
+    fn quantizable(&self, node: &NodeData) -> Result<(Matrices, QuantSpec, String), String> {
+        let matrices = self.matrices(node)?;
         let (spec, by) = self.config.of(&node.loc);
-        let mut reason = said_by(by);
-        let QuantSpec::Int { weights: bits, activations, mut group } = spec else {
-            self.out.copy(n)?;
-            return Ok(LedgerEntry::kept(&node.loc, reason, bytes));
-        };
+        let by = said_by(by);
+        if spec == QuantSpec::F32 {
+            return Err(by);
+        }
         let [k, columns] = matrices.sizes();
         let finite = |t: &Tensor| t.values::<f32>().iter().all(|w| w.is_finite());
         let x = self.graph.ty(node.inputs[usize::from(matrices.left)]);
-        let of_rows = &x.shape[x.rank() - if matrices.left { 2 } else { 1 }];
-        let kept = match () {
-            () if k < MIN_INNER => Some(format!("its inner size {k} is below {MIN_INNER}: there is nothing to gain")),
+        let of_rows = &x.shape[channel_axis(x, matrices.left)];
+        match () {
+            () if k < MIN_INNER => Err(format!("its inner size {k} is below {MIN_INNER}: there is nothing to gain")),
             () if columns < MIN_COLUMNS => {
-                Some(format!("it has {columns} output channels, fewer than {MIN_COLUMNS}: there is nothing to gain"))
+                Err(format!("it has {columns} output channels, fewer than {MIN_COLUMNS}: there is nothing to gain"))
             }
-            () if of_rows.as_const().is_none() => Some(format!("the size {of_rows} of the rows of {x} is not known")),
-            () if !matrices.data.iter().all(finite) => Some("a weight is not finite".into()),
-            () => None,
-        };
-        if let Some(kept) = kept {
-            self.out.copy(n)?;
-            return Ok(LedgerEntry::kept(&node.loc, kept, bytes));
+            () if of_rows.as_const().is_none() => Err(format!("the size {of_rows} of the rows of {x} is not known")),
+            () if !matrices.data.iter().all(finite) => Err("a weight is not finite".into()),
+            () => Ok((matrices, spec, by)),
         }
+    }
+
+    /// Emits a product, quantized if that is wanted and possible.
+    fn product(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
+        let bytes = self.constant_bytes(node);
+        let (matrices, spec, mut reason) = match self.quantizable(node) {
+            Ok(found) => found,
+            Err(why_not) => {
+                self.out.copy(n)?;
+                return Ok(LedgerEntry::kept(&node.loc, why_not, bytes));
+            }
+        };
+        let QuantSpec::Int { weights: bits, activations, mut group } = spec else { unreachable!("f32 is not quantizable") };
+        let [k, _] = matrices.sizes();
         if matches!(group, Group::Of(size) if size as usize >= k) {
             reason += "; one group holds all of k";
         }
@@ -500,6 +506,39 @@ fn longest_group(bits: WeightBits) -> u32 {
     let storage = if bits == WeightBits::Eight { Elem::I8 } else { Elem::I4 };
     let rows = ROWS.scheme(2, 1);
     QuantizedMatmul::longest_group(&rows, &Scheme { storage, ..rows })
+}
+
+/// The axis of a product's operand that is summed over: the last one of a left operand, the one before of a right one, which is
+/// the `left` operand of the transposed product.
+fn channel_axis(x: &Type, left: bool) -> usize {
+    x.rank() - if left { 2 } else { 1 }
+}
+
+/// An operand of products that get integer weights.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// The operand that is not constant.
+    pub operand: Value,
+    /// The axis of it that the products sum over.
+    pub axis: usize,
+    /// The products, in order.
+    pub products: Vec<Node>,
+}
+
+/// The operands of all products that [`PASS`] would quantize by a configuration, in order.
+pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
+    let pass = Quantizer::new(graph, config);
+    let mut sites: Vec<Site> = vec![];
+    for (n, node) in graph.nodes().filter(|(_, node)| matches!(node.op, Op::Matmul(_))) {
+        let Ok((matrices, ..)) = pass.quantizable(node) else { continue };
+        let operand = node.inputs[usize::from(matrices.left)];
+        let axis = channel_axis(graph.ty(operand), matrices.left);
+        match sites.iter_mut().find(|s| (s.operand, s.axis) == (operand, axis)) {
+            Some(site) => site.products.push(n),
+            None => sites.push(Site { operand, axis, products: vec![n] }),
+        }
+    }
+    sites
 }
 
 /// Whether a constant behind the operator still counts as one.
