@@ -14,6 +14,7 @@ pub mod files;
 pub mod hwbench;
 pub mod inputs;
 pub mod kernel;
+pub mod metrics;
 pub mod npz;
 pub mod onnx;
 pub mod profile;
