@@ -110,6 +110,12 @@ impl Diagnostic {
         self
     }
 
+    /// Everything in plain lines, for a message of which it becomes a part.
+    pub fn text(&self) -> String {
+        let rest = self.places.iter().chain(&self.notes).chain(&self.help);
+        std::iter::once(&self.what).chain(rest).cloned().collect::<Vec<_>>().join("\n")
+    }
+
     /// The text for a terminal, in colours if `color`. Ends with a line break.
     pub fn render(&self, color: bool) -> String {
         let paint = |style: &'static str, text: &str| if color { format!("\x1b[{style}m{text}\x1b[0m") } else { text.into() };
@@ -193,7 +199,10 @@ impl From<onnx::Error> for Box<Diagnostic> {
 
 impl From<PassError> for Box<Diagnostic> {
     fn from(e: PassError) -> Self {
-        Diagnostic::bug(e.to_string())
+        match e {
+            PassError::Invalid { .. } => Diagnostic::bug(e.to_string()),
+            PassError::Calibration(e) => Diagnostic::new(if e.code == 3 { Exit::Unsupported } else { Exit::Failed }, e.message),
+        }
     }
 }
 

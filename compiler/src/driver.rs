@@ -10,7 +10,8 @@
 //! What becomes of a program otherwise (objects, bundles, listings) is in [`crate::emit`] and
 //! `artifact`.
 
-use crate::diag::{self, Diagnostic, Result};
+use crate::calibration::{Compiled, Data, Holdout, Progress};
+use crate::diag::{self, Diagnostic, Result, list};
 use crate::emit::jit;
 use crate::files::{Pending, Place};
 use crate::kernel::Program;
@@ -20,10 +21,14 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tfc_ir::graph::Graph;
 use tfc_ir::text;
 use tfc_ir::verify::verify;
-use tfc_passes::{Context, LedgerEntry, OptLevel, Pass, QuantConfig, Ran, pipeline, quantizing_pipeline, run_pipeline};
+use tfc_passes::calibrate::Calibration;
+use tfc_passes::{
+    Context, LedgerEntry, OptLevel, Pass, QuantConfig, Ran, calibrating_pipeline, pipeline, quantizing_pipeline, run_pipeline,
+};
 use tfc_runtime::Model;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -38,14 +43,52 @@ pub struct Options {
     pub passes: Option<Vec<&'static Pass>>,
     /// How products are quantized; `None` leaves the model as it is.
     pub quant: Option<QuantConfig>,
+    /// The data that decides how; only with `quant`.
+    pub calibration: Option<CalibrationOptions>,
     /// The verifier runs after each pass, not only at the begin and at the end.
     pub verify_each: bool,
+}
+
+/// What a model is calibrated on.
+#[derive(Clone)]
+pub struct CalibrationOptions {
+    /// Archives with samples.
+    pub paths: Vec<PathBuf>,
+    /// The input whose zeros are positions that do not count.
+    pub mask: Option<String>,
+    /// How many samples are only measured on.
+    pub holdout: Holdout,
+    /// How many threads evaluate the model.
+    pub threads: usize,
+    /// Who is told how far it is.
+    pub progress: Arc<dyn Progress>,
+}
+
+impl CalibrationOptions {
+    /// What passes need of the data.
+    ///
+    /// # Errors
+    /// As [`Data::read`], and when the mask is no input.
+    fn read(&self, graph: &Graph) -> Result<Calibration> {
+        let names: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_deref().unwrap_or_default()).collect();
+        if let Some(mask) = self.mask.as_deref().filter(|m| !names.contains(m)) {
+            return Err(Diagnostic::usage(format!("--calib-mask {mask}: the model has no such input"))
+                .note(format!("the model's inputs are: {}", list(names))));
+        }
+        let data = Data::read(&self.paths, graph, self.holdout)?;
+        let oracle = Compiled { batches: data.learned, threads: self.threads, progress: self.progress.clone() };
+        Ok(Calibration { oracle: Arc::new(oracle), mask: self.mask.clone() })
+    }
 }
 
 impl Options {
     /// The passes that run, in order.
     pub fn pipeline(&self) -> Vec<&'static Pass> {
-        let of_level = || if self.quant.is_some() { quantizing_pipeline(self.level) } else { pipeline(self.level) };
+        let of_level = || match (&self.quant, &self.calibration) {
+            (Some(_), Some(_)) => calibrating_pipeline(self.level),
+            (Some(_), None) => quantizing_pipeline(self.level),
+            (None, _) => pipeline(self.level),
+        };
         self.passes.clone().unwrap_or_else(of_level)
     }
 }
@@ -143,7 +186,10 @@ fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {
 /// # Errors
 /// What the observer says; a pass or the verifier only by a bug of ours.
 pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Optimized> {
-    let cx = Context { quant: options.quant.clone(), ..Context::default() };
+    let mut cx = Context { quant: options.quant.clone(), ..Context::default() };
+    if let Some(calibration) = &options.calibration {
+        cx.data.insert(calibration.read(&graph)?);
+    }
     let mut ledger = vec![];
     let graph = run_pipeline(graph, &options.pipeline(), &cx, |ran: &Ran| {
         ledger.extend_from_slice(&ran.stats.ledger);

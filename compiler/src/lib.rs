@@ -5,6 +5,7 @@
 //! way on one screen.
 
 pub mod artifact;
+pub mod calibration;
 pub mod cost;
 pub mod diag;
 pub mod dot;

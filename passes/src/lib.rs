@@ -8,7 +8,7 @@
 //! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
 //!   and attention from whatever spelling an exporter chose;
 //! - [`integer_products`] finds the products of integers that quantized models spell out;
-//! - [`quantize`] rounds constant matrices to integers, where that is asked for;
+//! - [`calibrate`] observes values on data, and [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, [`sink_reshapes`] brings
 //!   elementwise operators next to the products that they follow, and [`fuse`] groups what becomes one kernel.
 //!
@@ -35,5 +35,6 @@ pub mod terms;
 
 pub use quantize::{LedgerEntry, QuantConfig, QuantSpec};
 pub use table::{
-    Context, OptLevel, Pass, PassError, PassResult, Ran, Stats, UnknownPass, parse_passes, pipeline, quantizing_pipeline, run_pipeline,
+    Context, OptLevel, Pass, PassError, PassResult, Ran, Stats, UnknownPass, calibrating_pipeline, parse_passes, pipeline,
+    quantizing_pipeline, run_pipeline,
 };

@@ -203,6 +203,15 @@ pub fn quantizing_pipeline(level: OptLevel) -> Vec<&'static Pass> {
     passes
 }
 
+/// The passes of an optimization level for a model that is quantized by what calibration data shows: as
+/// [`quantizing_pipeline`], with [`calibrate`] before [`quantize`].
+pub fn calibrating_pipeline(level: OptLevel) -> Vec<&'static Pass> {
+    let mut passes = quantizing_pipeline(level);
+    let at = passes.iter().position(|p| p.name == quantize::PASS.name).unwrap_or(passes.len());
+    passes.insert(at, &calibrate::PASS);
+    passes
+}
+
 /// No pass has this name.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("there is no pass called `{name}`; the passes are: {known}")]

@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    let options = driver_options(&args.level, &args.shapes)?;
+    let options = driver_options(&args.level, &args.shapes, console)?;
     // What is not supported shall not hide what else is not.
     let (report, graph, unused) = if driver::is_tir(&args.model) {
         let graph = driver::load(&args.model, &options.import)?.graph;

@@ -157,7 +157,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     check_folder(&plan)?;
     let target = target(args.target.as_deref())?;
     let cpus = cpus(args, &target)?;
-    let options = driver_options(&args.level, &args.shapes)?;
+    let options = driver_options(&args.level, &args.shapes, console)?;
     let pipeline = options.pipeline();
     let mut trace = Trace::new(&args.debugging, &pipeline, console)?;
 

@@ -1,7 +1,10 @@
 //! What is printed where: results on stdout, everything for people on stderr.
 
 use super::options::Color;
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, Mutex};
+use tfc::calibration::{Progress, Quiet};
 use tfc::diag::{Diagnostic, Result};
 
 /// The two streams with the user's wishes about them.
@@ -76,6 +79,49 @@ impl Console {
     /// Prints a failure.
     pub fn error(&self, d: &Diagnostic) {
         self.report(&d.render(self.color));
+    }
+}
+
+impl Console {
+    /// Says how far an evaluation of samples is: a bar on a terminal, lines elsewhere.
+    pub fn samples(&self) -> Arc<dyn Progress> {
+        match () {
+            () if self.quiet => Arc::new(Quiet),
+            () if io::stderr().is_terminal() => Arc::new(Bar(Mutex::new(None))),
+            () => Arc::new(Lines),
+        }
+    }
+}
+
+/// A bar, which goes away at its end.
+struct Bar(Mutex<Option<ProgressBar>>);
+
+impl Progress for Bar {
+    fn at(&self, what: &str, done: usize, total: usize) {
+        let mut bar = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if done == 0 {
+            let style = ProgressStyle::with_template("      {msg} [{bar:32}] {pos}/{len} samples").expect("a template");
+            let new = ProgressBar::new(total as u64).with_style(style).with_message(what.to_string());
+            new.tick();
+            *bar = Some(new);
+        } else if let Some(bar) = &*bar {
+            bar.set_position(done as u64);
+            if done == total {
+                bar.finish_and_clear();
+            }
+        }
+    }
+}
+
+/// A line at the begin of each evaluation.
+struct Lines;
+
+impl Progress for Lines {
+    fn at(&self, what: &str, done: usize, total: usize) {
+        if done == 0 {
+            // There is nowhere to say that stderr is gone.
+            let _ = writeln!(io::stderr().lock(), "      {what}: {total} samples");
+        }
     }
 }
 

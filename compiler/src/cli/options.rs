@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use tfc::calibration::Holdout;
 use tfc::diag::{Diagnostic, Result};
 use tfc::driver;
 use tfc::onnx::{DimSpec, ImportOptions};
@@ -53,6 +54,16 @@ pub struct Quantization {
     /// such as `layer\.0/=f32`. Repeatable; the last one that matches holds.
     #[arg(long = "quant-override", value_name = "REGEX=SPEC", help_heading = "Quantization")]
     overrides: Vec<String>,
+    /// Samples that show what values are like: an archive with members that are named like the inputs. Samples are along the
+    /// first axis of an input if it is free, else along one more in front. Repeatable; files may differ in free sizes.
+    #[arg(long = "calib", value_name = "DATA.npz", help_heading = "Quantization")]
+    calib: Vec<PathBuf>,
+    /// An input whose zeros are positions that do not count, such as attention_mask.
+    #[arg(long, value_name = "INPUT", requires = "calib", help_heading = "Quantization")]
+    calib_mask: Option<String>,
+    /// How many samples are kept apart to measure the error of the result [default: an eighth, at least 8].
+    #[arg(long, value_name = "N", requires = "calib", help_heading = "Quantization")]
+    holdout: Option<usize>,
 }
 
 impl Quantization {
@@ -78,6 +89,26 @@ impl Quantization {
             config.overrides.push((regex, parse_quant(&option, spec)?));
         }
         Ok((!config.is_f32()).then_some(config))
+    }
+
+    /// The data to calibrate on, if there is any.
+    ///
+    /// # Errors
+    /// When nothing is quantized.
+    fn calibration(&self, console: &Console) -> Result<Option<driver::CalibrationOptions>> {
+        if self.calib.is_empty() {
+            return Ok(None);
+        }
+        if self.config()?.is_none() {
+            return Err(Diagnostic::usage("--calib is for models that are quantized").help("say how with --quant, such as --quant w4a8"));
+        }
+        Ok(Some(driver::CalibrationOptions {
+            paths: self.calib.clone(),
+            mask: self.calib_mask.clone(),
+            holdout: self.holdout.map_or(Holdout::Default, Holdout::Count),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            progress: console.samples(),
+        }))
     }
 
     /// The options in a fixed form.
@@ -242,7 +273,7 @@ fn unique<T: Clone + PartialEq + std::fmt::Debug>(option: &str, given: &[(String
 ///
 /// # Errors
 /// As [`Shapes::import`], and when the options for quantization are wrong.
-pub fn driver_options(level: &Level, shapes: &Shapes) -> Result<driver::Options> {
+pub fn driver_options(level: &Level, shapes: &Shapes, console: &Console) -> Result<driver::Options> {
     let quant = level.quantization.config()?;
     if quant.is_some() && level.passes.as_ref().is_some_and(|p| p.0.iter().all(|p| p.name != "quantize")) {
         return Err(Diagnostic::usage("the options ask for quantization, but --passes has no pass `quantize`")
@@ -253,6 +284,7 @@ pub fn driver_options(level: &Level, shapes: &Shapes) -> Result<driver::Options>
         level: level.level,
         passes: level.passes.as_ref().map(|p| p.0.clone()),
         quant,
+        calibration: level.quantization.calibration(console)?,
         verify_each: level.verify_each,
     })
 }

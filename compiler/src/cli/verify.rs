@@ -84,7 +84,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         (None, None) => {
             let path = args.original.as_deref().expect("checked above");
             console.detail("interpreting the model");
-            interpret(path, &model, &tensors, &bindings)?
+            interpret(path, &model, &tensors, &bindings, console)?
         }
     };
 
@@ -146,14 +146,14 @@ fn largest(t: &Tensor) -> f64 {
 
 /// The outputs of `model`, by the interpreter on the file that it was compiled from; if it is quantized,
 /// behind the passes that the manifest tells.
-fn interpret(path: &Path, model: &Model, tensors: &[Tensor], bindings: &Bindings) -> Result<Vec<Tensor>> {
+fn interpret(path: &Path, model: &Model, tensors: &[Tensor], bindings: &Bindings, console: &Console) -> Result<Vec<Tensor>> {
     let sizes = |t: &Tensor| t.sizes().iter().map(|&n| n as i64).collect::<Vec<_>>();
     let shapes: BTreeMap<String, Vec<i64>> = model.inputs().iter().map(|p| p.name.clone()).zip(tensors.iter().map(sizes)).collect();
     // A graph in text form keeps its symbols.
     let import = if driver::is_tir(path) { ImportOptions::default() } else { ImportOptions { shapes, ..Default::default() } };
     let mut graph = driver::load(path, &import)?.graph;
     if !model.manifest().quantization.is_empty() {
-        let options = driver_options(&Level::recorded(&model.manifest().options)?, &Shapes::default())?;
+        let options = driver_options(&Level::recorded(&model.manifest().options)?, &Shapes::default(), console)?;
         graph = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?.graph;
     }
     let by_name = |names: Vec<&str>, wanted: &str| names.iter().position(|n| *n == wanted);
