@@ -100,6 +100,8 @@ pub struct Optimized {
     pub graph: Graph,
     /// What quantization did to every product, in order; empty if the model was not quantized.
     pub ledger: Vec<LedgerEntry>,
+    /// What a user should know about the results, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// A model that was read.
@@ -190,9 +192,10 @@ pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) 
     if let Some(calibration) = &options.calibration {
         cx.data.insert(calibration.read(&graph)?);
     }
-    let mut ledger = vec![];
+    let (mut ledger, mut notes) = (vec![], vec![]);
     let graph = run_pipeline(graph, &options.pipeline(), &cx, |ran: &Ran| {
         ledger.extend_from_slice(&ran.stats.ledger);
+        notes.extend_from_slice(&ran.stats.notes);
         // The observer is first: it may write the graph that the verifier refuses.
         let flow = observer(ran)?;
         match options.verify_each.then(|| verify(ran.graph)) {
@@ -200,7 +203,7 @@ pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) 
             _ => Ok(flow),
         }
     })?;
-    Ok(Optimized { graph, ledger })
+    Ok(Optimized { graph, ledger, notes })
 }
 
 /// Verifies and schedules a graph.

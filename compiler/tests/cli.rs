@@ -154,6 +154,21 @@ fn what_is_odd_in_a_model_is_said_and_does_no_harm() {
 }
 
 #[test]
+fn products_of_f64_in_f32_are_noted() {
+    let p = Place::new();
+    fs::write(p.path("d.tir"), "tfc.ir 1\n\ninput %x: f64[2, 4]\ninput %w: f64[4, 8]\n\n%0 = matmul %x, %w : f64[2, 8]\n\noutput y = %0\n")
+        .unwrap();
+    let note = "note: a product of f64 is computed in f32, and so is what follows; -O1 keeps f64";
+    for line in ["compile d.tir -o d.o", "compile d.tir -O2 -o d.o", "bench d.tir --iters 1"] {
+        p.run(line).expect(0, &[note]);
+    }
+    for line in ["compile d.tir -O1 -o d.o", "compile d.tir -O0 -o d.o", "compile d.tir -q -o d.o", "compile m.onnx -o m.o"] {
+        let ran = p.run(line).expect(0, &[]);
+        assert!(!ran.err.contains("f64"), "{line}: {}", ran.err);
+    }
+}
+
+#[test]
 fn wrong_usage_has_code_2() {
     let p = Place::new();
     let before = p.files();

@@ -8,6 +8,7 @@
 //! - [`eqsat`] rewrites in an e-graph: it recovers normalisations, activations, rotary embeddings
 //!   and attention from whatever spelling an exporter chose;
 //! - [`integer_products`] finds the products of integers that quantized models spell out;
+//! - [`demote`] computes products of f64, and what follows from them, in f32;
 //! - [`calibrate`] observes values on data, and [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, [`sink_reshapes`] brings
 //!   elementwise operators next to the products that they follow, and [`fuse`] groups what becomes one kernel.
@@ -19,6 +20,7 @@ pub mod calibrate;
 pub mod cost;
 pub mod cse;
 pub mod dce;
+pub mod demote;
 pub mod eqsat;
 pub mod fold;
 pub mod fuse;

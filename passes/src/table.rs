@@ -3,7 +3,7 @@
 use crate::calibrate::OracleError;
 use crate::quantize::{LedgerEntry, QuantConfig};
 use crate::side_data::SideData;
-use crate::{calibrate, cse, dce, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
+use crate::{calibrate, cse, dce, demote, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -48,6 +48,8 @@ pub struct Stats {
     pub ledger: Vec<LedgerEntry>,
     /// What it says of the graph that it made, for the next pass and for whoever observes.
     pub data: SideData,
+    /// What a user should know about the results, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Stats {
@@ -123,7 +125,8 @@ pub enum OptLevel {
     O0,
     /// Rules that are exact, to the bit.
     O1,
-    /// Also rules that change the rounding: recovered normalisations, attention, folded weights, products of stored integers.
+    /// Also rules that change the rounding: recovered normalisations, attention, folded weights, products of stored integers;
+    /// products of f64 are computed in f32.
     #[default]
     O2,
     /// Everything.
@@ -135,6 +138,7 @@ pub const PASSES: &[&Pass] = &[
     &calibrate::PASS,
     &cse::PASS,
     &dce::PASS,
+    &demote::PASS,
     &eqsat::PASS,
     &fold::PASS,
     &fuse::PASS,
@@ -172,6 +176,7 @@ const O2: &[&Pass] = &[
     &simplify::PASS,
     &cse::PASS,
     &dce::PASS,
+    &demote::PASS,
     &legalize::PASS,
     &simplify::PASS,
     &cse::PASS,
@@ -298,7 +303,7 @@ mod tests {
     fn unknown_names_list_the_known_ones() {
         assert_eq!(parse_passes(" dce , fold,").unwrap().iter().map(|p| p.name).collect::<Vec<_>>(), ["dce", "fold"]);
         let error = parse_passes("dce,nothing").err().unwrap().to_string();
-        assert!(error.contains("`nothing`") && error.contains("dce, eqsat, fold"), "{error}");
+        assert!(error.contains("`nothing`") && error.contains("dce, demote, eqsat, fold"), "{error}");
     }
 
     #[test]

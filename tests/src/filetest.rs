@@ -272,6 +272,7 @@ fn show<'a>(what: &str, tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) ->
 fn command_native(file: &File, _: &str) -> Result<String, String> {
     let (bindings, inputs) = file.data()?;
     let wanted = file.graph.evaluate(&inputs, &bindings);
+    let tolerance = |elem, level| Tolerance::roundings(native::precision(&file.graph, level, elem), 64.0, 1.0);
     let mut out = String::new();
     for level in [OptLevel::O0, OptLevel::O1, OptLevel::O2] {
         let graph = optimize(&file.graph, level);
@@ -280,7 +281,7 @@ fn command_native(file: &File, _: &str) -> Result<String, String> {
         for cpu in cpus() {
             let found = try_run(&mut load(&program, Some(cpu)), &graph, &inputs);
             let same = match (&wanted, &found) {
-                (Ok(wanted), Ok(found)) => native::compare(wanted, found, |elem| Tolerance::roundings(elem, 64.0, 1.0)),
+                (Ok(wanted), Ok(found)) => native::compare(wanted, found, |elem| tolerance(elem, level)),
                 (Err(_), Err(e)) if e.status() == Some(Status::IndexRange) => Ok(()),
                 (Err(e), Ok(_)) => Err(format!("only the interpreter says: {e}")),
                 (_, Err(e)) => Err(format!("native code says: {e}")),

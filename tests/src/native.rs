@@ -6,7 +6,8 @@ use tfc::emit::clif::target::Cpu;
 use tfc::emit::jit;
 use tfc::kernel::Program;
 use tfc::schedule::{ScheduleError, schedule};
-use tfc_ir::graph::Graph;
+use tfc_ir::graph::{Graph, NodeData};
+use tfc_ir::ops::Op;
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_ir::verify::verify;
@@ -117,6 +118,14 @@ impl Tolerance {
     fn holds(self, a: f64, b: f64) -> bool {
         a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= self.relative * a.abs().max(b.abs()) + self.absolute
     }
+}
+
+/// The type in whose precision a level computes the results of type `elem` of a graph: from -O2 on, products of f64 and what
+/// follows from them are in f32.
+pub fn precision(graph: &Graph, level: OptLevel, elem: Elem) -> Elem {
+    let product = |n: &NodeData| matches!(n.op, Op::Matmul(_) | Op::Conv(_) | Op::Attention(_)) && graph.ty(n.outputs[0]).elem == Elem::F64;
+    let demoted = elem == Elem::F64 && level >= OptLevel::O2 && graph.nodes().any(|(_, n)| product(n));
+    if demoted { Elem::F32 } else { elem }
 }
 
 /// Compares tensors: element types and sizes, then elements, those that are not floats exactly.

@@ -11,7 +11,7 @@ use tfc_ir::verify::verify;
 use tfc_passes::table::PASSES;
 use tfc_passes::{Context, OptLevel, Pass, PassError, pipeline, run_pipeline};
 use tfc_tests::choices::Choices;
-use tfc_tests::native::{Tolerance, compare, cpus, optimize, run, try_compile};
+use tfc_tests::native::{Tolerance, compare, cpus, optimize, precision, run, try_compile};
 use tfc_tests::random_graph::{bindings, inputs, models};
 
 fn config(cases: u32) -> ProptestConfig {
@@ -25,9 +25,9 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// What a chain of operators of the coarsest float type of the graph may add up to.
-fn tolerance(graph: &Graph) -> Tolerance {
-    let mut all: Vec<Elem> = vec![];
+/// What a chain of operators of the coarsest float type that a level computes in may add up to.
+fn tolerance(graph: &Graph, level: OptLevel) -> Tolerance {
+    let mut all: Vec<Elem> = vec![precision(graph, level, Elem::F64)];
     elems(graph, &mut all);
     let t = match all {
         _ if all.contains(&Elem::Bf16) => 0.1,
@@ -48,10 +48,10 @@ fn elems(graph: &Graph, all: &mut Vec<Elem>) {
 }
 
 fn native_is_the_same(graph: &Graph, seed: u64) -> Result<(), String> {
-    let t = tolerance(graph);
     // O2 runs the passes of O3.
     for level in [OptLevel::O0, OptLevel::O1, OptLevel::O3] {
         let optimized = optimize(graph, level);
+        let t = tolerance(graph, level);
         for cpu in cpus() {
             let mut session = try_compile(&optimized, Some(cpu)).map_err(|e| format!("{level:?}: {e}"))?;
             for (i, bindings) in bindings(graph, 3).into_iter().enumerate() {
@@ -68,7 +68,8 @@ fn native_is_the_same(graph: &Graph, seed: u64) -> Result<(), String> {
 
 /// Runs passes; after each one the graph must be valid and compute the same.
 fn passes_keep_outputs(graph: &Graph, passes: &[&'static Pass], seed: u64) -> Result<(), String> {
-    let t = tolerance(graph);
+    let demotes = passes.iter().any(|pass| pass.name == "demote");
+    let t = tolerance(graph, if demotes { OptLevel::O3 } else { OptLevel::O1 });
     let mut cases = vec![];
     for bindings in bindings(graph, 3) {
         let data = inputs(graph, &bindings, &mut Choices::seeded(seed));

@@ -16,7 +16,7 @@ use tfc_ir::verify::verify;
 use tfc_passes::OptLevel;
 use tfc_tests::choices::Choices;
 use tfc_tests::models::bind;
-use tfc_tests::native::{Tolerance, compare, compile, cpus, optimize, try_compile, try_run};
+use tfc_tests::native::{Tolerance, compare, compile, cpus, optimize, precision, try_compile, try_run};
 use tfc_tests::random_graph::{bindings, inputs, operator_graph};
 
 /// Applications of an operator per graph.
@@ -66,7 +66,7 @@ fn check(graph: &Graph, (op, of): (&'static str, Elem), level: OptLevel, cpu: &s
         };
         let found = try_run(&mut session, &optimized, &data);
         let result = match (graph.evaluate(&data, &bindings), found) {
-            (Ok(wanted), Ok(found)) => compare(&wanted, &found, |elem| tolerance(op, of, elem)),
+            (Ok(wanted), Ok(found)) => compare(&wanted, &found, |elem| tolerance(op, of, precision(graph, level, elem))),
             (Err(_), Err(e)) if e.status() == Some(tfc_runtime::abi::Status::IndexRange) => Ok(()),
             (Err(e), Ok(_)) => Err(format!("only the interpreter says: {e}")),
             (_, Err(e)) => Err(format!("native code says: {e}")),

@@ -170,12 +170,13 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     trace.step("import");
     trace.imported(&loaded.graph)?;
     let optimized = if trace.stopped() {
-        Optimized { graph: loaded.graph, ledger: vec![] }
+        Optimized { graph: loaded.graph, ledger: vec![], notes: vec![] }
     } else {
         console.progress(2, steps, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
         driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
     };
     trace.step("passes");
+    console.notes(&optimized.notes);
     args.level.quantization.note(&optimized.ledger, trace.stopped(), console);
 
     let mut pending = Pending::default();
@@ -270,9 +271,7 @@ fn write_native(
         let text = std::fs::read_to_string(&out).map_err(|e| Diagnostic::io("read", &out, &e))?;
         return console.result(&text);
     }
-    for note in &written.notes {
-        console.info(&format!("note: {note}"));
-    }
+    console.notes(&written.notes);
     let m = &written.manifest;
     let weights = m.weights.as_ref().map_or(0, |w| w.data_bytes);
     for path in &written.paths {

@@ -69,6 +69,11 @@ impl Console {
         }
     }
 
+    /// Says what a user should know about the results, unless the user wants quiet.
+    pub fn notes(&self, notes: &[String]) {
+        notes.iter().for_each(|note| self.info(&format!("note: {note}")));
+    }
+
     /// Says something if the user wants more.
     pub fn detail(&self, what: &str) {
         if self.verbosity > 0 && !self.quiet {

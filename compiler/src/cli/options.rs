@@ -28,7 +28,7 @@ pub enum Color {
 #[derive(clap::Args, Clone)]
 pub struct Level {
     /// Optimization level: 0 compiles node by node, 1 keeps every bit of the results, 2 also
-    /// rewrites what changes the rounding, 3 does everything.
+    /// rewrites what changes the rounding and computes products of f64 in f32, 3 does everything.
     #[arg(short = 'O', value_name = "LEVEL", default_value = "3", value_parser = parse_level, help_heading = "Optimization")]
     pub level: OptLevel,
     /// Run exactly these passes, in this order, instead of those of the level.
@@ -120,9 +120,7 @@ impl Quantization {
     /// Says which overrides match no product of a model, and what stays float.
     pub fn note(&self, ledger: &[LedgerEntry], stopped: bool, console: &Console) {
         let Ok(Some(config)) = self.config() else { return };
-        for note in stays_float(ledger) {
-            console.info(&format!("note: {note}"));
-        }
+        console.notes(&stays_float(ledger));
         if ledger.is_empty() && stopped {
             return;
         }

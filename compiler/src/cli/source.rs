@@ -56,6 +56,7 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
     let (graph, options, sizes) = load(path, level, shapes, console)?;
     let imported = (keep && options.quant.is_none()).then(|| graph.clone());
     let optimized = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?;
+    console.notes(&optimized.notes);
     level.quantization.note(&optimized.ledger, false, console);
     let model = driver::jit(&optimized)?;
     console.detail(&format!("CPU variant {}", model.cpu_variant()));
