@@ -8,7 +8,7 @@ use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_runtime::expr::Expr;
 use tfc_runtime::model::Port;
-use tfc_runtime::{Dims, Model, View};
+use tfc_runtime::{Dims, Model, Session, View};
 
 impl From<NpzError> for Box<Diagnostic> {
     fn from(e: NpzError) -> Self {
@@ -52,6 +52,19 @@ pub fn at(path: Option<&Path>, e: tfc_runtime::Error) -> Box<Diagnostic> {
         Some(path) => d.at(format!("`{}`", path.display())),
         None => d,
     }
+}
+
+/// Runs a model once on tensors in the order of its inputs; the outputs are in its order too. `symbols` are sizes that do not follow
+/// from the inputs.
+///
+/// # Errors
+/// When the model refuses them.
+pub fn run(session: &mut Session, tensors: &[Tensor], symbols: &[(&str, i64)]) -> Result<Vec<Tensor>> {
+    let model = session.model().clone();
+    let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(view)).collect();
+    let outputs = session.run_with(&named, symbols)?;
+    let tensor = |o: tfc_runtime::Output| Tensor::new(elem_of(o.elem), o.shape, npz::owned(o.data));
+    Ok(outputs.into_iter().map(|o| tensor(o).expect("the runtime gives whole tensors")).collect())
 }
 
 fn mismatches(archive: &Archive, ports: &[Port], what: &str) -> Vec<[String; 3]> {

@@ -5,6 +5,7 @@
 //! way on one screen.
 
 pub mod artifact;
+pub mod batches;
 pub mod calibration;
 pub mod cost;
 pub mod diag;
@@ -19,4 +20,5 @@ pub mod metrics;
 pub mod npz;
 pub mod onnx;
 pub mod profile;
+pub mod reference;
 pub mod schedule;

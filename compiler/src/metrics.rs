@@ -107,8 +107,10 @@ impl Accumulator {
 /// How many rows of an output have their largest element at the class that a label says.
 #[derive(Clone, Debug, Default)]
 pub struct Classified {
-    rows: u64,
-    right: u64,
+    /// Rows that count.
+    pub rows: u64,
+    /// Those with the right class.
+    pub right: u64,
 }
 
 /// Labels do not fit an output.

@@ -683,6 +683,99 @@ fn models_are_quantized() {
     p.run("check p.tir --quant w4a8").expect(0, &["everything is supported"]);
 }
 
+/// Logits of two classes with a mask over positions.
+const CLASSES: &str = "tfc.ir 1
+symbol batch 1..1000
+symbol seq 1..64
+input %x: f32[batch, seq, 32]
+input %mask: i64[batch, seq]
+const %w: f32[32, 16] = splat 0.25
+%0 = matmul %x, %w : f32[batch, seq, 16] loc(\"/head/MatMul\")
+output logits = %0
+";
+
+#[test]
+fn promises_are_verified() {
+    let p = Place::new();
+    fs::write(p.path("c.tir"), CLASSES).unwrap();
+    let write = |file: &str, arrays: &[(&str, tfc_ir::tensor::Tensor)]| {
+        let arrays = arrays.iter().map(|(name, t)| (*name, t.elem(), t.sizes(), &t.bytes()[..]));
+        tfc::npz::write(File::create(p.path(file)).unwrap(), arrays).unwrap();
+    };
+    let floats = |sizes: &[usize], at: &dyn Fn(usize) -> f64| {
+        tfc_ir::tensor::Tensor::build(Elem::F32, sizes, |i| tfc_ir::tensor::Scalar::Float(at(i)))
+    };
+    let ints = |sizes: &[usize], at: &dyn Fn(usize) -> i128| {
+        tfc_ir::tensor::Tensor::build(Elem::I64, sizes, |i| tfc_ir::tensor::Scalar::Int(at(i)))
+    };
+    // More samples than one run takes; of each two positions the second is padding.
+    let x = floats(&[130, 2, 32], &|i| ((i * 7919) % 101) as f64 / 50.0 - 1.0);
+    write("c.npz", &[("x", x), ("mask", ints(&[130, 2], &|i| 1 - i as i128 % 2))]);
+    let line = "verify c.tir --inputs c.npz --quant w8a8";
+    let r = p
+        .run(&format!("{line} --max-error 0.02 --max-kl logits=0.01 --require-top1 50 -v"))
+        .expect(0, &["the reference is the interpreter"]);
+    for piece in ["max abs error", "max-error     <= 2.000e-2", "max-kl        <= 1.000e-2", "require-top1  >= 50.000%", "kept"] {
+        assert!(r.out.contains(piece), "{}", r.out);
+    }
+    // The reference is the model in f32, not the rounded one.
+    let r =
+        p.run(&format!("{line} --max-error 1e-6")).expect(4, &["an accuracy budget was missed: --max-error of `logits`", "CPU variant"]);
+    assert!(r.out.contains("missed"), "{}", r.out);
+    p.run("verify c.tir --inputs c.npz --max-error 1e-6 --max-kl 1e-9 --require-top1 100").expect(0, &[]);
+
+    // A reference that is right where the mask is 1.
+    p.run("run c.tir --inputs c.npz --outputs good.npz").expect(0, &[]);
+    let good = tfc::npz::Archive::open(&p.path("good.npz")).unwrap().tensor("logits").unwrap();
+    let bad = floats(&[130, 2, 16], &|i| good.get(i).to_f64() + if i / 16 % 2 == 1 { 100.0 * (i % 16) as f64 } else { 0.0 });
+    write("bad.npz", &[("logits", bad)]);
+    let line = "verify c.tir --inputs c.npz --reference bad.npz --max-error 1e-6 --require-top1 99";
+    p.run(line).expect(4, &["1950 of 4160 differ"]);
+    p.run(&format!("{line} --calib-mask mask")).expect(0, &["100.000%"]);
+    p.run(&format!("{line} --calib-mask nothing")).expect(2, &["--calib-mask nothing", "`x`, `mask`"]);
+
+    // All weights are alike, so the first class is always the largest.
+    write("zeros.npz", &[("labels", ints(&[130, 2], &|_| 0))]);
+    write("half.npz", &[("logits", ints(&[130, 2], &|i| i as i128 % 2))]);
+    p.run("verify c.tir --inputs c.npz --labels zeros.npz").expect(0, &["260     260    100.000%"]);
+    p.run("verify c.tir --inputs c.npz --labels half.npz").expect(0, &["260     130    50.000%"]);
+    p.run("verify c.tir --inputs c.npz --labels half.npz --calib-mask mask").expect(0, &["130     130    100.000%"]);
+    // Labels and a reference; the promise is about the latter.
+    let r = p.run("verify c.tir --inputs c.npz --reference good.npz --labels half.npz --require-top1 100").expect(0, &["kept"]);
+    assert!(r.out.contains("50.000%") && r.out.contains("100.000%"), "{}", r.out);
+    write("far.npz", &[("logits", ints(&[130, 2], &|i| if i == 3 { 16 } else { 0 }))]);
+    write("short.npz", &[("logits", ints(&[130], &|_| 0))]);
+    write("float.npz", &[("logits", floats(&[130, 2], &|_| 0.0))]);
+    write("two.npz", &[("logits", ints(&[130, 2], &|_| 0)), ("other", ints(&[1], &|_| 0))]);
+    for (file, pieces) in [
+        ("far.npz", &["label 3 is 16", "classes 0 to 15"][..]),
+        ("short.npz", &["i64[130]", "f32[130, 2, 16]", "of the shape [130, 2]"]),
+        ("float.npz", &["f32[130, 2]"]),
+        ("two.npz", &["`other`", "`logits`"]),
+    ] {
+        p.run(&format!("verify c.tir --inputs c.npz --labels {file}")).expect(1, pieces);
+    }
+
+    let count = "%1 = dims {values = [batch], shape = []} : i64[]\noutput logits = %0\noutput count = %1\n";
+    fs::write(p.path("two.tir"), CLASSES.replace("output logits = %0\n", count)).unwrap();
+    p.run("verify two.tir --inputs c.npz --max-error 1e-6").expect(0, &["kept"]);
+    for (option, pieces) in [
+        ("--max-error count=1", &["--max-error=count=1", "no output of floats called `count`", "`logits`"][..]),
+        ("--max-kl nothing=1", &["`nothing`"]),
+        ("--max-error -1", &["-1"]),
+        ("--require-top1 101", &["101"]),
+    ] {
+        p.run(&format!("verify two.tir --inputs c.npz {option}")).expect(2, pieces);
+    }
+    p.run("compile c.tir --quant w8a8 -o c -q").expect(0, &[]);
+    if p.path("c/c.so").exists() {
+        p.run("verify c --model c.tir --inputs c.npz --max-error 0.02").expect(0, &["kept"]);
+        p.run("verify c --model c.tir --inputs c.npz --max-error 1e-6").expect(4, &["missed"]);
+        p.run("verify c --inputs c.npz --labels zeros.npz").expect(0, &["100.000%"]);
+        p.run("verify c --inputs c.npz --max-error 1").expect(2, &["--model", "--reference"]);
+    }
+}
+
 /// What is not a regular file is refused before it is opened: a pipe would block.
 #[cfg(target_os = "linux")]
 #[test]

@@ -69,7 +69,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let before_main = time_before_main(start);
     let load = Instant::now();
-    let source = source::open(&args.model, &args.level, &args.shapes, false, console)?;
+    let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
     let load = load.elapsed();
     let model = Arc::new(source.model);
     let threads = args.threads.count();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use tfc::calibration::Holdout;
 use tfc::diag::{Diagnostic, Result};
 use tfc::driver;
+use tfc::metrics::{Bound, Metric, Promise};
 use tfc::onnx::{DimSpec, ImportOptions};
 use tfc_ir::dim::Range;
 use tfc_passes::quantize::SpecError;
@@ -59,8 +60,8 @@ pub struct Quantization {
     #[arg(long = "calib", value_name = "DATA.npz", help_heading = "Quantization")]
     calib: Vec<PathBuf>,
     /// An input whose zeros are positions that do not count, such as attention_mask.
-    #[arg(long, value_name = "INPUT", requires = "calib", help_heading = "Quantization")]
-    calib_mask: Option<String>,
+    #[arg(long, value_name = "INPUT", help_heading = "Quantization")]
+    pub calib_mask: Option<String>,
     /// How many samples are kept apart to measure the error of the result [default: an eighth, at least 8].
     #[arg(long, value_name = "N", requires = "calib", help_heading = "Quantization")]
     holdout: Option<usize>,
@@ -189,6 +190,44 @@ impl Level {
         let parsed = <Recorded as clap::Parser>::try_parse_from(words);
         Ok(parsed.map_err(|e| Diagnostic::failed(format!("the options in the manifest are not known: {e}")))?.level)
     }
+}
+
+/// How near the outputs of floats must be to those of the model in f32.
+#[derive(clap::Args, Clone, Default)]
+pub struct Accuracy {
+    /// The largest relative RMS error of every output of floats, such as 0.02, or of one: `logits=0.02`. Repeatable.
+    #[arg(long, value_name = "X|NAME=X", value_parser = parse_bound, help_heading = "Accuracy")]
+    max_error: Vec<(Option<String>, f64)>,
+    /// The largest mean divergence, in nats, of softmax over the last axis: of every output of floats whose last axis has two
+    /// entries or more, or of one: `logits=0.01`. Repeatable.
+    #[arg(long, value_name = "X|NAME=X", value_parser = parse_bound, help_heading = "Accuracy")]
+    max_kl: Vec<(Option<String>, f64)>,
+    /// In how many percent of the rows along the last axis the largest entry is where it is in f32, at least: of every output of
+    /// floats whose last axis has two entries or more, or of one: `logits=99.5`. Repeatable.
+    #[arg(long, value_name = "P|NAME=P", value_parser = parse_percent, help_heading = "Accuracy")]
+    require_top1: Vec<(Option<String>, f64)>,
+}
+
+impl Accuracy {
+    /// What is promised.
+    pub fn promise(&self) -> Promise {
+        let given = [(Metric::Error, &self.max_error), (Metric::Divergence, &self.max_kl), (Metric::Top1, &self.require_top1)];
+        let bounds = |(metric, list): (Metric, &Vec<(Option<String>, f64)>)| {
+            list.iter().map(move |(output, limit)| Bound { metric, output: output.clone(), limit: *limit }).collect::<Vec<_>>()
+        };
+        Promise(given.into_iter().flat_map(bounds).collect())
+    }
+}
+
+fn parse_bound(text: &str) -> Result<(Option<String>, f64), String> {
+    let (name, number) = text.rsplit_once('=').map_or((None, text), |(name, number)| (Some(name.to_string()), number));
+    let limit = number.parse::<f64>().ok().filter(|x| x.is_finite() && *x >= 0.0);
+    Ok((name, limit.ok_or(format!("`{number}` is not a number of 0 or more; expected one, or NAME and one, such as logits=0.01"))?))
+}
+
+fn parse_percent(text: &str) -> Result<(Option<String>, f64), String> {
+    let (name, percent) = parse_bound(text)?;
+    if percent > 100.0 { Err(format!("{percent} is more than 100 percent")) } else { Ok((name, percent)) }
 }
 
 /// Passes by name.
@@ -419,6 +458,15 @@ mod tests {
         assert_eq!(parse_dim("seq=..512").unwrap().1, DimSpec::Range(Range { min: 0, max: 512 }));
         assert!(parse_dim("seq=..x").is_err() && parse_dim("seq=-1..").is_err());
         assert!(parse_dim("seq=5..2").is_err() && parse_dim("seq=x").is_err());
+    }
+
+    #[test]
+    fn limits_may_name_outputs() {
+        assert_eq!(parse_bound("0.5"), Ok((None, 0.5)));
+        assert_eq!(parse_bound("a=b=1e-3"), Ok((Some("a=b".into()), 1e-3)));
+        assert_eq!(parse_percent("logits=99.5"), Ok((Some("logits".into()), 99.5)));
+        assert!(["", "x", "nan", "inf", "-1", "a="].iter().all(|text| parse_bound(text).is_err()));
+        assert!(parse_percent("101").is_err());
     }
 
     #[test]

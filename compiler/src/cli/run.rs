@@ -41,7 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
-    let source = source::open(&args.model, &args.level, &args.shapes, false, console)?;
+    let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
     let model = Arc::new(source.model);
     if let Some(port) = model.outputs().iter().find(|p| args.outputs.is_some() && !npz::has_type(inputs::elem_of(p.elem))) {
         return Err(Diagnostic::failed(format!("output `{}` cannot be written: .npy files have no {}", port.name, port.elem)));

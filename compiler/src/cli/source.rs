@@ -17,11 +17,22 @@ use tfc_runtime::Model;
 pub struct Source {
     /// Its code.
     pub model: Model,
-    /// The graph to interpret: as it was imported, or, if it is quantized, behind the passes, because
-    /// what is rounded to integers depends on them; `None` for artifacts.
+    /// The graph to compare with, as [`Keep`] says; `None` for artifacts.
     pub graph: Option<Graph>,
     /// Shapes of inputs and sizes of free dimensions, as far as the options give them.
     pub sizes: Fixed,
+}
+
+/// Which graph is kept for comparisons.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// None.
+    Nothing,
+    /// What the code should compute: the graph as it was imported, or, if it is quantized, behind the passes, because what is
+    /// rounded to integers depends on them.
+    Computed,
+    /// The graph as it was imported.
+    Imported,
 }
 
 /// Whether a path is that of an artifact: a folder, or a file with machine code.
@@ -33,11 +44,11 @@ pub fn is_artifact(path: &Path) -> bool {
         || tfc_runtime::file::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && CODE.contains(&&magic[..])
 }
 
-/// Opens an artifact, or compiles a model in memory. `keep` asks for the graph.
+/// Opens an artifact, or compiles a model in memory.
 ///
 /// # Errors
 /// When the file cannot be used; when the options do not fit it.
-pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &Console) -> Result<Source> {
+pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: Keep, console: &Console) -> Result<Source> {
     if is_artifact(path) {
         let option = match () {
             () if level.passes.is_some() => Some("--passes"),
@@ -54,13 +65,17 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: bool, console: &C
         return Ok(Source { model, graph: None, sizes: shapes.fixed()? });
     }
     let (graph, options, sizes) = load(path, level, shapes, console)?;
-    let imported = (keep && options.quant.is_none()).then(|| graph.clone());
+    let imported = match keep {
+        Keep::Nothing => None,
+        Keep::Computed if options.quant.is_some() => None,
+        Keep::Computed | Keep::Imported => Some(graph.clone()),
+    };
     let optimized = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?;
     console.notes(&optimized.notes);
     level.quantization.note(&optimized.ledger, false, console);
     let model = driver::jit(&optimized)?;
     console.detail(&format!("CPU variant {}", model.cpu_variant()));
-    let graph = imported.or(keep.then_some(optimized.graph));
+    let graph = imported.or((keep == Keep::Computed).then_some(optimized.graph));
     Ok(Source { model, graph, sizes })
 }
 

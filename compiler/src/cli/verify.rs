@@ -1,32 +1,45 @@
 //! `tfc verify`.
 
 use super::console::Console;
-use super::options::{Level, Shapes, Threads, driver_options};
+use super::options::{Accuracy, Level, Shapes, Threads, driver_options};
+use super::source::Keep;
 use super::{run, source};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tfc::batches::{SAMPLES_AT_ONCE, in_parts};
 use tfc::diag::{Diagnostic, Result, list, table};
+use tfc::metrics::{Accumulator, Classified, Metric, Promise, missed, promises_table};
+use tfc::npz::Archive;
 use tfc::onnx::ImportOptions;
-use tfc::{driver, inputs, npz};
+use tfc::reference::Reference;
+use tfc::{driver, inputs};
 use tfc_ir::dim::{Bindings, Symbol};
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
-use tfc_runtime::{Model, View};
+use tfc_runtime::Model;
+use tfc_runtime::model::Port;
 
 /// Compare compiled code with the interpreter, or with given outputs.
 ///
 /// Floats are compared by |a - b| <= atol + rtol * |b|, where b is the reference; integers and booleans
 /// must be equal. A quantized model is compared with the interpretation of the quantized graph. Exit
 /// code 1 if an output differs.
+///
+/// With --max-error, --max-kl or --require-top1, outputs of floats must keep these promises instead, next to the
+/// outputs of --reference or of the model in f32 (interpreted, or, if that takes long, compiled with -O0). Exit code 4 if
+/// one is missed. --labels prints how often the largest entry is at the right class; without anything
+/// else, nothing is compared. Both run 64 samples at a time where a model has a free dimension of samples.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tfc verify bert.onnx                                  made-up inputs; needs --shape or --dim for free dimensions
   tfc verify bert.onnx --inputs in.npz --reference out.npz
   tfc verify bert.onnx --quant w4a8 --shape input_ids=1x16,attention_mask=1x16
-  tfc verify bert --model bert.onnx --inputs in.npz     an artifact against the interpreter")]
+  tfc verify bert --model bert.onnx --inputs in.npz     an artifact against the interpreter
+  tfc verify vit --inputs in.npz --reference f32.npz --max-error 0.05 --require-top1 99.5
+  tfc verify vit --inputs in.npz --labels labels.npz    top-1 accuracy")]
 pub struct Args {
     /// A model (.onnx, .tir) or an artifact (a bundle, a .so).
     #[arg(value_name = "MODEL|ARTIFACT")]
@@ -47,6 +60,12 @@ pub struct Args {
     /// activations are rounded to integers, where a difference in the last bit can become a step].
     #[arg(long, value_name = "X")]
     atol: Option<f64>,
+    /// Classes: integers of the shape of an output without its last axis, under the output's name; a single member is for
+    /// the only output of floats. Top-1 accuracy is printed; --require-top1 is about the reference all the same.
+    #[arg(long, value_name = "LABELS.npz", help_heading = "Accuracy")]
+    labels: Option<PathBuf>,
+    #[command(flatten)]
+    accuracy: Accuracy,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -56,48 +75,166 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
+    let promise = args.accuracy.promise();
+    // Labels alone need nothing to compare with.
+    let compares = args.labels.is_none() || !promise.is_empty() || args.reference.is_some() || args.original.is_some();
     let artifact = source::is_artifact(&args.model);
-    if artifact && args.reference.is_none() && args.original.is_none() {
+    if artifact && compares && args.reference.is_none() && args.original.is_none() {
         return Err(Diagnostic::usage("an artifact has no graph to interpret")
             .help("give the model that it was compiled from with --model MODEL.onnx, or outputs with --reference OUT.npz"));
     }
     if !artifact && args.original.is_some() {
         return Err(Diagnostic::usage("--model is for artifacts: a model is compared with its own interpretation"));
     }
-    let source = source::open(&args.model, &args.level, &args.shapes, args.reference.is_none(), console)?;
+    let keep = match () {
+        () if !compares || args.reference.is_some() => Keep::Nothing,
+        () if !promise.is_empty() => Keep::Imported,
+        () => Keep::Computed,
+    };
+    let source = source::open(&args.model, &args.level, &args.shapes, keep, console)?;
     let model = Arc::new(source.model);
+    promise.fits(&floats(&model).map(|p| p.name.as_str()).collect::<Vec<_>>())?;
     let tensors = match &args.inputs {
         Some(path) => inputs::read(path, model.inputs(), "input")?,
         None => inputs::synthetic(&model, &source.sizes.shapes, &source.sizes.dims)?,
     };
-    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
     let symbols: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let dims = model.dims_with(&shapes, &symbols).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
+    let bindings = |tensors: &[Tensor]| bindings(&model, tensors, &symbols, args.inputs.as_deref());
+    bindings(&tensors)?;
+    let mask = mask(args.level.quantization.calib_mask.as_deref(), &model, &tensors)?;
+    let labels = args.labels.as_deref().map(|path| labels(path, &model)).transpose()?;
 
-    let bindings: Bindings = model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect();
+    // Promises and labels are about many samples.
+    let at_once = if promise.is_empty() && labels.is_none() { usize::MAX } else { SAMPLES_AT_ONCE };
+    let in_parts = |run: &mut dyn FnMut(&[Tensor]) -> Result<Vec<Tensor>>| in_parts(&model, &tensors, &symbols, at_once, run);
     let expected = match (&args.reference, source.graph) {
-        (Some(path), _) => inputs::read(path, model.outputs(), "output")?,
+        (Some(path), _) => Some(inputs::read(path, model.outputs(), "output")?),
+        (None, Some(graph)) if promise.is_empty() => {
+            console.detail("interpreting the model");
+            Some(graph.evaluate(&tensors, &bindings(&tensors)?)?)
+        }
         (None, Some(graph)) => {
-            console.detail("interpreting the model");
-            graph.evaluate(&tensors, &bindings)?
+            let mut reference = Reference::new(graph, &bindings(&tensors)?, args.threads.count())?;
+            console.detail(&format!("the reference is {}", reference.name()));
+            Some(in_parts(&mut |part| reference.run(part, &bindings(part)?))?)
         }
-        (None, None) => {
+        (None, None) if compares => {
             let path = args.original.as_deref().expect("checked above");
-            console.detail("interpreting the model");
-            interpret(path, &model, &tensors, &bindings, console)?
+            console.detail("evaluating the model that the artifact was compiled from");
+            let rounded = promise.is_empty();
+            Some(in_parts(&mut |part| original(path, &model, part, &bindings(part)?, rounded, args.threads.count(), console))?)
         }
+        (None, None) => None,
     };
-
     let mut session = run::session(&model, args.threads.count())?;
-    let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
-    let outputs = session.run_with(&named, &symbols)?;
+    let outputs = in_parts(&mut |part| inputs::run(&mut session, part, &symbols))?;
+
+    let mut differ = vec![];
+    if let Some(expected) = &expected {
+        differ = elementwise(args, &model, &outputs, expected, console)?;
+    }
+    if let Some(labels) = &labels {
+        classified(&model, &outputs, labels, mask, console)?;
+    }
+    if !promise.is_empty() {
+        let expected = expected.as_deref().unwrap_or_default();
+        return promised(&promise, &model, &outputs, expected, mask, console);
+    }
+    if differ.is_empty() {
+        return Ok(());
+    }
+    let against = if args.reference.is_some() { "the reference" } else { "the interpreter" };
+    Err(Diagnostic::failed(format!("compiled code and {against} differ in {}", list(differ.iter().map(String::as_str))))
+        .note(format!("CPU variant {}", model.cpu_variant()))
+        .help("compare with -O0 and -O1, which keep every bit, and with TFC_CPU=baseline; --rtol and --atol set the tolerance"))
+}
+
+/// The outputs of floats.
+fn floats(model: &Model) -> impl Iterator<Item = &Port> {
+    model.outputs().iter().filter(|p| inputs::elem_of(p.elem).is_float())
+}
+
+/// The sizes at which the inputs have the shapes of these tensors.
+fn bindings(model: &Model, tensors: &[Tensor], symbols: &[(&str, i64)], path: Option<&Path>) -> Result<Bindings> {
+    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
+    let dims = model.dims_with(&shapes, symbols).map_err(|e| inputs::at(path, e))?;
+    Ok(model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect())
+}
+
+/// The input that hides positions.
+fn mask<'t>(name: Option<&str>, model: &Model, tensors: &'t [Tensor]) -> Result<Option<&'t Tensor>> {
+    let Some(name) = name else { return Ok(None) };
+    let at = model.inputs().iter().position(|p| p.name == name).ok_or_else(|| {
+        Diagnostic::usage(format!("--calib-mask {name}: the model has no such input"))
+            .note(format!("it has {}", list(model.inputs().iter().map(|p| p.name.as_str()))))
+    })?;
+    Ok(Some(&tensors[at]))
+}
+
+/// Labels by the positions of their outputs: members that are named as outputs, or one member for the only output of floats.
+fn labels(path: &Path, model: &Model) -> Result<Vec<(usize, Tensor)>> {
+    let mut archive = Archive::open(path)?;
+    let names: Vec<String> = archive.members().iter().map(|m| m.name.clone()).collect();
+    let output = |name: &str| model.outputs().iter().position(|p| p.name == name && inputs::elem_of(p.elem).is_float());
+    let mut found = vec![];
+    for name in &names {
+        let only = (names.len() == 1 && floats(model).count() == 1).then(|| floats(model).next().map(|p| p.name.as_str())).flatten();
+        let Some(i) = output(name).or_else(|| only.and_then(output)) else {
+            return Err(Diagnostic::failed(format!("the labels `{name}` are for no output of floats"))
+                .at(format!("`{}`", path.display()))
+                .note(format!("the model's outputs of floats are: {}", list(floats(model).map(|p| p.name.as_str()))))
+                .help("name each member after the output that it has labels for"));
+        };
+        found.push((i, archive.tensor(name)?));
+    }
+    if found.is_empty() {
+        return Err(Diagnostic::failed("there are no labels in the archive").at(format!("`{}`", path.display())));
+    }
+    Ok(found)
+}
+
+/// Prints how many rows have the class of their label.
+fn classified(model: &Model, outputs: &[Tensor], labels: &[(usize, Tensor)], mask: Option<&Tensor>, console: &Console) -> Result<()> {
+    let mut rows = vec![["output", "labels", "right", "top-1"].map(String::from)];
+    for (i, labels) in labels {
+        let name = &model.outputs()[*i].name;
+        let mut sums = Classified::default();
+        sums.add(&outputs[*i], labels, mask).map_err(|e| Diagnostic::failed(format!("the labels of output `{name}` do not fit: {e}")))?;
+        let percent = sums.percent().map_or("nothing to measure".into(), |p| Metric::Top1.text(p));
+        rows.push([name.clone(), sums.rows.to_string(), sums.right.to_string(), percent]);
+    }
+    console.result(&table(&rows))
+}
+
+/// Compares outputs with what was promised.
+fn promised(
+    promise: &Promise,
+    model: &Model,
+    outputs: &[Tensor],
+    expected: &[Tensor],
+    mask: Option<&Tensor>,
+    console: &Console,
+) -> Result<()> {
+    let mut measured = vec![];
+    for ((port, actual), expected) in model.outputs().iter().zip(outputs).zip(expected) {
+        if actual.elem().is_float() {
+            let mut sums = Accumulator::default();
+            sums.add(actual, expected, mask).map_err(|e| Diagnostic::failed(format!("output `{}`: {e}", port.name)))?;
+            measured.push((port.name.clone(), sums.finish()));
+        }
+    }
+    let checked = promise.check(&measured);
+    console.result(&promises_table(&checked))?;
+    missed(&checked).map_or(Ok(()), |d| Err(d.note(format!("CPU variant {}", model.cpu_variant()))))
+}
+
+/// Compares outputs element by element and prints a table; the outputs that are not within the tolerances.
+fn elementwise(args: &Args, model: &Model, outputs: &[Tensor], expected: &[Tensor], console: &Console) -> Result<Vec<String>> {
     let mut rows = vec![["output", "type", "max abs error", "rel error", "worst at", "verdict"].map(String::from)];
     let mut wrong = vec![];
     let steps = model.manifest().quantization.iter().any(|q| q.activations.starts_with("dynamic"));
-    for (output, expected) in outputs.into_iter().zip(&expected) {
-        let name = output.name;
-        let actual =
-            Tensor::new(inputs::elem_of(output.elem), output.shape, npz::owned(output.data)).expect("the runtime gives whole tensors");
+    for ((port, actual), expected) in model.outputs().iter().zip(outputs).zip(expected) {
+        let name = port.name.clone();
         if actual.elem() != expected.elem() || actual.sizes() != expected.sizes() {
             rows.push([
                 name.clone(),
@@ -117,7 +254,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             () if half => 1e-2,
             () => 1e-4,
         });
-        let c = compare(&actual, expected, rtol, atol);
+        let c = compare(actual, expected, rtol, atol);
         let verdict = if c.outside == 0 { "ok".into() } else { format!("{} of {} differ", c.outside, actual.len()) };
         let worst = c.worst.map_or(String::new(), |(i, a, b)| format!("{:?}: {a} instead of {b}", position(i, actual.sizes())));
         rows.push([name.clone(), actual.ty().to_string(), format!("{:.3e}", c.absolute), format!("{:.3e}", c.relative), worst, verdict]);
@@ -126,13 +263,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
     }
     console.result(&table(&rows))?;
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let against = if args.reference.is_some() { "the reference" } else { "the interpreter" };
-    Err(Diagnostic::failed(format!("compiled code and {against} differ in {}", list(wrong.iter().map(String::as_str))))
-        .note(format!("CPU variant {}", model.cpu_variant()))
-        .help("compare with -O0 and -O1, which keep every bit, and with TFC_CPU=baseline; --rtol and --atol set the tolerance"))
+    Ok(wrong)
 }
 
 /// What differences of a last bit may become behind activations that are rounded to integers, in
@@ -144,15 +275,23 @@ fn largest(t: &Tensor) -> f64 {
     t.iter().map(|x| x.to_f64().abs()).filter(|x| x.is_finite()).fold(0.0, f64::max)
 }
 
-/// The outputs of `model`, by the interpreter on the file that it was compiled from; if it is quantized,
-/// behind the passes that the manifest tells.
-fn interpret(path: &Path, model: &Model, tensors: &[Tensor], bindings: &Bindings, console: &Console) -> Result<Vec<Tensor>> {
+/// The outputs of `model`, by the file that it was compiled from: if `rounded`, by the interpreter, and if it is quantized behind the
+/// passes that the manifest tells; else in f32, by a [`Reference`].
+fn original(
+    path: &Path,
+    model: &Model,
+    tensors: &[Tensor],
+    bindings: &Bindings,
+    rounded: bool,
+    threads: usize,
+    console: &Console,
+) -> Result<Vec<Tensor>> {
     let sizes = |t: &Tensor| t.sizes().iter().map(|&n| n as i64).collect::<Vec<_>>();
     let shapes: BTreeMap<String, Vec<i64>> = model.inputs().iter().map(|p| p.name.clone()).zip(tensors.iter().map(sizes)).collect();
     // A graph in text form keeps its symbols.
     let import = if driver::is_tir(path) { ImportOptions::default() } else { ImportOptions { shapes, ..Default::default() } };
     let mut graph = driver::load(path, &import)?.graph;
-    if !model.manifest().quantization.is_empty() {
+    if rounded && !model.manifest().quantization.is_empty() {
         let options = driver_options(&Level::recorded(&model.manifest().options)?, &Shapes::default(), console)?;
         graph = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?.graph;
     }
@@ -165,10 +304,13 @@ fn interpret(path: &Path, model: &Model, tensors: &[Tensor], bindings: &Bindings
             _ => return Err(other_model(path, &graph, model)),
         }
     }
-    let values = graph.evaluate(&ordered, bindings)?;
-    let pick =
-        |p: &tfc_runtime::model::Port| by_name(graph.outputs().iter().map(|o| &*o.name).collect(), &p.name).map(|i| values[i].clone());
-    model.outputs().iter().map(pick).collect::<Option<_>>().ok_or_else(|| other_model(path, &graph, model))
+    let outputs: Vec<String> = graph.outputs().iter().map(|o| o.name.to_string()).collect();
+    let place = |p: &Port| by_name(outputs.iter().map(String::as_str).collect(), &p.name);
+    let places: Option<Vec<usize>> = model.outputs().iter().map(place).collect();
+    let places = places.ok_or_else(|| other_model(path, &graph, model))?;
+    let values =
+        if rounded { graph.evaluate(&ordered, bindings)? } else { Reference::new(graph, bindings, threads)?.run(&ordered, bindings)? };
+    Ok(places.into_iter().map(|i| values[i].clone()).collect())
 }
 
 fn other_model(path: &Path, graph: &Graph, model: &Model) -> Box<Diagnostic> {
