@@ -6,6 +6,9 @@
 //! - *row*: also reductions over the same axes of the domain, and operators on what they reduced;
 //! - *contraction*: one matrix product, and elementwise operators on its result.
 //!
+//! A static quantization goes with the product that makes what it quantizes, or stays alone: the codes of all else are made where
+//! they are packed for a product.
+//!
 //! Going through the nodes in order, a node joins the groups of its operands where kinds and domains
 //! agree and no path between the two leaves the group (which would be a cycle). Values that are used
 //! outside of the group become its results, whatever else uses them inside.
@@ -45,6 +48,8 @@ pub(crate) enum Kind {
     /// With reductions over these axes of the domain.
     Row(BTreeSet<usize>),
     Contraction,
+    /// Elementwise, and only ever part of a contraction.
+    Codes,
     /// Stays alone.
     Other,
 }
@@ -176,7 +181,7 @@ impl<'g> Groups<'g> {
 
     /// Kind and domain of the union, if the two go together.
     fn combined(&self, producer: &Group, consumer: &Group, node: Node) -> Option<(Kind, Shape)> {
-        use Kind::{Contraction, Elementwise, Other, Row};
+        use Kind::{Codes, Contraction, Elementwise, Other, Row};
         let same = producer.domain == consumer.domain;
         let y = &self.graph.ty(self.graph.node(node).outputs[0]).shape;
         match (&producer.kind, &consumer.kind) {
@@ -184,7 +189,7 @@ impl<'g> Groups<'g> {
             // A gather reads anywhere in its data, which must be in memory.
             _ if self.indexes_into(producer, consumer) => None,
             (Elementwise, Elementwise) if same => Some((Elementwise, producer.domain.clone())),
-            (Contraction, Elementwise) if same => Some((Contraction, producer.domain.clone())),
+            (Contraction, Elementwise | Codes) if same => Some((Contraction, producer.domain.clone())),
             (Elementwise, Contraction)
                 if same && consumer.nodes.len() > 1 && consumer.nodes.contains(&node) && !self.feeds_product(producer, consumer) =>
             {
@@ -377,7 +382,8 @@ fn classify(graph: &Graph, node: &NodeData) -> (Kind, Shape) {
     match &node.op {
         Op::Matmul(_) | Op::QuantizedMatmul(_) => (Kind::Contraction, y.clone()),
         // Its stored values are packed for the product that takes them.
-        Op::QuantizeRows(_) | Op::QuantizeStatic(_) => other,
+        Op::QuantizeRows(_) => other,
+        Op::QuantizeStatic(_) => (Kind::Codes, y.clone()),
         Op::Iota(_) => (Kind::Elementwise, y.clone()),
         Op::Dims(op) if op.values.len() == 1 => (Kind::Elementwise, y.clone()),
         Op::Gather(_) if node.inputs.iter().all(|&v| graph.ty(v).quant.is_none()) => (Kind::Elementwise, y.clone()),

@@ -80,7 +80,7 @@ fn sources(groups: &Groups, group: &Group, moved: &BTreeMap<Node, Shape>) -> Vec
                 *shape == producer.domain || (*shape == reduced_shape(&producer.domain, axes) && all_follow(graph, group, v))
             }
             Kind::Elementwise => *shape == producer.domain,
-            Kind::Other => false,
+            Kind::Codes | Kind::Other => false,
         };
         if open && *shape != group.domain {
             out.push(Source { node, views, shape: shape.clone() });

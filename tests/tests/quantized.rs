@@ -244,6 +244,84 @@ proptest! {
     }
 }
 
+/// A step of a chain of products with rows that are quantized statically.
+#[derive(Clone, Debug)]
+struct StaticStep {
+    storage: Elem,
+    /// Values of k to a scale, 0 for all of them.
+    group: usize,
+    n: usize,
+    zero_point: i64,
+    relu: bool,
+}
+
+/// Products one behind the other, each of rows that are quantized statically. All scales are powers of two.
+fn static_chain(k: usize, steps: &[StaticStep], choices: &mut Choices) -> Graph {
+    let mut g = Graph::new("chain");
+    let loc = Loc::default();
+    let mut x = g.add_input("x", Type::new(Elem::F32, Shape(vec![Dim::symbol("rows"), k.into()])));
+    for step in steps {
+        let k = g.ty(x).shape[1].as_const().expect("a known size") as usize;
+        let op = ops::QuantizeStatic { scale: (*choices.pick(&[0.5f32, 0.03125, 4.0])).into(), zero_point: step.zero_point };
+        let codes = g.add(op.clone(), &[x], &loc).expect("an f32 operand");
+        let mut operands = vec![codes];
+        operands.extend(op.parameters().into_iter().map(|t| g.add_const(t, None)));
+        let (low, high) = step.storage.int_range().expect("an integer type");
+        let stored = |_| Scalar::Int(choices.between(low as i64, high as i64).into());
+        operands.push(g.add_const(Tensor::build(step.storage, &[k, step.n], stored), None));
+        let (sizes, granularity) = match step.group {
+            0 => (vec![step.n], Granularity::Axis { axis: 1 }),
+            size => (vec![k.div_ceil(size), step.n], Granularity::Blocks { axis: 0, size: size as u32 }),
+        };
+        let scales = Tensor::build(Elem::F32, &sizes, |_| Scalar::Float(*choices.pick(&[1.0 / 64.0, 1.0 / 128.0])));
+        operands.push(g.add_const(scales, None));
+        let (min, max) = (low as i16, high as i16);
+        let weights = Scheme { storage: step.storage, min, max, granularity, symmetric: true, scale: Elem::F32 };
+        x = g.add(ops::QuantizedMatmul { activations: Some(op.scheme()), weights }, &operands, &loc).expect("the operands fit");
+        if step.relu {
+            x = g.add(ops::Relu {}, &[x], &loc).expect("a number");
+        }
+    }
+    g.add_output("y", x);
+    g
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn chains_of_static_products_give_the_bits_of_the_interpreter(
+        [k, rows] in [1usize..150, 1..45],
+        steps in prop::collection::vec(
+            (prop_oneof![Just(Elem::I4), Just(Elem::I8)], prop_oneof![Just(0usize), Just(32), Just(128), 1usize..40],
+             prop_oneof![1usize..70, Just(96)], prop_oneof![2 => Just(0i64), 1 => -128i64..128], any::<bool>())
+                .prop_map(|(storage, group, n, zero_point, relu)| StaticStep { storage, group, n, zero_point, relu }),
+            1..4),
+        seed: u64,
+    ) {
+        let mut choices = Choices::seeded(seed);
+        let graph = static_chain(k, &steps, &mut choices);
+        let optimized = tfc_tests::native::optimize(&graph, OptLevel::O3);
+        let program = schedule(&verify(&optimized).expect("a valid graph")).expect("a program");
+        let of_kind = |kind: &str| program.steps.iter().filter(|s| program.kernels[s.kernel].body.kind() == kind).count();
+        // A product and what packs its rows; rows whose groups are no whole units are filled up by others.
+        if steps.iter().all(|s| s.group % 4 == 0) {
+            prop_assert_eq!((of_kind("gemm"), of_kind("pack"), program.steps.len()), (steps.len(), steps.len(), 2 * steps.len()));
+        }
+        let usual = choices.tensor(Elem::F32, &[rows, k]);
+        let wild = choices.hard_tensor(Elem::F32, &[rows, k]);
+        for x in [usual, wild] {
+            let inputs = [x];
+            let wanted = graph.evaluate(&inputs, &bind(&graph, &inputs)).expect("an evaluation");
+            for cpu in cpus() {
+                let found = run(&mut native::load(&program, Some(cpu)), &optimized, &inputs);
+                let same = compare(&wanted, &found, |_| Tolerance::NONE);
+                prop_assert!(same.is_ok(), "on {}: {:?}", cpu, same);
+            }
+        }
+    }
+}
+
 /// A difference of a last bit before a rounding can become a step of the quantized activations, so models of many
 /// layers are compared by their error.
 const STEPS: f64 = 0.02;

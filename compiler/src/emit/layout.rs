@@ -83,7 +83,7 @@ fn kernels_with_rows(program: &Program) -> BTreeMap<KernelId, Kernel> {
 mod tests {
     use super::*;
     use crate::kernel::gemm::{Operand, Quantized, RowZeros, TILE_ROWS};
-    use crate::kernel::pack::{Form, Rows, Sums};
+    use crate::kernel::pack::{Form, Range, Rows, Sums};
     use crate::kernel::{BufferArg, BufferData, BufferParam, Extent, Step, Storage, Use};
     use target_lexicon::Triple;
     use tfc_ir::dim::Dim;
@@ -108,7 +108,7 @@ mod tests {
             from: Rows { buffer: 0, batch: vec![], row: Extent::Const(K), k: Extent::Const(1) },
             made_by: None,
             to: 1,
-            form: Form::Quantize { scales: 3, sums: Some(Sums { buffer: 2, group: K, factor: -8 }) },
+            form: Form::Quantize { range: Range::OfRow { scales: 3 }, sums: Some(Sums { buffer: 2, group: K, factor: -8 }) },
             pitch: None,
         };
         kernel(&[Elem::F32, Elem::I32, Elem::I32, Elem::F32], Body::Pack(body))

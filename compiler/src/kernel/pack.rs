@@ -32,6 +32,7 @@ use super::Extent;
 use super::gemm::TILE_ROWS;
 use super::nest::Nest;
 use tfc_ir::dim::Dim;
+use tfc_ir::ops::QuantizeStatic;
 
 /// A packing kernel. A [task](self#tasks) is one row tile of one matrix. Neighbours are the tiles of a matrix, or of
 /// [heads](Pack::has_heads) those of the same rows.
@@ -76,17 +77,61 @@ pub enum Form {
     Floats,
     /// Units of four `i8`, in tiles of [`TILE_ROWS`] rows.
     Bytes(Sums),
-    /// f32 rows, quantized to units of four `i8`: every row by [`RowRange::symmetric`] of its largest
-    /// magnitude, as the operator `quantize_rows` does it, bit for bit.
-    ///
-    /// [`RowRange::symmetric`]: tfc_ir::quant::RowRange::symmetric
+    /// f32 rows, quantized to units of four `i8`, bit for bit as an operator does it.
     Quantize {
-        /// Buffer parameter of the scales, f32: tile after tile, one for every row of a tile, 0 for rows that
-        /// do not exist.
-        scales: u32,
+        /// What the codes of a row are.
+        range: Range,
         /// The sums that are wanted.
         sums: Option<Sums>,
     },
+}
+
+/// How rows are quantized.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Range {
+    /// Every row by [`RowRange::symmetric`] of its largest magnitude, as the operator `quantize_rows` does it.
+    ///
+    /// [`RowRange::symmetric`]: tfc_ir::quant::RowRange::symmetric
+    OfRow {
+        /// Buffer parameter of the scales, f32: tile after tile, one for every row of a tile, 0 for rows that
+        /// do not exist.
+        scales: u32,
+    },
+    /// All rows alike, as the operator `quantize_static` does it.
+    Fixed(Fixed),
+}
+
+/// Quantization with a scale that the compiler knows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Fixed {
+    /// What values are multiplied by: the bits of an f32.
+    inverse: u32,
+    /// The code of 0.
+    pub zero_point: i8,
+    /// The smallest code.
+    pub min: i8,
+}
+
+impl Fixed {
+    /// By what values are multiplied by, the code of 0, and the smallest code.
+    pub fn new(inverse: f32, zero_point: i8, min: i8) -> Fixed {
+        Fixed { inverse: inverse.to_bits(), zero_point, min }
+    }
+
+    /// What the operator does.
+    pub fn of(op: &QuantizeStatic) -> Fixed {
+        Fixed::new(op.range().inverse, op.zero_point as i8, op.scheme().min as i8)
+    }
+
+    /// What values are multiplied by.
+    pub fn inverse(self) -> f32 {
+        f32::from_bits(self.inverse)
+    }
+
+    /// Between which numbers a rounded value is before the zero point is added.
+    pub fn bounds(self) -> [f32; 2] {
+        [self.min, i8::MAX].map(|code| f32::from(code) - f32::from(self.zero_point))
+    }
 }
 
 impl Form {
@@ -201,18 +246,29 @@ pub struct QuantizedRows {
     pub sums: Vec<i32>,
 }
 
-/// Quantizes and packs the row-major `m` x `k` matrix that `at(m, k)` reads; `sums` are group and factor. Rows that do not exist are 0.
+/// Quantizes and packs the row-major `m` x `k` matrix that `at(m, k)` reads, by a scale for every row or a fixed one; `sums` are
+/// group and factor. Rows that do not exist are 0.
 #[cfg(test)]
-pub fn quantize(m: usize, k: usize, tile: usize, sums: Option<(usize, i32)>, at: impl Fn(usize, usize) -> f32) -> QuantizedRows {
+pub fn quantize(
+    [m, k]: [usize; 2],
+    tile: usize,
+    fixed: Option<&QuantizeStatic>,
+    sums: Option<(usize, i32)>,
+    at: impl Fn(usize, usize) -> f32,
+) -> QuantizedRows {
     use tfc_ir::quant::RowRange;
     let largest =
         |row: usize| (0..k).map(|x| at(row, x).abs()).fold(0.0, |a: f32, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) });
+    let range = |row: usize| match fixed {
+        Some(op) => op.range(),
+        None => RowRange::symmetric(if row < m { largest(row) } else { 0.0 }),
+    };
+    let min = fixed.map_or(-127, |op| op.scheme().min.into());
     let mut out = QuantizedRows::default();
     for first in (0..m).step_by(tile) {
-        let rows = (first..first + tile).map(|row| (row, RowRange::symmetric(if row < m { largest(row) } else { 0.0 })));
-        let rows: Vec<(usize, RowRange)> = rows.collect();
+        let rows: Vec<(usize, RowRange)> = (first..first + tile).map(|row| (row, range(row))).collect();
         let code = |(row, range): &(usize, RowRange), x: usize| {
-            if *row < m && x < k { range.quantize(at(*row, x), -127, 127) as i8 } else { 0 }
+            if *row < m && x < k { range.quantize(at(*row, x), min, 127) as i8 } else { 0 }
         };
         out.scales.extend(rows.iter().map(|r| r.1.scale));
         for unit in 0..k.div_ceil(4) {

@@ -4,7 +4,7 @@
 use super::attention;
 use super::gemm::{Format, RowZeros};
 use super::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp};
-use super::pack::Form;
+use super::pack::{Form, Range};
 use super::{Body, Extent, Program, Step, Storage};
 use cranelift_entity::PrimaryMap;
 use std::collections::BTreeMap;
@@ -95,7 +95,7 @@ pub fn of(program: &Program, step: &Step) -> Work {
             }
             touched.all(pack.from.buffer);
             touched.all(pack.to);
-            if let Form::Quantize { scales, .. } = pack.form {
+            if let Form::Quantize { range: Range::OfRow { scales }, .. } = pack.form {
                 touched.all(scales);
             }
             if let Some(sums) = pack.form.sums() {

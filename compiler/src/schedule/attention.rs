@@ -6,7 +6,7 @@ use super::view::View;
 use super::{Scheduler, Source};
 use crate::kernel::attention::{Attention, Bytes, Format, QUERY_TILE};
 use crate::kernel::gemm::PANEL;
-use crate::kernel::pack::{Form, Pack, Rows, Sums};
+use crate::kernel::pack::{Form, Pack, Range, Rows, Sums};
 use crate::kernel::{Body, Extent, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Graph, Loc, Value};
@@ -128,7 +128,7 @@ impl Scheduler {
             made_by: None,
             to: args.buffer(&view, Use::Write),
             form: Form::Quantize {
-                scales: args.buffer(&scales, Use::Write),
+                range: Range::OfRow { scales: args.buffer(&scales, Use::Write) },
                 sums: sums.as_ref().map(|s| Sums { buffer: args.buffer(s, Use::Write), group, factor: -128 }),
             },
             pitch: None,

@@ -3,7 +3,7 @@
 use super::args::Args;
 use super::exprs::Exprs;
 use super::halves::is_half;
-use super::left::PackedLeft;
+use super::left::{LeftRows, PackedLeft};
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
@@ -37,8 +37,10 @@ pub(super) struct QuantizedRight {
     pub weights: View,
     /// What columns have, packed.
     pub columns: View,
-    /// Scales of the rows; `None` if the rows are quantized while they are packed.
-    pub row_scale: Option<View>,
+    /// What the rows are before they are packed.
+    pub rows: LeftRows,
+    /// Scales of the rows, or one for all of them; of no use if packing finds them.
+    pub row_scale: Source,
     /// Zero points of the rows, `i8`, if the compiler does not know them.
     pub row_zero: Option<View>,
 }
@@ -60,7 +62,7 @@ pub(super) enum RightOperand {
     /// Weights of few bits for rows of f32.
     Dequantized(DequantizedRight),
     /// Weights of few bits for rows of bytes.
-    Quantized(QuantizedRight),
+    Quantized(Box<QuantizedRight>),
 }
 
 /// A matrix product found in a group, on the domain `[batch…, m, n]` of its result.
@@ -110,14 +112,14 @@ impl Scheduler {
         if let Op::QuantizedMatmul(op) = &node.op {
             let operands: Vec<Source> = node.inputs.iter().map(|&v| source(v)).collect::<Result<_, _>>()?;
             let mut right = self.quantized_operand(op, &operands)?;
-            if let RightOperand::Quantized(QuantizedRight { padded: Some(group), .. }) = right {
-                p.left = self.padded_groups(&p.left, group, loc);
-                p.k = p.left.shape[p.left.shape.rank() - 1].clone();
-            } else if let RightOperand::Quantized(q) = &mut right
-                && let Some(rows) = q.row_scale.as_ref().and_then(|scales| self.unquantized(&p.left, scales))
-            {
-                p.left = rows;
-                q.row_scale = None;
+            if let RightOperand::Quantized(q) = &mut right {
+                if let Some(group) = q.padded {
+                    p.left = self.padded_groups(&p.left, group, loc);
+                    p.k = p.left.shape[p.left.shape.rank() - 1].clone();
+                } else if let Some((rows, how)) = self.unquantized(&p.left, &q.row_scale) {
+                    p.left = rows;
+                    q.rows = how;
+                }
             }
             return self.gemm(&p, right, sources, outputs, loc);
         }
@@ -136,11 +138,11 @@ impl Scheduler {
 
     fn gemm(&mut self, p: &Product, right: RightOperand, sources: &[Source], outputs: &[View], loc: &Loc) -> Result<(), Unfit> {
         let rank = p.domain.rank();
+        let every_matrix = |weights: &View| Packed { view: weights.clone(), strides: vec![Dim::from(0); rank - 2] };
         let packed = match &right {
             RightOperand::Dense(right) => self.packed(right, &p.domain.0[..rank - 2], loc),
-            RightOperand::Dequantized(DequantizedRight { weights, .. }) | RightOperand::Quantized(QuantizedRight { weights, .. }) => {
-                Packed { view: weights.clone(), strides: vec![Dim::from(0); rank - 2] }
-            }
+            RightOperand::Dequantized(DequantizedRight { weights, .. }) => every_matrix(weights),
+            RightOperand::Quantized(q) => every_matrix(&q.weights),
         };
         let (dequantized, quantized) = match right {
             RightOperand::Dense(_) => (None, None),
@@ -154,7 +156,9 @@ impl Scheduler {
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
         let of_rows = |v: &View| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect();
-        touched.extend(quantized.iter().flat_map(|q| [q.row_scale.as_ref(), q.row_zero.as_ref()]).flatten().map(of_rows));
+        let scales_in_memory = quantized.as_ref().filter(|q| q.rows != LeftRows::OfRow && !is_number(&q.row_scale));
+        let scales_in_memory = scales_in_memory.map(|q| self.view(&q.row_scale));
+        touched.extend(scales_in_memory.iter().chain(quantized.iter().flat_map(|q| &q.row_zero)).map(of_rows));
         touched
             .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.
@@ -181,7 +185,7 @@ impl Scheduler {
         let left_pitch = in_place.as_ref().map(|(_, pitch)| *pitch);
         let packed_left = match in_place {
             Some((rows, _)) => PackedLeft { packed: rows, sums: None, scales: None, row_zeros: None },
-            None => self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_ref(), loc),
+            None => self.packed_left(p, &a, (&axes, &sizes), (row_axis, &m), quantized.as_deref(), loc),
         };
         let left = Operand {
             buffer: args.buffer(&packed_left.packed.view, Use::Read),
@@ -198,14 +202,17 @@ impl Scheduler {
             format = Format::Dequantized(gemm::Dequantized { columns: args.buffer(&d.columns, Use::Read), ..d.format });
         }
         if let Some(q) = quantized {
-            let (scales, strides) = match (q.row_scale, packed_left.scales) {
-                (Some(view), _) => (view.clone(), epilogue.strides(&view)),
-                (None, Some(Packed { view, strides })) => (view, strides.into_iter().chain([1, 0].map(Dim::from)).collect()),
-                (None, None) => unreachable!("packing finds the scales that are not there"),
+            let found =
+                packed_left.scales.map(|Packed { view, strides }| (view, strides.into_iter().chain([1, 0].map(Dim::from)).collect()));
+            let scales = found.or_else(|| scales_in_memory.map(|view| (view.clone(), epilogue.strides(&view))));
+            let scale = match (scales, &q.row_scale) {
+                (Some((scales, strides)), _) => epilogue.exprs.push(Expr::Load(args.access(&scales, Use::Read, &strides)), Elem::F32),
+                (None, Source::Const(scale)) => epilogue.exprs.splat(scale).expect("one number"),
+                (None, Source::View(_)) => unreachable!("scales are found, in memory, or one number"),
             };
-            let scale = Expr::Load(args.access(&scales, Use::Read, &strides));
-            let scale = epilogue.exprs.push(scale, Elem::F32);
-            dot = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![dot, scale]), Elem::F32);
+            if epilogue.exprs.list[scale].0 != Expr::Float(1f64.to_bits()) {
+                dot = epilogue.exprs.push(Expr::Prim(Prim::Mul, vec![dot, scale]), Elem::F32);
+            }
             let sums = packed_left.sums.expect("rows of bytes have sums");
             let (columns, sums) = (args.buffer(&q.columns, Use::Read), args.buffer(&sums, Use::Read));
             let row_zeros = packed_left.row_zeros.map_or(q.format.row_zeros, |z| RowZeros::Each(args.buffer(&z, Use::Read)));
@@ -243,8 +250,7 @@ impl Scheduler {
                     Def::Const(t) => Source::Const(t.clone()),
                     Def::Result(..) => continue,
                 };
-                let one_number = matches!(&source, Source::Const(t) if Exprs::default().splat(t).is_some());
-                if !one_number && !views.iter().any(|(w, _)| *w == v) {
+                if !is_number(&source) && !views.iter().any(|(w, _)| *w == v) {
                     views.push((v, self.view(&source)));
                 }
             }
@@ -370,6 +376,11 @@ impl Scheduler {
         self.launch(Body::Nest(nest), args, tasks, work, p.label, loc);
         Ok(())
     }
+}
+
+/// Whether all elements are a number that the compiler knows.
+fn is_number(source: &Source) -> bool {
+    matches!(source, Source::Const(t) if Exprs::default().splat(t).is_some())
 }
 
 /// Whether an operator is a matrix product.

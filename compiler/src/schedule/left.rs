@@ -1,5 +1,5 @@
 //! Left operands of products, packed in row tiles. Products of the same rows share what is packed, and rows
-//! that are quantized for products alone are quantized while they are packed. Where it does no harm, rows of
+//! that are quantized for products alone, dynamically or statically, are quantized while they are packed. Where it does no harm, rows of
 //! f32 stay where they are.
 
 use super::args::Args;
@@ -7,11 +7,11 @@ use super::contraction::{Packed, Product, QuantizedRight};
 use super::view::View;
 use super::{Scheduler, Source};
 use crate::kernel::gemm::{self, TILE_ROWS};
-use crate::kernel::pack::{self, Form, Pack, Rows, Sums};
+use crate::kernel::pack::{self, Fixed, Form, Pack, Range, Rows, Sums};
 use crate::kernel::{Body, Buffer, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::Loc;
-use tfc_ir::ops::QuantizeRows;
+use tfc_ir::ops::{Op, QuantizeRows};
 use tfc_ir::types::{Elem, Shape, Type};
 
 /// A packed left operand.
@@ -33,8 +33,19 @@ enum LeftForm {
     Floats,
     /// `i8`, with sums.
     Bytes(Groups),
-    /// f32 that are quantized, with sums.
-    Quantize(Groups),
+    /// f32 that are quantized, every row by its own scale or all alike, with sums.
+    Quantize(Option<Fixed>, Groups),
+}
+
+/// What the left operand of a product with quantized weights is before it is packed.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum LeftRows {
+    /// `i8`, with scales.
+    Bytes,
+    /// f32 that are quantized while they are packed, which finds a scale for every row.
+    OfRow,
+    /// f32 that are quantized while they are packed, all alike.
+    Fixed(Fixed),
 }
 
 /// Sums that are wanted: the length of a group, how many there are, and what they are multiplied by.
@@ -49,14 +60,18 @@ impl LeftForm {
     fn of(quantized: Option<&QuantizedRight>) -> LeftForm {
         let Some(q) = quantized else { return LeftForm::Floats };
         let groups = Groups { group: q.format.group, groups: q.format.groups, factor: q.factor };
-        if q.row_scale.is_some() { LeftForm::Bytes(groups) } else { LeftForm::Quantize(groups) }
+        match q.rows {
+            LeftRows::Bytes => LeftForm::Bytes(groups),
+            LeftRows::OfRow => LeftForm::Quantize(None, groups),
+            LeftRows::Fixed(fixed) => LeftForm::Quantize(Some(fixed), groups),
+        }
     }
 
     /// The sums that are wanted.
     fn groups(self) -> Option<Groups> {
         match self {
             LeftForm::Floats => None,
-            LeftForm::Bytes(groups) | LeftForm::Quantize(groups) => Some(groups),
+            LeftForm::Bytes(groups) | LeftForm::Quantize(_, groups) => Some(groups),
         }
     }
 }
@@ -90,26 +105,44 @@ pub(super) struct Shared {
     row_zeros: Option<View>,
 }
 
-/// Results of `quantize_rows` and what they were made from.
+/// Results of quantization and what they were made from.
 pub(super) struct QuantizedRows {
     rows: View,
     codes: View,
-    scales: View,
+    by: QuantizedBy,
+}
+
+/// What rows were quantized by.
+enum QuantizedBy {
+    /// These scales, one for every row.
+    Scales(View),
+    /// What is known.
+    Fixed(Fixed),
 }
 
 impl Scheduler {
-    /// Remembers what the results of a symmetric quantization are made from.
-    pub(super) fn note_quantized_rows(&mut self, op: &QuantizeRows, rows: &Source, results: &[View]) {
-        if let (true, Source::View(rows), [codes, scales]) = (op.symmetric && is_f32(rows), rows, results) {
-            self.quantized_rows.push(QuantizedRows { rows: rows.clone(), codes: codes.clone(), scales: scales.clone() });
+    /// Remembers what the results of a quantization are made from, if packing can do the same.
+    pub(super) fn note_quantized_rows(&mut self, op: &Op, rows: &Source, results: &[View]) {
+        let Source::View(rows) = rows else { return };
+        let (codes, by) = match (op, results) {
+            (Op::QuantizeRows(QuantizeRows { symmetric: true }), [codes, scales]) => (codes, QuantizedBy::Scales(scales.clone())),
+            (Op::QuantizeStatic(op), [codes]) => (codes, QuantizedBy::Fixed(Fixed::of(op))),
+            _ => return,
+        };
+        if rows.elem == Elem::F32 {
+            self.quantized_rows.push(QuantizedRows { rows: rows.clone(), codes: codes.clone(), by });
         }
     }
 
-    /// The f32 rows that symmetric quantization made all of `codes` and all of `scales` from.
-    pub(super) fn unquantized(&self, codes: &View, scales: &View) -> Option<View> {
+    /// The f32 rows that quantization made all of `codes` from, and all of `scales` if these are no constant; and how.
+    pub(super) fn unquantized(&self, codes: &View, scales: &Source) -> Option<(View, LeftRows)> {
         let same = |x: &View, y: &View| x.buffer == y.buffer && x.offset == y.offset && x.shape == y.shape && x.is_contiguous();
-        let q = self.quantized_rows.iter().find(|q| same(codes, &q.codes) && same(scales, &q.scales))?;
-        Some(q.rows.clone())
+        let q = self.quantized_rows.iter().find(|q| same(codes, &q.codes))?;
+        match (&q.by, scales) {
+            (QuantizedBy::Scales(by), Source::View(scales)) if same(scales, by) => Some((q.rows.clone(), LeftRows::OfRow)),
+            (QuantizedBy::Fixed(fixed), _) => Some((q.rows.clone(), LeftRows::Fixed(*fixed))),
+            _ => None,
+        }
     }
 
     /// The left operand of a product in row tiles, by a kernel of its own unless it is there. Matrices that
@@ -221,7 +254,7 @@ impl Scheduler {
         self.provide_slack(packed.buffer, pack::SLACK);
         let mut per_row = |elem, n: i64| self.temporary(&Type::new(elem, Shape(vec![tiles.clone() * Dim::from(n * TILE_ROWS as i64)])));
         let sums = key.form.groups().map(|g| per_row(Elem::I32, g.groups));
-        let scales = matches!(key.form, LeftForm::Quantize(_)).then(|| per_row(Elem::F32, 1));
+        let scales = matches!(key.form, LeftForm::Quantize(None, _)).then(|| per_row(Elem::F32, 1));
         let mut args = Args::default();
         let written = |args: &mut Args, view: &Option<View>| view.as_ref().map_or(0, |v| args.buffer(v, Use::Write));
         let body = Pack {
@@ -244,13 +277,17 @@ impl Scheduler {
                 match key.form {
                     LeftForm::Floats => Form::Floats,
                     LeftForm::Bytes(g) => Form::Bytes(sums(g)),
-                    LeftForm::Quantize(g) => Form::Quantize { scales: written(&mut args, &scales), sums: Some(sums(g)) },
+                    LeftForm::Quantize(fixed, g) => {
+                        let of_row = || Range::OfRow { scales: written(&mut args, &scales) };
+                        Form::Quantize { range: fixed.map_or_else(of_row, Range::Fixed), sums: Some(sums(g)) }
+                    }
                 }
             },
             pitch: None,
         };
         let (what, work) = match key.form {
-            LeftForm::Quantize(_) => ("quantize_rows+pack", size * Dim::from(8)),
+            LeftForm::Quantize(None, _) => ("quantize_rows+pack", size * Dim::from(8)),
+            LeftForm::Quantize(Some(_), _) => ("quantize_static+pack", size * Dim::from(8)),
             _ => ("pack", size),
         };
         self.launch(Body::Pack(body), args, tasks, work, &format!("{what} for {label}"), loc);
@@ -278,8 +315,4 @@ impl Scheduler {
 /// Elements of 4 bytes of a row: floats, or units of four bytes.
 fn elements(form: LeftForm, k: &Dim) -> Dim {
     if form == LeftForm::Floats { k.clone() } else { k.ceil_div(4) }
-}
-
-fn is_f32(source: &Source) -> bool {
-    matches!(source, Source::View(v) if v.elem == Elem::F32)
 }

@@ -5,7 +5,7 @@
 use super::args::Args;
 use crate::cost;
 use crate::kernel::nest::{Access, Effect, Expr, Nest};
-use crate::kernel::pack::{Form, Pack, Rows, Sums};
+use crate::kernel::pack::{Form, Pack, Range, Rows, Sums};
 use crate::kernel::{Body, Buffer, BufferArg, Extent, Kernel, Program, Step, Use};
 use std::collections::HashMap;
 use tfc_ir::dim::Dim;
@@ -68,7 +68,13 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
         form: match pack.form {
             Form::Floats => Form::Floats,
             Form::Bytes(s) => Form::Bytes(sums(s)),
-            Form::Quantize { scales, sums: s } => Form::Quantize { scales: buffer(scales), sums: s.map(sums) },
+            Form::Quantize { range, sums: s } => {
+                let range = match range {
+                    Range::OfRow { scales } => Range::OfRow { scales: buffer(scales) },
+                    Range::Fixed(fixed) => Range::Fixed(fixed),
+                };
+                Form::Quantize { range, sums: s.map(sums) }
+            }
         },
         pitch: None,
     });

@@ -345,10 +345,8 @@ impl Scheduler {
             return Ok(());
         }
         let for_kernels = node.outputs.iter().all(|&v| env.targets[v].is_none());
-        if let Op::QuantizeRows(op) = &node.op
-            && for_kernels
-        {
-            self.note_quantized_rows(op, &inputs[0], &outputs);
+        if for_kernels && matches!(node.op, Op::QuantizeRows(_) | Op::QuantizeStatic(_)) {
+            self.note_quantized_rows(&node.op, &inputs[0], &outputs);
         }
         match &node.op {
             Op::Attention(_) | Op::QuantizedAttention(_) => {

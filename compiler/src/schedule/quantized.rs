@@ -1,6 +1,7 @@
 //! Products with quantized weights as kernels take them.
 
 use super::contraction::{DequantizedRight, QuantizedRight, RightOperand};
+use super::left::LeftRows;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit, movement};
 use crate::kernel::gemm::{self, RowZeros};
@@ -70,7 +71,7 @@ impl Scheduler {
         let w = Weights::of(op, &o)?;
         match o.x_scale {
             None => Ok(RightOperand::Dequantized(self.dequantized_right(&w, &o))),
-            Some(row_scale) => Ok(RightOperand::Quantized(self.quantized_right(&w, row_scale, &o))),
+            Some(row_scale) => Ok(RightOperand::Quantized(Box::new(self.quantized_right(&w, row_scale, &o)))),
         }
     }
 
@@ -148,7 +149,8 @@ impl Scheduler {
             factor,
             weights,
             columns: self.columns(w, &others),
-            row_scale: Some(self.view(row_scale)),
+            rows: LeftRows::Bytes,
+            row_scale: row_scale.clone(),
             row_zero,
         }
     }

@@ -717,8 +717,9 @@ mod tests {
             let bias: Vec<f32> = (0..rows * m).map(|i| self.bias_at(i / m, i % m)).collect();
             let out = vec![f32::NAN; self.batch * h * n * e];
             if self.rounded {
-                let keys: Vec<_> = (0..matrices).map(|g| quantize(m, d, PANEL, Some((d, -128)), |j, x| self.key(g, j, x))).collect();
-                let values: Vec<_> = (0..matrices).map(|g| quantize(e, m, PANEL, None, |x, j| channel(g, x, j))).collect();
+                let keys: Vec<_> =
+                    (0..matrices).map(|g| quantize([m, d], PANEL, None, Some((d, -128)), |j, x| self.key(g, j, x))).collect();
+                let values: Vec<_> = (0..matrices).map(|g| quantize([e, m], PANEL, None, None, |x, j| channel(g, x, j))).collect();
                 let codes = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.codes).to_vec()).collect();
                 let scales = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.scales).to_vec()).collect();
                 let sums = keys.iter().flat_map(|x| bytemuck::cast_slice(&x.sums).to_vec()).collect();

@@ -5,7 +5,7 @@ use super::tile::{self, Rows};
 use super::{KernelBuilder, LANES, MEM, nest, quantize};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, Pack, Sums};
+use crate::kernel::pack::{Form, Pack, Range, Sums};
 use cranelift_codegen::ir::types::{I8X16, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
@@ -50,12 +50,13 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     match p.form {
         Form::Floats => tile::pack(b, &from, p.tile, to),
         Form::Bytes(_) => pack_bytes(b, &from, elements, to),
-        Form::Quantize { scales, .. } => {
+        Form::Quantize { range: Range::OfRow { scales }, .. } => {
             let before = b.times(number, Extent::Const(height * ELEMENT));
             let scales = b.buffer(scales);
             let scales = b.f.ins().iadd(scales, before);
-            quantize::rows(b, &from, elements, p.tile, to, scales);
+            quantize::rows(b, &from, elements, p.tile, to, quantize::By::OfRow { scales });
         }
+        Form::Quantize { range: Range::Fixed(fixed), .. } => quantize::rows(b, &from, elements, p.tile, to, quantize::By::Fixed(fixed)),
     }
     if let Some(sums) = p.form.sums() {
         let groups = ceil_div(b, elements, sums.group_units());

@@ -1,9 +1,11 @@
-//! Packing that quantizes: four rows at a time, in two passes, for the largest magnitudes and for the codes.
+//! Packing that quantizes: four rows at a time, in two passes, for the largest magnitudes, unless the scale is known, and for the
+//! codes.
 
 use super::pack::ELEMENT;
 use super::tile::Rows;
 use super::{KernelBuilder, LANES, MEM};
 use crate::kernel::Extent;
+use crate::kernel::pack::Fixed;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -93,12 +95,87 @@ impl Four<'_> {
     }
 }
 
-/// Quantizes and packs a tile of `height` rows to `to`, of which `from.rows` exist, and writes their scales.
-pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to: Value, scales: Value) {
+/// What rows are quantized by.
+pub enum By {
+    /// Scales of their own, which go to an address.
+    OfRow {
+        /// Where they go.
+        scales: Value,
+    },
+    /// What is known.
+    Fixed(Fixed),
+}
+
+/// How the codes of four rows are made.
+enum Rule {
+    /// By the inverses of the rows, and the bits of codes that are kept: as lanes, and each in every lane.
+    OfRow { lanes: [Value; 2], by_row: Vec<[Value; 2]> },
+    /// By a known scale.
+    Fixed(Fixed),
+}
+
+impl Rule {
+    /// By what the largest magnitudes of four rows say; the scales go to `scales`.
+    fn of_row(b: &mut KernelBuilder, largest: Value, scales: Value) -> Rule {
+        let [steps, least, infinity] = [127.0, MIN_RANGE.into(), f64::INFINITY].map(|x| b.float_of(F32X4, x));
+        let scale = b.f.ins().fdiv(largest, steps);
+        b.f.ins().store(MEM, scale, scales, 0);
+        let enough = b.f.ins().fcmp(FloatCC::GreaterThanOrEqual, largest, least);
+        let finite = b.f.ins().fcmp(FloatCC::LessThan, largest, infinity);
+        let useful = b.f.ins().band(enough, finite);
+        let inverse = b.f.ins().fdiv(steps, largest);
+        // The codes of a row without a usable range are 0 whatever its values are.
+        let byte = b.int_of(I32X4, 0xff);
+        let kept = b.f.ins().band(byte, useful);
+        let lanes = [inverse, kept];
+        let by_row = (0..LANES)
+            .map(|row| {
+                lanes.map(|x| {
+                    let x = b.lane(x, row);
+                    b.splat(x)
+                })
+            })
+            .collect();
+        Rule::OfRow { lanes, by_row }
+    }
+
+    /// The codes of four elements, of a row or one of each, in the lowest bytes.
+    fn codes(&self, b: &mut KernelBuilder, x: Value, row: Option<usize>) -> Value {
+        let rounding = b.float_of(F32X4, ROUNDING);
+        match self {
+            Rule::OfRow { lanes, by_row } => {
+                let [inverse, kept] = row.map_or(*lanes, |row| by_row[row]);
+                let x = b.f.ins().fmul(x, inverse);
+                let x = b.f.ins().fadd(x, rounding);
+                let x = b.bits(I32X4, x);
+                b.f.ins().band(x, kept)
+            }
+            Rule::Fixed(fixed) => {
+                let [inverse, low, high] = [fixed.inverse(), fixed.bounds()[0], fixed.bounds()[1]].map(|x| b.float_of(F32X4, x.into()));
+                let x = b.f.ins().fmul(x, inverse);
+                // NaN becomes the code of 0.
+                let number = b.f.ins().fcmp(FloatCC::Equal, x, x);
+                let x = b.f.ins().fmax(x, low);
+                let x = b.f.ins().fmin(x, high);
+                let x = b.f.ins().fadd(x, rounding);
+                let x = b.bits(I32X4, x);
+                let x = b.f.ins().band(x, number);
+                let (zero_point, byte) = (b.int_of(I32X4, fixed.zero_point.into()), b.int_of(I32X4, 0xff));
+                let x = b.f.ins().iadd(x, zero_point);
+                b.f.ins().band(x, byte)
+            }
+        }
+    }
+}
+
+/// Quantizes and packs a tile of `height` rows to `to`, of which `from.rows` exist, and writes their scales if it finds them.
+pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to: Value, by: By) {
     let zero = b.int(0);
     let none = b.int_of(I32X4, 0);
-    for v in 0..height / LANES {
-        b.f.ins().store(MEM, none, scales, 16 * v as i32);
+    if let By::OfRow { scales } = by {
+        for v in 0..height / LANES {
+            b.f.ins().store(MEM, none, scales, 16 * v as i32);
+        }
     }
     let (whole, done) = match b.as_const(from.k) {
         Some(k) => (b.int(k / 4), b.int(k / 4 * 4)),
@@ -120,48 +197,30 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
         b.f.ins().iadd(from.at, before)
     });
     let four = Four { from, rows: addresses.collect(), k_bytes };
-    let largest = four.largest(b, whole, done);
-    // Rows that do not exist are 0.
-    let left = b.f.ins().isub(from.rows, group.index);
-    let left = b.f.ins().ireduce(I32, left);
-    let left = b.splat(left);
-    let numbers: Vec<u8> = (0..LANES as i32).flat_map(i32::to_le_bytes).collect();
-    let numbers = b.vector(I32X4, &numbers);
-    let exist = b.f.ins().icmp(IntCC::SignedGreaterThan, left, numbers);
-    let largest = b.f.ins().band(largest, exist);
-    let largest = b.bits(F32X4, largest);
-    let [steps, least, infinity, rounding] = [127.0, MIN_RANGE.into(), f64::INFINITY, ROUNDING].map(|x| b.float_of(F32X4, x));
-    let scale = b.f.ins().fdiv(largest, steps);
     let place = b.times(group.index, Extent::Const(ELEMENT));
-    let p = b.f.ins().iadd(scales, place);
-    b.f.ins().store(MEM, scale, p, 0);
-    let enough = b.f.ins().fcmp(FloatCC::GreaterThanOrEqual, largest, least);
-    let finite = b.f.ins().fcmp(FloatCC::LessThan, largest, infinity);
-    let useful = b.f.ins().band(enough, finite);
-    let inverse = b.f.ins().fdiv(steps, largest);
-    // The codes of a row without a usable range are 0 whatever its values are.
-    let byte = b.int_of(I32X4, 0xff);
-    let kept = b.f.ins().band(byte, useful);
-    let code = |b: &mut KernelBuilder, x: Value, inverse: Value, kept: Value| {
-        let x = b.f.ins().fmul(x, inverse);
-        let x = b.f.ins().fadd(x, rounding);
-        let x = b.bits(I32X4, x);
-        b.f.ins().band(x, kept)
+    let rule = match by {
+        By::OfRow { scales } => {
+            let largest = four.largest(b, whole, done);
+            // Rows that do not exist are 0.
+            let left = b.f.ins().isub(from.rows, group.index);
+            let left = b.f.ins().ireduce(I32, left);
+            let left = b.splat(left);
+            let numbers: Vec<u8> = (0..LANES as i32).flat_map(i32::to_le_bytes).collect();
+            let numbers = b.vector(I32X4, &numbers);
+            let exist = b.f.ins().icmp(IntCC::SignedGreaterThan, left, numbers);
+            let largest = b.f.ins().band(largest, exist);
+            let largest = b.bits(F32X4, largest);
+            let scales = b.f.ins().iadd(scales, place);
+            Rule::of_row(b, largest, scales)
+        }
+        By::Fixed(fixed) => Rule::Fixed(fixed),
     };
-    let by_row: Vec<[Value; 2]> = (0..LANES)
-        .map(|row| {
-            [inverse, kept].map(|x| {
-                let x = b.lane(x, row);
-                b.splat(x)
-            })
-        })
-        .collect();
     let to = b.f.ins().iadd(to, place);
     if let Some(unit) = b.open_loop(zero, whole, 1) {
         let codes: Vec<Value> = (0..LANES)
             .map(|row| {
                 let x = four.along_k(b, row, unit.index);
-                code(b, x, by_row[row][0], by_row[row][1])
+                rule.codes(b, x, Some(row))
             })
             .collect();
         // The bytes of a row are neighbours, those of the rows too.
@@ -179,7 +238,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
         b.f.def_var(bytes, none);
         if let Some(k) = b.open_loop(done, from.k, 1) {
             let x = four.along_rows(b, k.index);
-            let x = code(b, x, inverse, kept);
+            let x = rule.codes(b, x, None);
             let bits = b.f.ins().band_imm_u(k.index, 3);
             let bits = b.times(bits, Extent::Const(8));
             let x = b.f.ins().ishl(x, bits);
@@ -203,9 +262,10 @@ mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_groups, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
-    use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Rows, SLACK, Sums};
+    use crate::kernel::pack::{self, Fixed, Form, Pack, QuantizedRows, Range, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
     use proptest::prelude::*;
+    use tfc_ir::ops::QuantizeStatic;
     use tfc_ir::types::Elem;
 
     /// How rows are in memory.
@@ -232,9 +292,15 @@ mod tests {
         sums: Option<(usize, i32)>,
         /// Which extents are integer parameters.
         symbolic: [bool; 3],
+        /// The zero point, if rows have a fixed scale.
+        fixed: Option<i8>,
     }
 
     impl Case {
+        fn fixed(&self) -> Option<QuantizeStatic> {
+            self.fixed.map(|zero_point| QuantizeStatic { scale: (0.037f32).into(), zero_point: zero_point.into() })
+        }
+
         fn strides(&self) -> [usize; 3] {
             let (m, k) = (self.m, self.k);
             match self.order {
@@ -258,7 +324,8 @@ mod tests {
             let [matrix, row, k] = self.strides();
             let from = Rows { buffer: 0, batch: vec![extent(matrix, t)], row: extent(row, u && row != 1), k: extent(k, u && k != 1) };
             let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
-            let form = Form::Quantize { scales: 2, sums };
+            let range = self.fixed().map_or(Range::OfRow { scales: 2 }, |op| Range::Fixed(Fixed::of(&op)));
+            let form = Form::Quantize { range, sums };
             let body = Pack {
                 batch: vec![extent(self.batch, t)],
                 m: extent(self.m, s),
@@ -284,7 +351,7 @@ mod tests {
             let from: Vec<f32> = (0..batch * matrix.max(m * k)).map(value).collect();
             let mut expected = QuantizedRows::default();
             for b in 0..batch {
-                let one = pack::quantize(m, k, tile, sums, |r, x| from[b * matrix + r * row + x * step]);
+                let one = pack::quantize([m, k], tile, self.fixed().as_ref(), sums, |r, x| from[b * matrix + r * row + x * step]);
                 expected.codes.extend(one.codes);
                 expected.scales.extend(one.scales);
                 expected.sums.extend(one.sums);
@@ -319,7 +386,8 @@ mod tests {
                 let at = |what: &str, i: usize, r: usize| format!("{}: {self:?}: {what} of tile {i}, row {r}", cpu.name);
                 for (i, r) in (0..tiles).flat_map(|i| (0..tile).map(move |r| (i, r))) {
                     let (x, y) = (scales[i * tile + r], expected.scales[i * tile + r]);
-                    assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()), "{}: {x} for {y}", at("scale", i, r));
+                    let same = x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+                    assert!(same || self.fixed.is_some(), "{}: {x} for {y}", at("scale", i, r));
                     if i % m.div_ceil(tile) * tile + r >= m {
                         continue;
                     }
@@ -357,7 +425,8 @@ mod tests {
             let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[3][..4 * expected.sums.len()]);
             let groups = sums.len() / tiles / TILE_ROWS;
             for (i, (x, y)) in scales.iter().zip(&expected.scales).take(m).enumerate() {
-                assert!(x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan()), "{}: {x} for {y}", at("scale", i));
+                let same = x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+                assert!(same || self.fixed.is_some(), "{}: {x} for {y}", at("scale", i));
             }
             for (i, row) in buffers[1].chunks_exact(pitch).take(m).enumerate() {
                 let (tile, r) = (i / TILE_ROWS, i % TILE_ROWS);
@@ -400,9 +469,10 @@ mod tests {
     #[test]
     fn rows_of_one_kind() {
         let values = [0.0, -0.0, 1e-40, 9e-31, 1e-30, 1.1e-30, 1.0, 3e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-        for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
+        let orders = [Order::AlongK, Order::AlongRows, Order::Apart];
+        for (order, fixed) in orders.into_iter().flat_map(|order| [None, Some(0), Some(-5)].map(|fixed| (order, fixed))) {
             for tile in [TILE_ROWS, PANEL] {
-                let case = Case { batch: 1, m: values.len(), k: 37, tile, order, sums: Some((37, -8)), symbolic: [false; 3] };
+                let case = Case { batch: 1, m: values.len(), k: 37, tile, order, sums: Some((37, -8)), symbolic: [false; 3], fixed };
                 let [_, row, k] = case.strides();
                 for other in [0.0, 1e-31, 0.3, f32::NEG_INFINITY, -f32::NAN] {
                     case.check(|i| {
@@ -417,9 +487,12 @@ mod tests {
     #[test]
     fn rows_of_every_length() {
         for k in [1, 15, 16, 17, 63, 64, 65, 127, 128, 192, 200, 800] {
-            for sums in [(k, -8), (64, 1), (128, -128)] {
-                let case = Case { batch: 1, m: 14, k, tile: TILE_ROWS, order: Order::AlongK, sums: Some(sums), symbolic: [false; 3] };
+            for (sums, fixed) in [((k, -8), None), ((64, 1), Some(7)), ((128, -128), None), ((k, -8), Some(0)), ((k, 1), Some(-128))] {
+                let case =
+                    Case { batch: 1, m: 14, k, tile: TILE_ROWS, order: Order::AlongK, sums: Some(sums), symbolic: [false; 3], fixed };
                 case.check(wild(k));
+                // No value that quick code would not be right for.
+                case.check(|i| ((i * 7919 + k) % 1013) as f32 / 100.0 - 5.0);
             }
         }
     }
@@ -427,7 +500,7 @@ mod tests {
     #[test]
     fn halves_go_to_even_codes() {
         for order in [Order::AlongK, Order::AlongRows] {
-            let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3] };
+            let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3], fixed: None };
             case.check(|i| if i == 0 { 127.0 } else { (i as f32 - 256.0) / 2.0 % 127.0 });
         }
     }
@@ -436,8 +509,9 @@ mod tests {
     fn other_architectures() {
         for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
             for symbolic in [false, true] {
-                let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3] };
+                let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3], fixed: None };
                 check_foreign(&case.kernel().0);
+                check_foreign(&Case { fixed: Some(-5), ..case }.kernel().0);
             }
         }
     }
@@ -445,7 +519,8 @@ mod tests {
     #[test]
     fn heads_share_rows() {
         for (tile, k) in [(TILE_ROWS, 64), (PANEL, 20)] {
-            Case { batch: 3, m: 2 * tile + 5, k, tile, order: Order::Heads, sums: Some((k, -128)), symbolic: [false; 3] }.check(wild(5));
+            Case { batch: 3, m: 2 * tile + 5, k, tile, order: Order::Heads, sums: Some((k, -128)), symbolic: [false; 3], fixed: None }
+                .check(wild(5));
         }
     }
 
@@ -460,6 +535,7 @@ mod tests {
             panels: bool,
             sums in prop_oneof![Just(None), (0usize..34, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
             symbolic: [bool; 3],
+            fixed in prop_oneof![2 => Just(None), 1 => Just(Some(0)), 1 => any::<i8>().prop_map(Some)],
             seed: u16,
         ) {
             let k = k + long;
@@ -469,7 +545,7 @@ mod tests {
                 g => 4 * g,
             };
             let sums = sums.map(|(g, factor)| (group(g), factor));
-            let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic };
+            let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic, fixed };
             case.check(wild(seed.into()));
         }
     }

@@ -69,9 +69,9 @@ pub fn packing_in_groups(kernel: &Kernel, m: usize) -> [(Kernel, i64); 3] {
     })
 }
 
-/// The packing kernel that leaves rows, where a CPU variant has such.
+/// The packing kernel that leaves rows, where a CPU has all that it takes: the vectors of those that have matrix tiles.
 pub fn packing_in_rows(kernel: &Kernel, cpu: &Cpu) -> Option<Kernel> {
-    layout::in_rows(kernel).filter(|_| cpu.matrix_tiles())
+    layout::in_rows(kernel).filter(|_| cpu.wide.is_some_and(|isa| isa.evex()))
 }
 
 /// Checks that a product with a residual behind its epilogue, which lies in memory like the result, gives the same in place.

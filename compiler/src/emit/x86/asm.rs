@@ -859,29 +859,45 @@ impl Asm {
         op(self, x, swapped)
     }
 
-    /// Stores the low byte of every 32-bit lane that is in a mask (EVEX), contiguously; lanes must be in the range of `i8`.
+    /// Stores the low byte of every 32-bit lane, or of the first ones that are in a mask, contiguously; lanes must be in the range
+    /// of `i8`.
     pub fn store_bytes(&mut self, m: Mem, x: V, mask: Option<M>) {
         if self.isa.evex() {
             let operands = vec![Operand::Mem(m), Operand::Reg(x.0, Width::Full)];
             let mask = mask.map(|m| (m.0, false));
             self.push_masked(Code::EVEX_Vpmovdb_xmmm128_k1z_zmm, First::Read, operands, mask);
         } else {
-            assert!(mask.is_none(), "bytes have no masks without EVEX");
             let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
             let words = self.v();
             let xmm = |v: V| Operand::Reg(v.0, Width::Xmm);
             self.push(Code::VEX_Vpackssdw_xmm_xmm_xmmm128, First::Write, vec![xmm(words), xmm(x), xmm(high)]);
             let bytes = self.v();
             self.push(Code::VEX_Vpacksswb_xmm_xmm_xmmm128, First::Write, vec![xmm(bytes), xmm(words), xmm(words)]);
-            self.push(Code::VEX_Vmovq_xmmm64_xmm, First::Read, vec![Operand::Mem(m), xmm(bytes)]);
+            self.store_eight_bytes(m, bytes, mask);
         }
     }
 
-    /// Stores the low byte of every lane, contiguously; or, without EVEX, the low bytes as words.
-    pub fn store_low_bytes(&mut self, m: Mem, x: V, words: bool) {
+    /// Without EVEX: stores the lowest eight bytes, or those of the first lanes that are in a mask.
+    fn store_eight_bytes(&mut self, m: Mem, bytes: V, mask: Option<M>) {
+        let Some(mask) = mask else {
+            return self.push(Code::VEX_Vmovq_xmmm64_xmm, First::Read, vec![Operand::Mem(m), Operand::Reg(bytes.0, Width::Xmm)]);
+        };
+        let (bits, done) = (self.lane_bits(mask), self.label());
+        for n in 0..8 {
+            self.compare_imm(bits, 1 << n);
+            self.jump_if(Cond::Lt, done);
+            let operands = vec![Operand::Mem(m.plus(n)), Operand::Reg(bytes.0, Width::Xmm), Operand::Imm8(n as u8)];
+            self.push(Code::VEX_Vpextrb_r32m8_xmm_imm8, First::Read, operands);
+        }
+        self.bind(done);
+    }
+
+    /// Stores the low byte of every lane, or of the first ones that are in a mask, contiguously; or, without EVEX, the low bytes of
+    /// all as words.
+    pub fn store_low_bytes(&mut self, m: Mem, x: V, mask: Option<M>, words: bool) {
         if self.isa.evex() {
             assert!(!words, "words are for instruction sets without VNNI");
-            return self.store_bytes(m, x, None);
+            return self.store_bytes(m, x, mask);
         }
         let x = self.binary(Op::And, x, 0xff);
         let high = self.extract(Code::VEX_Vextractf128_xmmm128_ymm_imm8, x, Width::Xmm);
@@ -893,7 +909,7 @@ impl Asm {
         }
         let bytes = self.v();
         self.push(Code::VEX_Vpackuswb_xmm_xmm_xmmm128, First::Write, vec![xmm(bytes), xmm(packed), xmm(packed)]);
-        self.push(Code::VEX_Vmovq_xmmm64_xmm, First::Read, vec![Operand::Mem(m), xmm(bytes)]);
+        self.store_eight_bytes(m, bytes, mask);
     }
 
     /// Without EVEX: the i32 sums of pairs of neighbouring lanes, those of `x` first.

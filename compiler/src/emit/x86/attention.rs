@@ -211,7 +211,7 @@ fn queries(f: &mut Function, a: &Attention, t: &Task, s: &Areas) {
             // A NaN becomes i32::MIN, whose low byte is 0.
             let x = f.unary(Op::CvtPs2Dq, x);
             let x = f.binary(Op::AddD, x, 128);
-            f.store_low_bytes(at.of(to, element), x, element == 2);
+            f.store_low_bytes(at.of(to, element), x, None, element == 2);
         });
         f.add_into(from, step);
         f.add_imm(to, s.query_pitch);
@@ -703,7 +703,7 @@ fn weights(f: &mut Function, t: &Task, s: &Areas, padded: R) {
             let w = if s.factors.is_some() {
                 let step = math::exp_step(f, x, WEIGHT_STEPS as f32);
                 let element = s.weight_pitch / BLOCK;
-                f.store_low_bytes(Mem::indexed(weights, i, element as u32, v * lanes * element), step, element == 2);
+                f.store_low_bytes(Mem::indexed(weights, i, element as u32, v * lanes * element), step, None, element == 2);
                 f.binary(Op::SubPs, step, math::STEP_SHIFT)
             } else {
                 let w = weight(f, s, x);

@@ -418,7 +418,8 @@ enum Fixed {
 
 /// Whether the EVEX form repeats one lane of memory.
 fn repeats_lanes(code: Code) -> bool {
-    let no = [Op::AddW, Op::MaddUbs, Op::MaddW, Op::ShrW, Op::NarrowW, Op::NarrowUnsignedW, Op::Move];
+    use Op::{AddSaturatedW, AddW, MaddUbs, MaddW, MaxB, MinW, Move, NarrowUnsignedW, NarrowW, ShrW};
+    let no = [AddSaturatedW, AddW, MaddUbs, MaddW, MaxB, MinW, Move, NarrowUnsignedW, NarrowW, ShrW];
     !no.iter().any(|op| op.code(Isa::Avx512Vnni) == code)
 }
 

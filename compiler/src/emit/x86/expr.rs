@@ -6,6 +6,7 @@
 //! not vary. Everything else is left to the portable emitter: see [`supported`].
 
 use super::asm::{Asm, Cond, M, Mem, R, Src, V};
+use super::codes;
 use super::floats::{self, is_float};
 use super::gelu::{self, Gelu};
 use super::isa::Op;
@@ -340,15 +341,36 @@ impl<'a> Evaluator<'a> {
 
     /// Stores the value of an expression.
     pub fn store(&mut self, f: &mut Function, to: Base, e: ExprId) {
-        let x = self.vector(f, e);
-        self.store_value(f, to, x);
+        let Some((whole, fixed)) = codes::find(self.exprs, e) else {
+            let x = self.vector(f, e);
+            return self.store_value(f, to, x);
+        };
+        let x = match gelu::find(self.exprs, whole) {
+            Some(Gelu { x, tanh: None }) if self.known[whole].is_none() => {
+                let x = self.vector(f, x);
+                gelu::gelu_coarse(&mut f.a, x)
+            }
+            _ => self.vector(f, whole),
+        };
+        let codes = codes::low_byte(&mut f.a, x, fixed);
+        let m = self.place(to);
+        match self.lanes_of(to) {
+            Lanes::All => f.a.store_low_bytes(m, codes, None, false),
+            Lanes::Some(mask) => f.a.store_low_bytes(m, codes, Some(mask), false),
+            Lanes::One => f.a.store_byte(m, codes),
+        }
+    }
+
+    /// The lanes that are stored.
+    fn lanes_of(&self, to: Base) -> Lanes {
+        debug_assert!(to.moves || self.index.is_none() || self.lanes == Lanes::One, "lanes of one place");
+        if self.index.is_none() { Lanes::One } else { self.lanes }
     }
 
     /// Stores lanes.
     pub fn store_value(&self, f: &mut Function, to: Base, x: V) {
         let m = self.place(to);
-        let lanes = if self.index.is_none() { Lanes::One } else { self.lanes };
-        match (to.elem, lanes) {
+        match (to.elem, self.lanes_of(to)) {
             (elem, Lanes::All) if is_float(elem) => floats::store(&mut f.a, elem, m, x),
             (elem, Lanes::Some(mask)) if is_float(elem) => floats::store_masked(&mut f.a, elem, m, x, mask),
             (elem, Lanes::One) if is_float(elem) => floats::store_lane(&mut f.a, elem, m, x),

@@ -1,13 +1,14 @@
 //! GELU as a whole: found among the expressions of a kernel, and computed for less than its parts.
 //!
 //! Neither method is exact where the definition in f32 is (`x/2 * (1 + erf(x/√2))` itself is off by
-//! `1.1e-7 |x|` with a perfect `erf`); both are within `1.9e-7 |x|` of the real function.
+//! `1.1e-7 |x|` with a perfect `erf`); both are within `1.9e-7 |x|` of the real function. For codes of 8 bits both are within
+//! `1.3e-4 |x|`, which is a 30th of a step where it is most.
 
 use super::asm::{Asm, V};
 use super::expr::Exprs;
 use super::floats::is_float;
 use super::isa::Op;
-use super::math::{LESS, abs, copysign, exp_normal, exp2, polynomial};
+use super::math::{LESS, abs, copysign, exp_normal, exp2, exp2_coarse, polynomial};
 use crate::emit::clif::math::SHIFT_32;
 use crate::kernel::nest::{Expr, ExprId};
 use std::f64::consts::FRAC_1_SQRT_2;
@@ -94,7 +95,12 @@ fn gate_of(exprs: &Exprs, e: ExprId) -> Option<Inner> {
 
 /// `x/2 * (1 + erf(x/√2))`, which is `x Φ(x)` with the distribution function `Φ` of the normal distribution.
 pub fn gelu(a: &mut Asm, x: V) -> V {
-    if a.isa.evex() { by_table(a, x) } else { by_tail(a, x) }
+    if a.isa.evex() { by_table(a, x, &TABLES) } else { by_tail(a, x, &TAIL, exp2) }
+}
+
+/// [`gelu`] of what is rounded to 8 bits.
+pub fn gelu_coarse(a: &mut Asm, x: V) -> V {
+    if a.isa.evex() { by_table(a, x, &TABLES_COARSE) } else { by_tail(a, x, &TAIL_COARSE, exp2_coarse) }
 }
 
 /// `x/2 * (1 + tanh(u))`, which is `x / (1 + e^-2u)`.
@@ -141,9 +147,26 @@ const TABLES: [[f32; 16]; 5] = [
     ],
 ];
 
+/// The same of degree 2 with an error below 7.5e-5; 0 at 0.
+#[rustfmt::skip]
+const TABLES_COARSE: [[f32; 16]; 3] = [
+    [
+        0.0, 0.137_413_07, 0.259_005_67, 0.354_211_9, 0.420_172_93, 0.460_610_42, 0.482_545_2, 0.493_072_72,
+        0.497_543_16, 0.499_222_67, 0.499_780_92, 0.499_945_04, 0.499_987_75, 0.499_997_6, 0.499_999_58, 0.5,
+    ],
+    [
+        0.140_561_4, 0.131_403_55, 0.109_322_995, 0.080_452_53, 0.052_374_53, 0.030_159_622, 0.015_362_516, 0.006_921_95,
+        0.002_758_797_5, 0.000_972_600_1, 0.000_303_297_36, 0.000_083_660_26, 0.000_020_411_835, 0.000_004_405_071_6, 0.000_000_840_867_2, 0.000_000_653_455_5,
+    ],
+    [
+        -0.001_999_506_3, -0.008_072_847_5, -0.013_429_709, -0.014_821_324, -0.012_855_798, -0.009_247_187, -0.005_647_544, -0.002_965_741_6,
+        -0.001_349_326_5, -0.000_534_467_9, -0.000_184_922_4, -0.000_056_020_734, -0.000_014_885_305, -0.000_003_473_693_6, -0.000_000_712_682_95, 0.000_000_711_240_7,
+    ],
+];
+
 /// `x (1/2 ± (Φ(|x|) - 1/2))`, by polynomials of the distance to the nearest multiple of a width, whose coefficients a
 /// permutation looks up.
-fn by_table(a: &mut Asm, x: V) -> V {
+fn by_table(a: &mut Asm, x: V, tables: &[[f32; 16]]) -> V {
     let m = abs(a, x);
     // From here on the result is 0 or x. Positive floats are in the order of their bits; a NaN comes back with x.
     let bounded = a.binary(Op::MinD, m, 15.0 * WIDTH);
@@ -156,10 +179,10 @@ fn by_table(a: &mut Asm, x: V) -> V {
         let table = a.table(c);
         a.binary(Op::PermPs, number, table)
     };
-    let [lower @ .., last] = TABLES;
-    let mut y = look_up(a, last);
-    for c in lower.into_iter().rev() {
-        let c = look_up(a, c);
+    let (last, lower) = tables.split_last().expect("a coefficient");
+    let mut y = look_up(a, *last);
+    for c in lower.iter().rev() {
+        let c = look_up(a, *c);
         y = a.fma(y, f, c);
     }
     let above_half = copysign(a, y, x);
@@ -180,13 +203,16 @@ const TAIL: [f64; 8] = [
     5.528_211_605_107_929e-6,
 ];
 
-/// `x/2 + |x| (1/2 - Φ(-|x|))`.
-fn by_tail(a: &mut Asm, x: V) -> V {
+/// The same with an error of `Φ(-x)` below 8.5e-5.
+const TAIL_COARSE: [f64; 4] = [-1.0, -1.147_053_454_885_578_6, -0.476_857_605_329_313_87, -0.032_165_460_006_366_886];
+
+/// `x/2 + |x| (1/2 - Φ(-|x|))`, by a polynomial and a power of 2.
+fn by_tail(a: &mut Asm, x: V, tail: &[f64], exp2: fn(&mut Asm, V) -> (V, V)) -> V {
     let m = abs(a, x);
     // From here on the result is 0 or x. A NaN comes last and stays.
     let bound = a.vector_of(10.0);
     let bounded = a.binary(Op::MinPs, bound, m);
-    let log = polynomial(a, bounded, &TAIL);
+    let log = polynomial(a, bounded, tail);
     let (y, power) = exp2(a, log);
     let above_half = a.vector_of(0.5);
     a.update(Op::Fnma231, above_half, y, power);
@@ -243,6 +269,29 @@ mod tests {
     fn so_does_that_of_the_approximation_by_tanh() {
         let c = (2.0 / std::f64::consts::PI).sqrt();
         check(true, |x| x / (1.0 + (-2.0 * c * (x + 0.044_715 * x.powi(3))).exp()), 4e-7);
+    }
+
+    #[test]
+    fn codes_are_those_of_the_real_function_or_near_a_half() {
+        for scale in [0.001f32, 0.03125, 0.7] {
+            let op = ops::QuantizeStatic { scale: scale.into(), zero_point: -7 };
+            let xs: Vec<f32> = (-60_000..60_000).map(|i| i as f32 / 9_973.0).chain([f32::NAN, f32::INFINITY, -1e30, 1e30, -0.0]).collect();
+            let mut kernel = kernel(xs.len(), |exprs, x| {
+                let y = exprs.apply(&ops::Gelu { tanh: false }.into(), &[x]);
+                exprs.apply(&op.clone().into(), &[y])
+            });
+            kernel.buffers[1].elem = Elem::I8;
+            for cpu in host_cpus() {
+                let mut buffers = [bytemuck::cast_slice(&xs).to_vec(), vec![0xaa; xs.len()]];
+                assert_eq!(Compiled::new(&kernel, &cpu).run(&mut buffers, &[], 0, 1), 0);
+                for (&x, &y) in xs.iter().zip(bytemuck::cast_slice::<u8, i8>(&buffers[1])) {
+                    let exact = 0.5 * f64::from(x) * (1.0 + libm::erf(f64::from(x) * FRAC_1_SQRT_2)) / f64::from(scale);
+                    let exact = if x == f32::NEG_INFINITY || x.is_nan() { 0.0 } else { exact };
+                    let off = (exact - 7.0).clamp(-128.0, 127.0) - f64::from(y);
+                    assert!(off.abs() <= 0.5 + 1.0 / 30.0, "{}: {y} for {x}, off by {off}", cpu.name);
+                }
+            }
+        }
     }
 
     #[test]

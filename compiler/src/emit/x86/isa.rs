@@ -152,6 +152,12 @@ operations! {
     SarD: VEX_Vpsrad_ymm_ymm_imm8, EVEX_Vpsrad_zmm_k1z_zmmm512b32_imm8, Full Full;
     /// Logical right shift of 16 bits by the immediate.
     ShrW: VEX_Vpsrlw_ymm_ymm_imm8, EVEX_Vpsrlw_zmm_k1z_zmmm512_imm8, Full Full;
+    /// i16 sum; what does not fit becomes what fits best.
+    AddSaturatedW: VEX_Vpaddsw_ymm_ymm_ymmm256, EVEX_Vpaddsw_zmm_k1z_zmm_zmmm512, Full Full Full;
+    /// The lesser i16.
+    MinW: VEX_Vpminsw_ymm_ymm_ymmm256, EVEX_Vpminsw_zmm_k1z_zmm_zmmm512, Full Full Full;
+    /// The greater i8.
+    MaxB: VEX_Vpmaxsb_ymm_ymm_ymmm256, EVEX_Vpmaxsb_zmm_k1z_zmm_zmmm512, Full Full Full;
     /// i16 sum.
     AddW: VEX_Vpaddw_ymm_ymm_ymmm256, EVEX_Vpaddw_zmm_k1z_zmm_zmmm512, Full Full Full;
     /// Sums of two products of unsigned and signed bytes, in i16.

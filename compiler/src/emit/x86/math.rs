@@ -102,11 +102,20 @@ pub fn exp_weight(a: &mut Asm, x: V) -> V {
 
 /// `2^x` as the product of a number around 1 and a power of 2, for `-127 <= x < 128`: at the lower bound the power is 0.
 pub fn exp2(a: &mut Asm, x: V) -> (V, V) {
+    exp2_by(a, x, &EXP2_32)
+}
+
+/// [`exp2`] with an error of the number below 7.5e-5.
+pub fn exp2_coarse(a: &mut Asm, x: V) -> (V, V) {
+    exp2_by(a, x, &EXP2_COARSE)
+}
+
+fn exp2_by(a: &mut Asm, x: V, fit: &[f64]) -> (V, V) {
     let shift = (SHIFT_32 + 127.0) as f32;
     let shifted = a.binary(Op::AddPs, x, shift);
     let n = a.binary(Op::SubPs, shifted, shift);
     let rest = a.binary(Op::SubPs, x, n);
-    let y = polynomial(a, rest, &EXP2_32);
+    let y = polynomial(a, rest, fit);
     (y, a.unary_imm(Op::ShlD, shifted, 23))
 }
 

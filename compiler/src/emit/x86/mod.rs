@@ -8,6 +8,7 @@ mod alloc;
 pub mod asm;
 mod attention;
 mod bytes;
+mod codes;
 mod columns;
 mod dequantized;
 mod encode;

@@ -6,10 +6,10 @@ use super::expr::Function;
 use super::gemm::{ceil_div, group_rows};
 use super::isa::Op;
 use super::nest;
-use super::quantize;
+use super::quantize::{self, By};
 use super::rows;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, MATRIX_ROWS, Pack, Sums};
+use crate::kernel::pack::{Form, MATRIX_ROWS, Pack, Range, Sums};
 use crate::kernel::{Extent, Kernel};
 
 /// Bytes of an element of a tile.
@@ -76,13 +76,19 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
         let begin_of_tile = f.a.copy(to);
         let sums = p.form.sums().map(|sums| (sums_of_tile(f, height, k, &sums, number), sums));
         let mut summed = false;
-        if let Form::Quantize { scales, .. } = p.form {
+        if let Form::Quantize { range, .. } = p.form {
             let before = f.times(first, p.from.row);
             let from = f.a.lea(Mem::indexed(from, before, 4, 0));
-            let before = f.a.times_imm(number, height * ELEMENT);
-            let scales = f.buffer(scales);
-            f.a.add_into(scales, before);
-            let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, scales, sums };
+            let by = match range {
+                Range::OfRow { scales } => {
+                    let before = f.a.times_imm(number, height * ELEMENT);
+                    let scales = f.buffer(scales);
+                    f.a.add_into(scales, before);
+                    By::OfRow { scales }
+                }
+                Range::Fixed(fixed) => By::Fixed(fixed),
+            };
+            let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, by, sums };
             if p.from.k == Extent::Const(1) {
                 summed = quantize::along_k(f, p, &tile);
             } else {
@@ -187,11 +193,12 @@ fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
     let to = f.buffer(p.to);
     let before = f.a.times_imm(first, pitch);
     f.a.add_into(to, before);
-    let scales = match p.form {
-        Form::Quantize { scales, .. } => {
+    let by = match p.form {
+        Form::Quantize { range: Range::OfRow { scales }, .. } => {
             let scales = f.buffer(scales);
-            Some(f.a.lea(Mem::indexed(scales, first, 4, 0)))
+            Some(By::OfRow { scales: f.a.lea(Mem::indexed(scales, first, 4, 0)) })
         }
+        Form::Quantize { range: Range::Fixed(fixed), .. } => Some(By::Fixed(fixed)),
         Form::Floats | Form::Bytes(_) => None,
     };
     let sums = p.form.sums().expect("rows of bytes have sums");
@@ -199,7 +206,7 @@ fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
     let to_sums = f.buffer(sums.buffer);
     let before = f.a.times_imm(first, sums.groups(k) * ELEMENT);
     f.a.add_into(to_sums, before);
-    rows::emit(f, p, (from, rows), to, scales, (to_sums, sums));
+    rows::emit(f, p, (from, rows), to, by, (to_sums, sums));
 }
 
 /// Packs a left operand's tile whose rows all exist, from the `first` on, in the order of its memory: the lines of all

@@ -1,14 +1,15 @@
-//! Packing that quantizes. A first pass over the rows of a tile finds their largest magnitudes, a second one
-//! their codes: of four rows at a time where the elements of a row are together, whose bytes then only need
+//! Packing that quantizes. A first pass over the rows of a tile finds their largest magnitudes, unless their scale is known, a
+//! second one their codes: of four rows at a time where the elements of a row are together, whose bytes then only need
 //! to be narrowed to be in order; or of a vector of rows where those of one `k` are together.
 
-use super::asm::{Asm, Cond, M, Mem, R, V};
+use super::asm::{Asm, Cond, Label, M, Mem, R, V};
+use super::codes;
 use super::expr::Function;
 use super::isa::Op;
 use super::math;
 use super::pack::ELEMENT;
 use crate::kernel::Extent;
-use crate::kernel::pack::{Pack, Sums};
+use crate::kernel::pack::{Fixed, Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
 
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
@@ -32,10 +33,22 @@ pub struct Tile {
     pub k: R,
     /// Where units go.
     pub to: R,
-    /// Where scales go.
-    pub scales: R,
+    /// What its rows are quantized by.
+    pub by: By,
     /// Where sums go, if any are wanted.
     pub sums: Option<(R, Sums)>,
+}
+
+/// What rows are quantized by.
+#[derive(Clone, Copy)]
+pub enum By {
+    /// Scales of their own, which go to an address.
+    OfRow {
+        /// Where they go.
+        scales: R,
+    },
+    /// What is known.
+    Fixed(Fixed),
 }
 
 /// Four rows that are packed together: rows that do not exist repeat the last one.
@@ -79,25 +92,26 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         _ => (block, None),
     };
     let none = f.a.vector_of(0);
-    for v in 0..height / 4 {
-        f.a.store_by(Op::StoreXmm, Mem::at(t.scales, 16 * v), none);
-    }
     let rest = (!multiple(p.k, lanes)).then(|| {
         let by = f.a.imm(lanes);
         let (_, rest) = f.a.divide(t.k, by);
         (rest, f.a.first_lanes(rest))
     });
-    let inverses = f.a.scratch(4 * height + width);
-    // Whether a row has no usable range.
-    let careful = f.a.imm(0);
-    let find_ranges = |f: &mut Function, row: R, rows: &FourRows| {
+    // Where the inverses of rows are, and whether one of these has no usable range.
+    let found = |f: &mut Function, scales: R| {
+        for v in 0..height / 4 {
+            f.a.store_by(Op::StoreXmm, Mem::at(scales, 16 * v), none);
+        }
+        (f.a.scratch(4 * height + width), f.a.imm(0))
+    };
+    let find_ranges = |f: &mut Function, (scales, inverses, careful): (R, R, R), row: R, rows: &FourRows| {
         let most = largest(f, rows, t.k);
         let Ranges { scale, inverse, useful } = ranges(&mut f.a, most);
         let left = f.a.minus(t.rows, row);
         let exist = f.lanes_among(left, 0);
         let none = f.a.vector_of(0);
         let scale = f.a.select(exist, scale, none);
-        f.a.store_by(Op::StoreXmm, Mem::indexed(t.scales, row, 4, 0), scale);
+        f.a.store_by(Op::StoreXmm, Mem::indexed(scales, row, 4, 0), scale);
         f.a.store_by(Op::StoreXmm, Mem::indexed(inverses, row, 4, 0), inverse);
         let four = f.a.imm(4);
         let four = f.a.first_lanes(four);
@@ -117,8 +131,8 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         }
         Adding { to, factor: sums.factor as i32, complete, parts }
     });
-    let pack_codes = |f: &mut Function, row: R, rows: &FourRows, part: &Part| {
-        let inverse: Vec<V> = (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect();
+    let pack_codes = |f: &mut Function, row: R, rows: &FourRows, part: &Part, rule: &dyn Fn(&mut Function, R) -> Rule| {
+        let rule = rule(f, row);
         let sum = sums.as_ref().map(|s| match s.complete {
             Complete::Block => f.a.vector_of(0),
             Complete::Row => {
@@ -127,7 +141,7 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
             }
         });
         let to = f.a.lea(Mem::indexed(part.to, row, 4, 0));
-        codes(f, p, rows, part, &inverse, careful, to, sum);
+        codes(f, p, rows, part, &rule, to, sum);
         match sums.as_ref().zip(sum) {
             Some((s, sum)) if s.complete == Complete::Block => s.put(f, sum, part.sums, row),
             Some((s, sum)) => {
@@ -137,15 +151,29 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
             None => {}
         }
     };
-    if short {
-        each_four(f, p, t, rest, |f, row, rows| {
-            f.a.imm_into(careful, 0);
-            find_ranges(f, row, rows);
-            each_block(f, p, t, block, |f, part| pack_codes(f, row, rows, part));
-        });
-    } else {
-        each_four(f, p, t, rest, find_ranges);
-        each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part)));
+    match t.by {
+        By::OfRow { scales } => {
+            let (inverses, careful) = found(f, scales);
+            let rule = |f: &mut Function, row: R| Rule::OfRow {
+                inverse: (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect(),
+                careful,
+            };
+            let find_ranges = |f: &mut Function, row: R, rows: &FourRows| find_ranges(f, (scales, inverses, careful), row, rows);
+            if short {
+                each_four(f, p, t, rest, |f, row, rows| {
+                    f.a.imm_into(careful, 0);
+                    find_ranges(f, row, rows);
+                    each_block(f, p, t, block, |f, part| pack_codes(f, row, rows, part, &rule));
+                });
+            } else {
+                each_four(f, p, t, rest, find_ranges);
+                each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part, &rule)));
+            }
+        }
+        By::Fixed(fixed) => {
+            let rule = |f: &mut Function, _: R| Rule::Fixed(FixedCodes::new(&mut f.a, fixed));
+            each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part, &rule)));
+        }
     }
     if let Some(s) = &sums
         && s.complete == Complete::Row
@@ -261,18 +289,42 @@ fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
     a.fold_pieces(all, |a, x, y| a.binary(Op::MaxD, x, y))
 }
 
+/// How the codes of four rows are made.
+enum Rule {
+    /// By the inverses of the rows; and whether one of them has no usable range.
+    OfRow { inverse: Vec<V>, careful: R },
+    /// By a known scale.
+    Fixed(FixedCodes),
+}
+
 /// Packs the codes of four rows from one k to another, and adds them to sums.
-#[expect(clippy::too_many_arguments, reason = "a part of four rows of a tile")]
-fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, inverse: &[V], careful: R, to: R, sum: Option<V>) {
+fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, to: R, sum: Option<V>) {
     let pieces = f.a.isa.lanes() / 4;
     let tile_row = p.tile as i64 * ELEMENT;
     let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(0x0101_0101));
     let (i, at, end) = (f.a.copy(part.begin), f.a.copy(to), part.end);
+    let first_sum = sum.map(|sum| f.a.vector_of(sum));
     // The units of a vector of k: the bytes of a row are neighbours, those of the rows too.
-    let units = |a: &mut Asm, byte: Option<V>, mask: Option<M>| {
-        let x: Vec<V> = (0..4).map(|r| code(a, Mem::indexed(rows.rows[r], i, 4, 0), mask, inverse[r], byte)).collect();
-        let (low, high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
-        let bytes = a.binary(if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high);
+    let units = |a: &mut Asm, careful: bool, mask: Option<M>| {
+        let x: Vec<V> = (0..4)
+            .map(|r| {
+                let m = Mem::indexed(rows.rows[r], i, 4, 0);
+                match rule {
+                    Rule::OfRow { inverse, .. } => code(a, m, mask, inverse[r], careful.then_some(byte)),
+                    Rule::Fixed(by) if careful => by.low_byte(a, m, mask, true),
+                    Rule::Fixed(by) => by.rounded(a, m),
+                }
+            })
+            .collect();
+        let (mut low, mut high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
+        let bytes = match rule {
+            Rule::Fixed(by) if !careful => {
+                (low, high) = (by.words(a, low), by.words(a, high));
+                let bytes = a.binary(Op::NarrowW, low, high);
+                by.bytes(a, bytes)
+            }
+            _ => a.binary(if careful { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high),
+        };
         match sum {
             Some(sum) if a.isa.has_vnni() => a.update(Op::DotBytes, sum, ones, bytes),
             Some(sum) => {
@@ -284,21 +336,34 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, inverse: &[V]
         }
         bytes
     };
-    let put = |a: &mut Asm, byte: Option<V>| {
-        let x = units(a, byte, None);
+    let put = |a: &mut Asm, careful: bool| {
+        let x = units(a, careful, None);
         (0..pieces).for_each(|q| a.store_piece(Mem::at(at, q * tile_row), x, q as u8));
         a.add_imm(at, pieces * tile_row);
     };
     let (with_care, done) = (f.a.label(), f.a.label());
-    f.a.compare_imm(careful, 0);
-    f.a.jump_if(Cond::Ne, with_care);
-    f.a.each(i, end, 4 * pieces, |a| put(a, None));
-    f.a.jump(done);
+    if let Rule::OfRow { careful, .. } = rule {
+        f.a.compare_imm(*careful, 0);
+        f.a.jump_if(Cond::Ne, with_care);
+    }
+    f.a.each(i, end, 4 * pieces, |a| put(a, false));
+    match rule {
+        Rule::OfRow { .. } => f.a.jump(done),
+        Rule::Fixed(by) => {
+            // Once more where a value may have been none of those that quick code is right for.
+            by.jump_unless_out_of_range(&mut f.a, done);
+            f.a.copy_into(i, part.begin);
+            f.a.copy_into(at, to);
+            if let (Some(sum), Some(first)) = (sum, first_sum) {
+                f.a.set(sum, first);
+            }
+        }
+    }
     f.a.bind(with_care);
-    f.a.each(i, end, 4 * pieces, |a| put(a, Some(byte)));
+    f.a.each(i, end, 4 * pieces, |a| put(a, true));
     f.a.bind(done);
     rows.rest(f, i, end, |a, count, mask| {
-        let x = units(a, Some(byte), Some(mask));
+        let x = units(a, true, Some(mask));
         let done = a.label();
         for q in 0..pieces {
             a.store_piece(Mem::at(at, q * tile_row), x, q as u8);
@@ -308,6 +373,9 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, inverse: &[V]
         a.bind(done);
     });
 }
+
+/// Makes the codes of a vector of memory; with other bytes cleared if they are to be alone.
+type CodeAt = Box<dyn Fn(&mut Asm, Mem, bool) -> V>;
 
 /// Quantizes and packs a tile of which the rows of one `k` are together.
 pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
@@ -332,34 +400,46 @@ pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
         // Lanes of rows that do not exist are 0.
         let mask = (rows < lanes || !multiple(p.m, height)).then(|| f.lanes_among(t.rows, first));
         let begin = f.a.lea(Mem::at(t.from, first / lanes * width));
-        let magnitude = f.a.vector_of(MAGNITUDE);
-        let most = [f.a.vector_of(0), f.a.vector_of(0)];
-        let (i, at) = (f.a.imm(0), f.a.copy(begin));
-        f.a.each(i, t.k, 4, |a| {
-            for n in 0..4 {
-                raise(a, most[n % 2], place(at, n), mask, magnitude);
-            }
-            a.add_into(at, steps[3]);
-        });
-        if !multiple(p.k, 4) {
-            f.a.each(i, t.k, 1, |a| {
-                raise(a, most[0], place(at, 0), mask, magnitude);
-                a.add_into(at, steps[0]);
+        let largest = |f: &mut Function| {
+            let magnitude = f.a.vector_of(MAGNITUDE);
+            let most = [f.a.vector_of(0), f.a.vector_of(0)];
+            let (i, at) = (f.a.imm(0), f.a.copy(begin));
+            f.a.each(i, t.k, 4, |a| {
+                for n in 0..4 {
+                    raise(a, most[n % 2], place(at, n), mask, magnitude);
+                }
+                a.add_into(at, steps[3]);
             });
-        }
-        let most = f.a.binary(Op::MaxD, most[0], most[1]);
-        let Ranges { scale, inverse, .. } = ranges(&mut f.a, most);
-        let at = f.a.lea(Mem::at(t.scales, first * ELEMENT));
-        put(&mut f.a, at, scale);
+            if !multiple(p.k, 4) {
+                f.a.each(i, t.k, 1, |a| {
+                    raise(a, most[0], place(at, 0), mask, magnitude);
+                    a.add_into(at, steps[0]);
+                });
+            }
+            f.a.binary(Op::MaxD, most[0], most[1])
+        };
+        // The highest byte of a unit keeps nothing else: codes need not be alone there.
+        let code: CodeAt = match t.by {
+            By::OfRow { scales } => {
+                let most = largest(f);
+                let Ranges { scale, inverse, .. } = ranges(&mut f.a, most);
+                let at = f.a.lea(Mem::at(scales, first * ELEMENT));
+                put(&mut f.a, at, scale);
+                let byte = f.a.vector_of(0xff);
+                Box::new(move |a, m, alone| code(a, m, mask, inverse, alone.then_some(byte)))
+            }
+            By::Fixed(fixed) => {
+                let by = FixedCodes::new(&mut f.a, fixed);
+                Box::new(move |a, m, alone| by.low_byte(a, m, mask, alone))
+            }
+        };
 
-        let byte = f.a.vector_of(0xff);
         let (i, at) = (f.a.imm(0), f.a.copy(begin));
         let to = f.a.lea(Mem::at(t.to, first * ELEMENT));
         f.a.each(i, t.k, 4, |a| {
-            let mut unit = code(a, place(at, 0), mask, inverse, Some(byte));
+            let mut unit = code(a, place(at, 0), true);
             for n in 1..4 {
-                // The highest byte keeps nothing else.
-                let x = code(a, place(at, n), mask, inverse, (n < 3).then_some(byte));
+                let x = code(a, place(at, n), n < 3);
                 let x = a.unary_imm(Op::ShlD, x, 8 * n as u8);
                 unit = a.binary(Op::Or, unit, x);
             }
@@ -378,7 +458,7 @@ pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
             f.a.add_into(at, before);
             let unit = f.a.vector_of(0);
             f.a.repeat(left, |a| {
-                let x = code(a, place(at, 0), mask, inverse, Some(byte));
+                let x = code(a, place(at, 0), true);
                 let higher = a.unary_imm(Op::ShlD, unit, 8);
                 a.binary_into(Op::Or, unit, higher, x);
                 a.sub_into(at, steps[0]);
@@ -420,6 +500,80 @@ pub fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -
     match byte {
         Some(byte) => a.binary(Op::And, x, byte),
         None => x,
+    }
+}
+
+/// The codes of values by a known scale.
+///
+/// Values of a usual magnitude are [rounded](Self::rounded), narrowed to words and to bytes. A value that is none, or far beyond
+/// the bounds, is noticed by the way; then all are made again from their [low bytes](Self::low_byte).
+pub struct FixedCodes {
+    fixed: Fixed,
+    inverse: V,
+    /// The least words so far.
+    least: V,
+}
+
+/// What a word is if its value is to be looked at once more: conversions make the lowest i32 of what they cannot convert.
+const SUSPECT: i32 = 0x8000_8000u32 as i32;
+
+impl FixedCodes {
+    /// Before the first value.
+    pub fn new(a: &mut Asm, fixed: Fixed) -> FixedCodes {
+        FixedCodes { fixed, inverse: a.vector_of(fixed.inverse()), least: a.vector_of(0) }
+    }
+
+    /// A vector of memory as i32 without the zero point, right but for what [`Self::jump_unless_out_of_range`] notices.
+    pub fn rounded(&self, a: &mut Asm, m: Mem) -> V {
+        let x = a.binary(Op::MulPs, self.inverse, m);
+        a.unary(Op::CvtPs2Dq, x)
+    }
+
+    /// Words of rounded values, with the zero point.
+    pub fn words(&self, a: &mut Asm, x: V) -> V {
+        a.binary_into(Op::MinW, self.least, self.least, x);
+        match i32::from(self.fixed.zero_point) {
+            0 => x,
+            zero => a.binary(Op::AddSaturatedW, x, zero << 16 | zero & 0xffff),
+        }
+    }
+
+    /// Codes of words that were narrowed to bytes.
+    pub fn bytes(&self, a: &mut Asm, x: V) -> V {
+        match self.fixed.min {
+            i8::MIN => x,
+            min => a.binary(Op::MaxB, x, i32::from_le_bytes([min as u8; 4])),
+        }
+    }
+
+    /// Jumps unless a value since [`Self::new`] was NaN or below -32767, or rounding it overflowed.
+    pub fn jump_unless_out_of_range(&self, a: &mut Asm, to: Label) {
+        let least = a.across(self.least, |a, x, y| a.binary(Op::MinW, x, y));
+        // Words are negative or 0: less 1, the suspect one alone is positive.
+        let less = a.binary(Op::AddW, least, -1);
+        let signs = a.binary(Op::And, less, SUSPECT);
+        let wanted = a.binary(Op::Xor, signs, SUSPECT);
+        let wanted = a.to_word(wanted);
+        a.compare_imm(wanted, 0);
+        a.jump_if(Cond::Eq, to);
+    }
+
+    /// Codes of a vector of memory whatever the values are, in the lowest byte of each lane; the others are cleared if it is to be
+    /// `alone`. Those of lanes that are not in the mask are 0.
+    pub fn low_byte(&self, a: &mut Asm, m: Mem, mask: Option<M>, alone: bool) -> V {
+        let x = match mask {
+            Some(mask) => a.load_masked(m, mask),
+            None => a.vector_of(m),
+        };
+        let x = codes::low_byte(a, x, self.fixed);
+        let x = match mask {
+            Some(mask) if self.fixed.zero_point != 0 => {
+                let none = a.vector_of(0);
+                a.select(mask, x, none)
+            }
+            _ => x,
+        };
+        if alone { a.binary(Op::And, x, 0xff) } else { x }
     }
 }
 

@@ -4,10 +4,10 @@
 use super::asm::{Asm, Cond, M, Mem, R, V};
 use super::expr::Function;
 use super::isa::Op;
-use super::quantize::{self, Ranges};
+use super::quantize::{self, By, FixedCodes, Ranges};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Form, LINE, Pack, Sums};
+use crate::kernel::pack::{Fixed, Form, LINE, Pack, Sums};
 
 const ELEMENT: i64 = 4;
 
@@ -21,19 +21,20 @@ pub fn covers(p: &Pack) -> bool {
         && matches!(p.k, Extent::Const(k) if k > 0 && sums_of_lines(k))
 }
 
-/// Emits the rows of a task, of which there is at least one: `from` the first of them; `scales` and `sums` are theirs.
-pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, scales: Option<R>, sums: (R, Sums)) {
+/// Emits the rows of a task, of which there is at least one: `from` the first of them, quantized `by` something unless they are
+/// bytes; `sums` are theirs.
+pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, by: Option<By>, sums: (R, Sums)) {
     let pitch = p.pitch.expect("rows have a pitch");
     let k = p.k.as_const().expect("rows have known sizes");
     let group = sums.1.group.min(k);
     let step = f.extent(p.from.row);
-    let step = f.a.times_imm(step, if scales.is_some() { ELEMENT } else { 1 });
+    let step = f.a.times_imm(step, if by.is_some() { ELEMENT } else { 1 });
     let a = &mut f.a;
     let row =
         Row { k, group, groups: sums.1.groups(k), factor: sums.1.factor as i32, from: a.copy(from), to: a.copy(to), sums: a.copy(sums.0) };
     let count = a.copy(rows);
-    let Some(scales) = scales else {
-        return a.repeat(count, |a| {
+    match by {
+        None => a.repeat(count, |a| {
             row.bytes(a, |a, i, exist| match exist {
                 None => a.vector_of(Mem::indexed(row.from, i, 1, 0)),
                 Some(exist) => {
@@ -43,14 +44,20 @@ pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, scales: Opt
                 }
             });
             row.next(a, step, pitch);
-        });
-    };
-    let at = a.copy(scales);
-    a.repeat(count, |a| {
-        row.quantize(a, at);
-        a.add_imm(at, ELEMENT);
-        row.next(a, step, pitch);
-    });
+        }),
+        Some(By::OfRow { scales }) => {
+            let at = a.copy(scales);
+            a.repeat(count, |a| {
+                row.quantize(a, at);
+                a.add_imm(at, ELEMENT);
+                row.next(a, step, pitch);
+            });
+        }
+        Some(By::Fixed(fixed)) => a.repeat(count, |a| {
+            row.quantize_fixed(a, fixed);
+            row.next(a, step, pitch);
+        }),
+    }
 }
 
 /// A row and where it goes.
@@ -105,23 +112,71 @@ impl Row {
         }
     }
 
+    /// Vector `n` of f32 from a k on, and the lanes that exist if not all do.
+    fn vector(&self, a: &mut Asm, i: R, n: i64, exist: i64) -> (Mem, Option<M>) {
+        let mask = (exist < a.isa.lanes()).then(|| {
+            let exist = a.imm(exist);
+            a.first_lanes(exist)
+        });
+        (Mem::indexed(self.from, i, 4, n * LINE), mask)
+    }
+
+    /// The codes of a line from a k on, of which so many exist, by `code` of each vector; with their bytes unsigned or not.
+    fn line(
+        &self,
+        a: &mut Asm,
+        i: R,
+        exist: i64,
+        narrow: Op,
+        code: impl Fn(&mut Asm, Mem, Option<M>) -> V,
+        words: impl Fn(&mut Asm, V) -> V,
+    ) -> V {
+        let lanes = a.isa.lanes();
+        let x: [V; 4] = std::array::from_fn(|n| {
+            let exist = exist - n as i64 * lanes;
+            if exist <= 0 {
+                return a.vector_of(0);
+            }
+            let (m, mask) = self.vector(a, i, n as i64, exist);
+            code(a, m, mask)
+        });
+        let (low, high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
+        let (low, high) = (words(a, low), words(a, high));
+        let bytes = a.binary(narrow, low, high);
+        // Narrowing leaves in every 128 bits four bytes of each of four vectors.
+        let order = a.words(std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32));
+        let order = a.vector_of(order);
+        a.binary(Op::PermPs, order, bytes)
+    }
+
+    /// Quantizes a row by a known scale.
+    fn quantize_fixed(&self, a: &mut Asm, fixed: Fixed) {
+        let by = FixedCodes::new(a, fixed);
+        let with_care = |a: &mut Asm, i: R, exist: i64| {
+            self.line(a, i, exist, Op::NarrowUnsignedW, |a, m, mask| by.low_byte(a, m, mask, true), |_, x| x)
+        };
+        self.bytes(a, |a, i, exist| match exist {
+            Some(exist) => with_care(a, i, exist),
+            None => {
+                let bytes = self.line(a, i, LINE, Op::NarrowW, |a, m, _| by.rounded(a, m), |a, x| by.words(a, x));
+                by.bytes(a, bytes)
+            }
+        });
+        let done = a.label();
+        by.jump_unless_out_of_range(a, done);
+        self.bytes(a, |a, i, exist| with_care(a, i, exist.unwrap_or(LINE)));
+        a.bind(done);
+    }
+
     /// Quantizes a row, and puts its scale.
     fn quantize(&self, a: &mut Asm, scale_to: R) {
         let lanes = a.isa.lanes();
-        // A vector of f32 from a k on, and the lanes that exist if not all do.
-        let vector = |a: &mut Asm, i: R, n: i64, exist: i64| -> (Mem, Option<M>) {
-            let mask = (exist < lanes).then(|| {
-                let exist = a.imm(exist);
-                a.first_lanes(exist)
-            });
-            (Mem::indexed(self.from, i, 4, n * LINE), mask)
-        };
         let magnitude = a.vector_of(quantize::MAGNITUDE);
         let most: [V; 4] = std::array::from_fn(|_| a.vector_of(0));
         let raise = |a: &mut Asm, i: R, exist: i64| {
             for (n, &most) in (0..).zip(&most) {
                 if exist > n * lanes {
-                    let (m, mask) = vector(a, i, n, exist - n * lanes);
+                    let (m, mask) = self.vector(a, i, n, exist - n * lanes);
                     quantize::raise(a, most, m, mask, magnitude);
                 }
             }
@@ -138,22 +193,9 @@ impl Row {
         let Ranges { scale, inverse, useful } = quantize::ranges(a, most);
         a.store_by(Op::StoreLane, Mem::at(scale_to, 0), scale);
 
-        // Narrowing leaves in every 128 bits four bytes of each of four vectors.
-        let order = a.words(std::array::from_fn(|i| (i % 4 * 4 + i / 4) as u32));
         let codes = |a: &mut Asm, i: R, exist: Option<i64>, byte: Option<V>| {
-            let exist = exist.unwrap_or(LINE);
-            let x: [V; 4] = std::array::from_fn(|n| {
-                let exist = exist - n as i64 * lanes;
-                if exist <= 0 {
-                    return a.vector_of(0);
-                }
-                let (m, mask) = vector(a, i, n as i64, exist);
-                quantize::code(a, m, mask, inverse, byte)
-            });
-            let (low, high) = (a.binary(Op::NarrowD, x[0], x[1]), a.binary(Op::NarrowD, x[2], x[3]));
-            let bytes = a.binary(if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high);
-            let order = a.vector_of(order);
-            a.binary(Op::PermPs, order, bytes)
+            let narrow = if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW };
+            self.line(a, i, exist.unwrap_or(LINE), narrow, |a, m, mask| quantize::code(a, m, mask, inverse, byte), |_, x| x)
         };
         let byte = a.vector_of(0xff);
         let (careful, done) = (a.label(), a.label());
