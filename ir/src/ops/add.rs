@@ -1,5 +1,6 @@
 //! `add`: addition.
 
+use super::Mapped::{Affine, Scaled};
 use crate::scalar::Prim;
 use super::Traits;
 use super::support::{elementwise, number};
@@ -11,4 +12,4 @@ operator! {
     pub struct Add("add", 2..=2) {}
 }
 
-elementwise!(Add, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Add, args[0], args[1]));
+elementwise!(Add, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Add, args[0], args[1]), ways: &[&[(0, Affine), (1, Scaled)], &[(0, Scaled), (1, Affine)]]);

@@ -2,7 +2,7 @@
 
 use super::softmax::softmax_row;
 use super::support::{Broadcast, broadcasts_to, check_elems, divides, float};
-use super::{EvalError, InferCx, InferError, Operator};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Way};
 use crate::attr::Float;
 use crate::dim::Bindings;
 use crate::tensor::{Scalar, Tensor};
@@ -89,6 +89,11 @@ impl Operator for Attention {
             }
         }
         Ok(vec![Tensor::build(inputs[0].elem(), &[batch, heads, queries, width], |i| Scalar::Float(y[i]))])
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        // The weights of a row sum to 1, unless there are no keys.
+        &[&[(2, Mapped::Affine)]]
     }
 }
 

@@ -1,7 +1,7 @@
 //! `cast`: conversion of the element type.
 
 use super::support::{any, eval_elementwise, infer_elementwise};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::Bindings;
 use crate::scalar::{ScalarId, ScalarProgram};
 use crate::tensor::Tensor;
@@ -33,6 +33,10 @@ impl Operator for Cast {
 
     fn traits(&self) -> Traits {
         Traits::ELEMENTWISE
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        if self.to.is_float() { &[&[(0, Mapped::Affine)]] } else { &[] }
     }
 }
 

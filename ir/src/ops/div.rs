@@ -1,5 +1,6 @@
 //! `div`: division.
 
+use super::Mapped::Scaled;
 use crate::scalar::Prim;
 use super::support::{elementwise, number};
 
@@ -10,4 +11,4 @@ operator! {
     pub struct Div("div", 2..=2) {}
 }
 
-elementwise!(Div, number, |p, args| p.binary(Prim::Div, args[0], args[1]));
+elementwise!(Div, number, |p, args| p.binary(Prim::Div, args[0], args[1]), ways: &[&[(0, Scaled)]]);

@@ -1,7 +1,7 @@
 //! `expand`: repetition along axes.
 
 use super::support::{broadcasts_to, check_movable, eval_shape, strided, strides};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::Bindings;
 use crate::tensor::Tensor;
 use crate::types::{Shape, Type};
@@ -42,6 +42,10 @@ impl Operator for Expand {
 
     fn traits(&self) -> Traits {
         Traits::MOVES
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(0, Mapped::Affine)]]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::reduce::{ReduceKind, reduce_kept};
 use super::support::{Broadcast, broadcasts_to, cast, check_elems, constant, float, wide};
-use super::{Add, EvalError, InferCx, InferError, Mul, Operator, Rsqrt, Sub};
+use super::{Add, EvalError, InferCx, InferError, Mapped, Mul, Operator, Rsqrt, Sub, Way};
 use crate::attr::Float;
 use crate::dim::Bindings;
 use crate::graph::{Graph, Loc, Value};
@@ -70,6 +70,10 @@ impl Operator for LayerNorm {
 
     fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(1, Mapped::Scaled), (2, Mapped::Affine)]]
     }
 }
 

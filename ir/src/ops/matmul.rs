@@ -1,7 +1,7 @@
 //! `matmul`: matrix product.
 
 use super::support::{Broadcast, broadcast_sizes, check_elems, number};
-use super::{EvalError, InferCx, InferError, Operator};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Way};
 use crate::dim::Bindings;
 use crate::tensor::{Scalar, Tensor};
 use crate::types::{Shape, Type};
@@ -43,6 +43,10 @@ impl Operator for Matmul {
             Tensor::build(a.elem(), &sizes, |i| Scalar::Int(y[i].into()))
         };
         Ok(vec![y])
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(1, Mapped::Scaled)], &[(0, Mapped::Scaled)]]
     }
 }
 

@@ -1,5 +1,6 @@
 //! `max`: maximum.
 
+use super::Mapped::Affine;
 use crate::scalar::Prim;
 use super::Traits;
 use super::support::{elementwise, number};
@@ -11,4 +12,4 @@ operator! {
     pub struct Max("max", 2..=2) {}
 }
 
-elementwise!(Max, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Max, args[0], args[1]));
+elementwise!(Max, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Max, args[0], args[1]), ways: &[&[(0, Affine), (1, Affine)]]);

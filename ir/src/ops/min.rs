@@ -1,5 +1,6 @@
 //! `min`: minimum.
 
+use super::Mapped::Affine;
 use crate::scalar::Prim;
 use super::Traits;
 use super::support::{elementwise, number};
@@ -11,4 +12,4 @@ operator! {
     pub struct Min("min", 2..=2) {}
 }
 
-elementwise!(Min, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Min, args[0], args[1]));
+elementwise!(Min, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Min, args[0], args[1]), ways: &[&[(0, Affine), (1, Affine)]]);

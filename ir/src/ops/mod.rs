@@ -162,6 +162,20 @@ impl Traits {
     pub const RESHAPES: Traits = Traits { reshapes: true, ..Traits::MOVES };
 }
 
+/// How an operand is mapped in place of the result: see [`Operator::ways`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mapped {
+    /// `x / s`
+    Scaled,
+    /// `(x - z) / s`
+    Affine,
+    /// `(x + z) / s`
+    Mirrored,
+}
+
+/// The operands that are mapped in place of the result, each with how; the others stay as they are.
+pub type Way = &'static [(usize, Mapped)];
+
 /// What [`operator!`](crate::operator) generates: name, arity and attributes.
 pub trait Attributes: Sized {
     /// Name in the text form.
@@ -214,6 +228,14 @@ pub trait Operator: Attributes {
     /// What generic rules ask.
     fn traits(&self) -> Traits {
         Traits::default()
+    }
+
+    /// The ways to map operands in place of the result, none unless an operator says otherwise: for floats and numbers `s > 0`
+    /// and `z`, `(f(x, …) - z) / s = f(x', …)` over the reals, where [`Mapped`] says what `x'` is. A way that leaves `z` out, since
+    /// it only scales, holds for `z = 0`. `s` and `z` may differ between elements of the result, as long as no element of
+    /// an operand that is mapped meets several of them. An operand that may be absent counts as zeros.
+    fn ways(&self) -> &'static [Way] {
+        &[]
     }
 }
 
@@ -341,6 +363,11 @@ macro_rules! operators {
             pub fn traits(&self) -> Traits {
                 match self { $(Op::$name(op) => op.traits(),)* }
             }
+
+            /// See [`Operator::ways`].
+            pub fn ways(&self) -> &'static [Way] {
+                match self { $(Op::$name(op) => op.ways(),)* }
+            }
         }
     };
 }
@@ -434,4 +461,83 @@ operators! {
     transpose::Transpose,
     window::Window,
     xor::Xor,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{eval, tensor};
+    use super::*;
+    use crate::tensor::Scalar;
+    use crate::types::Elem;
+    use proptest::prelude::*;
+
+    /// Operators that have ways, with sizes of operands.
+    fn operators() -> Vec<(Op, Vec<Vec<usize>>)> {
+        let (matrix, vector) = (vec![3, 4], vec![4]);
+        let both = vec![matrix.clone(), vector.clone()];
+        let dims = |sizes: &[usize]| sizes.iter().map(|&n| Dim::from(n)).collect::<Vec<_>>();
+        let (before, after) = (dims(&[0, 1]), dims(&[2, 0]));
+        let epsilon = crate::attr::Float::from(1e-3);
+        let heads = |h: usize, n: usize| vec![2, h, n, 3];
+        vec![
+            (Add {}.into(), both.clone()),
+            (Sub {}.into(), both.clone()),
+            (Mul {}.into(), both.clone()),
+            (Div {}.into(), both.clone()),
+            (Max {}.into(), both.clone()),
+            (Min {}.into(), both.clone()),
+            (Neg {}.into(), vec![matrix.clone()]),
+            (Relu {}.into(), vec![matrix.clone()]),
+            (Cast { to: Elem::F32 }.into(), vec![matrix.clone()]),
+            (Reshape { shape: Shape(dims(&[2, 6])) }.into(), vec![matrix.clone()]),
+            (Transpose { perm: vec![1, 0] }.into(), vec![matrix.clone()]),
+            (Expand { shape: Shape(dims(&[2, 4])) }.into(), vec![vector.clone()]),
+            (Slice { starts: dims(&[1, 3]), steps: vec![1, -1], lens: Shape(dims(&[2, 3])) }.into(), vec![matrix.clone()]),
+            (Window { kernel: vec![2], strides: vec![1], dilations: vec![1] }.into(), vec![matrix.clone()]),
+            (Pad { mode: pad::PadMode::Constant, before: before.clone(), after: after.clone() }.into(), vec![matrix.clone(), vec![]]),
+            (Pad { mode: pad::PadMode::Edge, before, after }.into(), vec![matrix.clone()]),
+            (Matmul {}.into(), vec![matrix.clone(), vec![4, 5]]),
+            (LayerNorm { axes: 1, epsilon }.into(), vec![matrix.clone(), vector.clone(), vec![1]]),
+            (RmsNorm { axes: 1, epsilon }.into(), vec![matrix, vector]),
+            (
+                Attention { scale: crate::attr::Float::from(0.5), causal: true, mask_value: None }.into(),
+                vec![heads(4, 3), heads(2, 5), heads(2, 5), vec![5]],
+            ),
+        ]
+    }
+
+    proptest! {
+        /// The identity of every way, with the same numbers for all elements.
+        #[test]
+        fn ways_map_the_result(seed: u64, s in 0.25f64..4.0, shift in -2.0f64..2.0) {
+            for (op, sizes) in operators() {
+                let inputs: Vec<Tensor> = sizes.iter().zip(1u64..).map(|(sizes, i)| tensor(Elem::F64, sizes, seed ^ i)).collect();
+                prop_assert!(!op.ways().is_empty(), "{op:?}");
+                for way in op.ways() {
+                    let z = if way.iter().any(|(_, mapped)| *mapped != Mapped::Scaled) { shift } else { 0.0 };
+                    let map = |t: &Tensor, z: f64| Tensor::build(t.elem(), t.sizes(), |i| Scalar::Float((t.get(i).to_f64() - z) / s));
+                    let mut operands = inputs.clone();
+                    for &(i, mapped) in *way {
+                        let z = match mapped {
+                            Mapped::Scaled => 0.0,
+                            Mapped::Affine => z,
+                            Mapped::Mirrored => -z,
+                        };
+                        operands[i] = map(&operands[i], z);
+                    }
+                    let (found, expected) = (eval(op.clone(), &operands), map(&eval(op.clone(), &inputs), z));
+                    let tolerance = if found.elem() == Elem::F32 { 1e-5 } else { 1e-12 };
+                    for (f, e) in found.to_f64s().into_iter().zip(expected.to_f64s()) {
+                        prop_assert!(f == e || (f - e).abs() <= tolerance * e.abs().max(1.0) || f.is_nan() && e.is_nan(), "{op:?}: {f} {e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn select_maps_both_choices() {
+        assert_eq!(Select {}.ways(), [[(1, Mapped::Affine), (2, Mapped::Affine)]]);
+        assert!(Gelu { tanh: false }.ways().is_empty() && Silu {}.ways().is_empty() && Tanh {}.ways().is_empty());
+    }
 }

@@ -1,5 +1,6 @@
 //! `mul`: multiplication.
 
+use super::Mapped::Scaled;
 use crate::scalar::Prim;
 use super::Traits;
 use super::support::{elementwise, number};
@@ -11,4 +12,4 @@ operator! {
     pub struct Mul("mul", 2..=2) {}
 }
 
-elementwise!(Mul, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Mul, args[0], args[1]));
+elementwise!(Mul, Traits::COMMUTATIVE, 0, number, |_op, p, args| p.binary(Prim::Mul, args[0], args[1]), ways: &[&[(0, Scaled)], &[(1, Scaled)]]);

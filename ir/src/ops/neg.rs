@@ -1,5 +1,6 @@
 //! `neg`: negation.
 
+use super::Mapped::Mirrored;
 use crate::scalar::Prim;
 use super::support::{elementwise, number};
 
@@ -10,4 +11,4 @@ operator! {
     pub struct Neg("neg", 1..=1) {}
 }
 
-elementwise!(Neg, number, |p, args| p.unary(Prim::Neg, args[0]));
+elementwise!(Neg, number, |p, args| p.unary(Prim::Neg, args[0]), ways: &[&[(0, Mirrored)]]);

@@ -1,7 +1,7 @@
 //! `pad`: borders around a tensor.
 
 use super::support::{at_most, check_movable, eval_shape, pick, strides};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::{Bindings, Dim};
 use crate::tensor::Tensor;
 use crate::types::{Shape, Type};
@@ -124,6 +124,13 @@ impl Operator for Pad {
 
     fn traits(&self) -> Traits {
         Traits { moved: if self.mode == PadMode::Constant { 2 } else { 1 }, ..Traits::MOVES }
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        match self.mode {
+            PadMode::Constant => &[&[(0, Mapped::Affine), (1, Mapped::Affine)]],
+            PadMode::Reflect | PadMode::Edge | PadMode::Wrap => &[&[(0, Mapped::Affine)]],
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `relu`: rectifier.
 
+use super::Mapped::Scaled;
 use crate::scalar::Prim;
 use super::support::{elementwise, number};
 
@@ -10,4 +11,4 @@ operator! {
     pub struct Relu("relu", 1..=1) {}
 }
 
-elementwise!(Relu, number, |p, args| p.with(Prim::Max, args[0], 0.0));
+elementwise!(Relu, number, |p, args| p.with(Prim::Max, args[0], 0.0), ways: &[&[(0, Scaled)]]);

@@ -1,7 +1,7 @@
 //! `reshape`: another shape for the same elements.
 
 use super::support::{check_movable, eval_shape};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::Bindings;
 use crate::tensor::Tensor;
 use crate::types::{Shape, Type};
@@ -32,6 +32,10 @@ impl Operator for Reshape {
 
     fn traits(&self) -> Traits {
         Traits::RESHAPES
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(0, Mapped::Affine)]]
     }
 }
 

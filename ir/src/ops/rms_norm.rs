@@ -2,7 +2,7 @@
 
 use super::layer_norm::{check_trailing_axes, inverse_deviation};
 use super::support::{Broadcast, broadcasts_to, cast, check_elems, float, wide};
-use super::{EvalError, InferCx, InferError, Mul, Operator};
+use super::{EvalError, InferCx, InferError, Mapped, Mul, Operator, Way};
 use crate::attr::Float;
 use crate::dim::Bindings;
 use crate::graph::{Graph, Loc, Value};
@@ -61,6 +61,10 @@ impl Operator for RmsNorm {
 
     fn lower(&self, graph: &mut Graph, inputs: &[Value], loc: &Loc) -> Option<Result<Vec<Value>, InferError>> {
         Some(self.decompose(graph, inputs, loc).map(|v| vec![v]))
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(1, Mapped::Scaled)]]
     }
 }
 

@@ -1,5 +1,6 @@
 //! `select`: choice between two operands.
 
+use super::Mapped::Affine;
 use super::Traits;
 use super::support::{any, elementwise};
 
@@ -10,7 +11,7 @@ operator! {
     pub struct Select("select", 3..=3) {}
 }
 
-elementwise!(Select, Traits::ELEMENTWISE, 1, any, |_op, p, args| p.select(args[0], args[1], args[2]));
+elementwise!(Select, Traits::ELEMENTWISE, 1, any, |_op, p, args| p.select(args[0], args[1], args[2]), ways: &[&[(1, Affine), (2, Affine)]]);
 
 #[cfg(test)]
 mod tests {

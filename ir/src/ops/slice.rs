@@ -1,7 +1,7 @@
 //! `slice`: part of a tensor.
 
 use super::support::{at_most, check_movable, eval_shape, is_at_most, strided, strides};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::{Bindings, Dim};
 use crate::tensor::Tensor;
 use crate::types::{Shape, Type};
@@ -84,6 +84,10 @@ impl Operator for Slice {
 
     fn traits(&self) -> Traits {
         Traits::MOVES
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(0, Mapped::Affine)]]
     }
 }
 

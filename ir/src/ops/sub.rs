@@ -1,5 +1,6 @@
 //! `sub`: subtraction.
 
+use super::Mapped::{Affine, Mirrored, Scaled};
 use crate::scalar::Prim;
 use super::support::{elementwise, number};
 
@@ -10,4 +11,4 @@ operator! {
     pub struct Sub("sub", 2..=2) {}
 }
 
-elementwise!(Sub, number, |p, args| p.binary(Prim::Sub, args[0], args[1]));
+elementwise!(Sub, number, |p, args| p.binary(Prim::Sub, args[0], args[1]), ways: &[&[(0, Affine), (1, Scaled)], &[(0, Scaled), (1, Mirrored)]]);

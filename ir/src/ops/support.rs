@@ -350,12 +350,14 @@ fn never_negative(d: &Dim, symbols: &SymbolTable, steps: u32) -> bool {
     false
 }
 
-/// Declares an elementwise operator's [`Operator`] impl from its scalar program.
+/// Declares an elementwise operator's [`Operator`] impl from its scalar program, and its ways if it has any.
 macro_rules! elementwise {
-    ($name:ident, $accepts:expr, |$p:ident, $args:ident| $body:expr) => {
-        crate::ops::support::elementwise!($name, crate::ops::Traits::ELEMENTWISE, 0, $accepts, |_op, $p, $args| $body);
+    ($name:ident, $accepts:expr, |$p:ident, $args:ident| $body:expr $(, ways: $ways:expr)?) => {
+        crate::ops::support::elementwise!(
+            $name, crate::ops::Traits::ELEMENTWISE, 0, $accepts, |_op, $p, $args| $body $(, ways: $ways)?
+        );
     };
-    ($name:ident, $traits:expr, $alike:expr, $accepts:expr, |$op:ident, $p:ident, $args:ident| $body:expr) => {
+    ($name:ident, $traits:expr, $alike:expr, $accepts:expr, |$op:ident, $p:ident, $args:ident| $body:expr $(, ways: $ways:expr)?) => {
         impl crate::ops::Operator for $name {
             fn infer(
                 &self,
@@ -381,6 +383,10 @@ macro_rules! elementwise {
             fn traits(&self) -> crate::ops::Traits {
                 $traits
             }
+
+            $(fn ways(&self) -> &'static [crate::ops::Way] {
+                $ways
+            })?
         }
     };
 }

@@ -1,7 +1,7 @@
 //! `transpose`: permutation of axes.
 
 use super::support::{strided, strides};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::Bindings;
 use crate::quant::Granularity;
 use crate::tensor::Tensor;
@@ -57,6 +57,10 @@ impl Operator for Transpose {
 
     fn traits(&self) -> Traits {
         Traits::MOVES
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(0, Mapped::Affine)]]
     }
 }
 

@@ -1,7 +1,7 @@
 //! `window`: overlapping windows as axes.
 
 use super::support::{at_most, check_movable, strided, strides};
-use super::{EvalError, InferCx, InferError, Operator, Traits};
+use super::{EvalError, InferCx, InferError, Mapped, Operator, Traits, Way};
 use crate::dim::{Bindings, Dim};
 use crate::tensor::Tensor;
 use crate::types::{Shape, Type};
@@ -84,6 +84,10 @@ impl Operator for Window {
 
     fn traits(&self) -> Traits {
         Traits::MOVES
+    }
+
+    fn ways(&self) -> &'static [Way] {
+        &[&[(0, Mapped::Affine)]]
     }
 }
 
