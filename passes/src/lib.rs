@@ -9,13 +9,15 @@
 //!   and attention from whatever spelling an exporter chose;
 //! - [`integer_products`] finds the products of integers that quantized models spell out;
 //! - [`demote`] computes products of f64, and what follows from them, in f32;
-//! - [`calibrate`] observes values on data, and [`quantize`] rounds constant matrices to integers, where that is asked for;
+//! - [`calibrate`] observes operands of products on data, [`reparameterize`] moves outliers of their channels into weights, and
+//!   [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, [`sink_reshapes`] brings
 //!   elementwise operators next to the products that they follow, and [`fuse`] groups what becomes one kernel.
 //!
 //! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
 //! deterministic: the same graph gives the same result, to the byte of its text form.
 
+pub mod absorb;
 pub mod calibrate;
 pub mod cost;
 pub mod cse;
@@ -28,6 +30,7 @@ pub mod integer_products;
 pub mod legalize;
 pub mod quantize;
 mod rebuild;
+pub mod reparameterize;
 pub mod rules;
 pub mod side_data;
 pub mod simplify;

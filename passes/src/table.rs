@@ -3,7 +3,9 @@
 use crate::calibrate::OracleError;
 use crate::quantize::{LedgerEntry, QuantConfig};
 use crate::side_data::SideData;
-use crate::{calibrate, cse, dce, demote, eqsat, fold, fuse, integer_products, legalize, quantize, simplify, sink_reshapes};
+use crate::{
+    calibrate, cse, dce, demote, eqsat, fold, fuse, integer_products, legalize, quantize, reparameterize, simplify, sink_reshapes,
+};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -145,6 +147,7 @@ pub const PASSES: &[&Pass] = &[
     &integer_products::PASS,
     &legalize::PASS,
     &quantize::PASS,
+    &reparameterize::PASS,
     &simplify::PASS,
     &sink_reshapes::PASS,
 ];

@@ -5,6 +5,7 @@
 //! Rules are written once against [`Terms`]: `simplify` applies the exact ones to a graph, `eqsat`
 //! applies all to an e-graph.
 
+use crate::absorb::Plan;
 use std::sync::Arc;
 use tfc_ir::dim::SymbolTable;
 use tfc_ir::ops::{self, Op};
@@ -42,6 +43,11 @@ pub trait Terms {
 
     /// The value that all of its elements have, if that is known.
     fn splat(&self, t: Term) -> Option<Scalar>;
+
+    /// The map that it is to get by channel, if one is planned.
+    fn plan(&self, _: Term) -> Option<&Arc<Plan>> {
+        None
+    }
 
     /// The symbols of dimensions.
     fn symbols(&self) -> &SymbolTable;

@@ -1,6 +1,7 @@
 //! Facts per class, and how rules see the e-graph.
 
 use super::language::ENode;
+use crate::absorb::Plan;
 use crate::terms::{Form, Term, Terms};
 use egg::{Analysis, DidMerge, EGraph, Id};
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub(super) struct Facts {
     pub(super) splat: Option<Scalar>,
     /// Whether it follows from constants: it will be folded.
     pub(super) foldable: bool,
+    /// The map that it is to get.
+    pub(super) plan: Option<Arc<Plan>>,
 }
 
 /// A constant of the graph, or one that a rule made.
@@ -84,7 +87,7 @@ impl Analysis<ENode> for Knowledge {
             ENode::Constant(n) => {
                 let c = &egraph.analysis.constants[*n as usize];
                 let splat = if c.ty.quant.is_none() { uniform(&c.tensor) } else { None };
-                Facts { ty: Arc::new(c.ty.clone()), constant: Some(*n), splat, foldable: true }
+                Facts { ty: Arc::new(c.ty.clone()), constant: Some(*n), splat, foldable: true, plan: None }
             }
             ENode::Apply { op, args } => {
                 let ty = next.unwrap_or_else(|| {
@@ -102,11 +105,11 @@ impl Analysis<ENode> for Knowledge {
                     _ => args.iter().all(|a| facts(a).foldable),
                 };
                 let foldable = known && ty.shape.as_fixed().is_some();
-                Facts { ty: Arc::new(ty), constant: None, splat, foldable }
+                Facts { ty: Arc::new(ty), constant: None, splat, foldable, plan: None }
             }
             ENode::Input(_) | ENode::Opaque { .. } => {
                 let ty = next.expect("given when it was added");
-                Facts { ty: Arc::new(ty), constant: None, splat: None, foldable: false }
+                Facts { ty: Arc::new(ty), constant: None, splat: None, foldable: false, plan: None }
             }
         }
     }
@@ -133,9 +136,11 @@ impl Analysis<ENode> for Knowledge {
         keep(a.constant.is_none() && b.constant.is_some(), b.constant.is_none() && a.constant.is_some());
         keep(a.splat.is_none() && b.splat.is_some(), b.splat.is_none() && a.splat.is_some());
         keep(!a.foldable && b.foldable, !b.foldable && a.foldable);
+        keep(a.plan.is_none() && b.plan.is_some(), b.plan.is_none() && a.plan.is_some());
         a.constant = a.constant.or(b.constant);
         a.splat = a.splat.or(b.splat);
         a.foldable |= b.foldable;
+        a.plan = a.plan.take().or(b.plan);
         DidMerge(changed_a, changed_b)
     }
 }
@@ -191,6 +196,10 @@ impl Terms for View<'_> {
 
     fn splat(&self, t: Term) -> Option<Scalar> {
         self.0[t].data.splat
+    }
+
+    fn plan(&self, t: Term) -> Option<&Arc<Plan>> {
+        self.0[t].data.plan.as_ref()
     }
 
     fn symbols(&self) -> &SymbolTable {

@@ -12,6 +12,7 @@ use crate::cost;
 use crate::table::Context;
 use egg::{Id, Language};
 use std::collections::HashMap;
+use tfc_ir::ops::Op;
 
 /// How often all classes are gone through in either phase once every class that can be reached has been. Both
 /// phases end by themselves when nothing improves, usually after three rounds; the limit bounds the time on
@@ -295,15 +296,36 @@ fn own_cost(egraph: &Classes, class: Id, enode: &ENode, cx: &Context) -> f64 {
         ENode::Apply { op, args } => {
             let types: Vec<_> = args.iter().map(|&a| &*egraph[a].data.ty).collect();
             let foldable = egraph[class].data.foldable;
-            if foldable { cost::folded(&types, result, cx) } else { cost::node(op, &types, &[result], cx) }
+            if foldable {
+                return cost::folded(&types, result, cx);
+            }
+            let cost = cost::node(op, &types, &[result], cx);
+            cost + unmapped(egraph, op, args, cost)
         }
+    }
+}
+
+/// What a product or a slice loses, which costs `cost` itself, if its operand is to be mapped and is not.
+fn unmapped(egraph: &Classes, op: &Op, args: &[Id], cost: f64) -> f64 {
+    let plan = |i: usize| egraph[args[i]].data.plan.as_ref();
+    match op {
+        Op::Slice(_) => plan(0).filter(|plan| plan.axis.is_none()).map_or(0.0, |plan| plan.worth),
+        Op::Matmul(_) => {
+            let lost = |side: usize| {
+                let (x, w) = (&egraph[args[side]].data, &egraph[args[1 - side]].data);
+                let plan = plan(side).filter(|plan| plan.axis == Some(x.ty.rank() - 1 - side) && w.foldable && !x.foldable);
+                plan.map_or(0.0, |plan| plan.worth * cost)
+            };
+            lost(0) + lost(1)
+        }
+        _ => 0.0,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::analysis::add_typed;
-    use super::super::{Import, original_forms};
+    use super::super::{Program, original_forms};
     use super::*;
     use crate::rebuild::index;
     use std::sync::Arc;
@@ -322,9 +344,7 @@ mod tests {
             %x6 = reshape %x {shape = [6]} : f32[6] %c = mul %x6, %x6 : f32[6]
             output a = %a output b = %b output c = %c";
         let graph = text::parse(source, None).unwrap();
-        let mut import = Import::new(&graph);
-        import.graph(&graph);
-        let Import { mut egraph, values } = import;
+        let Program { mut egraph, values, .. } = Program::new(&graph);
         egraph.rebuild();
         let outputs: Vec<Id> = graph.outputs().iter().map(|o| values[index(o.value)].unwrap()).collect();
         let original = original_forms(&egraph, &graph, &values);

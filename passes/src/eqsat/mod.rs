@@ -14,10 +14,11 @@ mod language;
 
 pub(crate) use analysis::uniform;
 
+use crate::absorb::Plan;
 use crate::rebuild::index;
 use crate::rules::{self, Root, Roots, Rule};
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
-use crate::terms::Terms;
+use crate::terms::{Term, Terms};
 use analysis::{Classes, Knowledge, View, add_typed};
 use egg::{Applier, Id, Language, PatternAst, Rewrite, Runner, SearchMatches, Searcher, SimpleScheduler, StopReason, Subst, Symbol, Var};
 use language::ENode;
@@ -44,44 +45,11 @@ const MAX_ROUNDS: usize = 24;
 
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let (graph, chained) = chains::merged(graph)?;
-    let mut import = Import::new(&graph);
-    import.graph(&graph);
-    let Import { egraph, values } = import;
-    let nodes = graph.nodes().len();
-    let rewrites: Vec<Rewrite<ENode, Knowledge>> = rules::all().map(rewrite).collect();
-    let runner = Runner::<ENode, Knowledge, ()>::new(Knowledge::new(&graph))
-        .with_egraph(egraph)
-        .with_scheduler(SimpleScheduler)
-        .with_node_limit(MIN_NODES.max(nodes * MAX_NODES_PER_NODE))
-        .with_iter_limit(MAX_ROUNDS)
-        // Time decides nothing: the limits above bound the work.
-        .with_time_limit(Duration::MAX)
-        .run(&rewrites);
-    let egraph = &runner.egraph;
-    let outputs: Vec<Id> = graph.outputs().iter().map(|o| egraph.find(values[index(o.value)].expect("imported"))).collect();
-    let original = original_forms(egraph, &graph, &values);
-    let (choice, _) = extract::extract(egraph, &outputs, cx, &original);
-    let new = Export::new(&graph, egraph, &values, &choice).run(&outputs)?;
-
     let mut stats = Stats::default();
     if chained > 0 {
         stats.count("chains merged", chained);
     }
-    for rule in rules::all() {
-        let name = Symbol::from(rule.name);
-        let applied: usize = runner.iterations.iter().map(|i| i.applied.get(&name).copied().unwrap_or(0)).sum();
-        if applied > 0 {
-            stats.count(rule.name, applied as u64);
-        }
-    }
-    stats.count("rounds", runner.iterations.len() as u64);
-    stats.count("e-nodes", egraph.total_number_of_nodes() as u64);
-    stats.count("classes", egraph.number_of_classes() as u64);
-    match runner.stop_reason {
-        Some(StopReason::NodeLimit(n)) => stats.count("stopped at the limit of e-nodes", n as u64),
-        Some(StopReason::IterationLimit(n)) => stats.count("stopped at the limit of rounds", n as u64),
-        _ => {}
-    }
+    let new = Program::new(&graph).saturated(&rules::all().collect::<Vec<_>>(), cx, &mut stats)?;
     Ok((new, stats))
 }
 
@@ -129,35 +97,89 @@ impl Applier<ENode, Knowledge> for Adapter {
     }
 }
 
-/// The graph on its way into an e-graph.
-struct Import {
+/// A graph as an e-graph.
+pub(crate) struct Program<'g> {
+    graph: &'g Graph,
     egraph: Classes,
     /// The class of every value.
     values: Vec<Option<Id>>,
 }
 
-impl Import {
-    fn new(graph: &Graph) -> Import {
-        Import { egraph: Classes::new(Knowledge::new(graph)), values: vec![None; graph.values().len()] }
-    }
-
-    fn graph(&mut self, graph: &Graph) {
+impl<'g> Program<'g> {
+    /// The e-graph that knows what the graph says.
+    pub(crate) fn new(graph: &'g Graph) -> Program<'g> {
+        let mut program = Program { graph, egraph: Classes::new(Knowledge::new(graph)), values: vec![None; graph.values().len()] };
         for (v, d) in graph.values() {
-            self.values[index(v)] = match &d.def {
-                Def::Input(n) => Some(add_typed(&mut self.egraph, ENode::Input(*n), d.ty.clone())),
+            program.values[index(v)] = match &d.def {
+                Def::Input(n) => Some(add_typed(&mut program.egraph, ENode::Input(*n), d.ty.clone())),
                 Def::Const(t) => {
-                    let number = self.egraph.analysis.constant(t.clone(), d.ty.clone(), d.name.clone());
-                    Some(self.egraph.add(ENode::Constant(number)))
+                    let number = program.egraph.analysis.constant(t.clone(), d.ty.clone(), d.name.clone());
+                    Some(program.egraph.add(ENode::Constant(number)))
                 }
                 Def::Result(..) => None,
             };
         }
         for (n, _) in graph.nodes() {
-            for (result, enode) in enodes(graph, n, &self.values).into_iter().enumerate() {
+            for (result, enode) in enodes(graph, n, &program.values).into_iter().enumerate() {
                 let v = graph.node(n).outputs[result];
-                self.values[index(v)] = Some(add_typed(&mut self.egraph, enode, graph.ty(v).clone()));
+                program.values[index(v)] = Some(add_typed(&mut program.egraph, enode, graph.ty(v).clone()));
             }
         }
+        program
+    }
+
+    /// The term of a value.
+    pub(crate) fn term(&self, v: Value) -> Term {
+        self.egraph.find(self.values[index(v)].expect("imported"))
+    }
+
+    /// What rules see of it.
+    pub(crate) fn terms(&mut self) -> impl Terms + '_ {
+        View(&mut self.egraph)
+    }
+
+    /// Plans a map of a term.
+    pub(crate) fn plan(&mut self, t: Term, plan: Plan) {
+        self.egraph[t].data.plan = Some(Arc::new(plan));
+    }
+
+    /// Applies rules until they find nothing new or reach a limit, and extracts the cheapest program.
+    ///
+    /// # Errors
+    /// Only by a defect of a rule.
+    pub(crate) fn saturated(self, rules: &[&'static Rule], cx: &Context, stats: &mut Stats) -> Result<Graph, PassError> {
+        let Program { graph, egraph, values } = self;
+        let nodes = graph.nodes().len();
+        let rewrites: Vec<Rewrite<ENode, Knowledge>> = rules.iter().copied().map(rewrite).collect();
+        let runner = Runner::<ENode, Knowledge, ()>::new(Knowledge::new(graph))
+            .with_egraph(egraph)
+            .with_scheduler(SimpleScheduler)
+            .with_node_limit(MIN_NODES.max(nodes * MAX_NODES_PER_NODE))
+            .with_iter_limit(MAX_ROUNDS)
+            // Time decides nothing: the limits above bound the work.
+            .with_time_limit(Duration::MAX)
+            .run(&rewrites);
+        let egraph = &runner.egraph;
+        let outputs: Vec<Id> = graph.outputs().iter().map(|o| egraph.find(values[index(o.value)].expect("imported"))).collect();
+        let original = original_forms(egraph, graph, &values);
+        let (choice, _) = extract::extract(egraph, &outputs, cx, &original);
+        let new = Export::new(graph, egraph, &values, &choice).run(&outputs)?;
+        for rule in rules {
+            let name = Symbol::from(rule.name);
+            let applied: usize = runner.iterations.iter().map(|i| i.applied.get(&name).copied().unwrap_or(0)).sum();
+            if applied > 0 {
+                stats.count(rule.name, applied as u64);
+            }
+        }
+        stats.count("rounds", runner.iterations.len() as u64);
+        stats.count("e-nodes", egraph.total_number_of_nodes() as u64);
+        stats.count("classes", egraph.number_of_classes() as u64);
+        match runner.stop_reason {
+            Some(StopReason::NodeLimit(n)) => stats.count("stopped at the limit of e-nodes", n as u64),
+            Some(StopReason::IterationLimit(n)) => stats.count("stopped at the limit of rounds", n as u64),
+            _ => {}
+        }
+        Ok(new)
     }
 }
 

@@ -541,6 +541,13 @@ pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
     sites
 }
 
+/// The constant matrices of a site's products, `[k, n]` in f32 with the channels of the operand as rows, and how each is quantized.
+pub(crate) fn weights(graph: &Graph, config: &QuantConfig, site: &Site) -> Vec<(Tensor, QuantSpec)> {
+    let pass = Quantizer::new(graph, config);
+    let found = site.products.iter().filter_map(|&n| pass.quantizable(graph.node(n)).ok());
+    found.flat_map(|(matrices, spec, _)| matrices.data.into_iter().map(move |w| (w, spec))).collect()
+}
+
 /// Whether a constant behind the operator still counts as one.
 fn moves_constant(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Transpose(_)) || matches!(op, Op::Cast(c) if c.to.is_float())

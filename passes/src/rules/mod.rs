@@ -9,6 +9,7 @@ mod activation;
 mod algebra;
 mod attention;
 mod constants;
+mod folds;
 mod layout;
 mod norm;
 mod polynomial;
@@ -108,7 +109,12 @@ impl Rule {
 pub const FAMILIES: &[&[Rule]] =
     &[layout::RULES, algebra::RULES, constants::RULES, activation::RULES, norm::RULES, rotary::RULES, attention::RULES];
 
-/// All rules in a fixed order.
+/// The rules of `reparameterize`, in a fixed order: folds of planned maps, and what merges the constants that they add.
+pub fn folding() -> impl Iterator<Item = &'static Rule> {
+    folds::RULES.iter().chain(constants::RULES.iter().filter(|rule| rule.name == "merge-summands"))
+}
+
+/// All rules of `simplify` and `eqsat` in a fixed order.
 pub fn all() -> impl Iterator<Item = &'static Rule> {
     FAMILIES.iter().flat_map(|family| family.iter())
 }
@@ -121,7 +127,7 @@ mod tests {
     #[test]
     fn names_are_kebab_case_and_unique_and_roots_exist() {
         let mut seen = std::collections::BTreeSet::new();
-        for rule in all() {
+        for rule in all().chain(folds::RULES) {
             assert!(rule.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{}", rule.name);
             assert!(seen.insert(rule.name), "{} is there twice", rule.name);
             if let Roots::Ops(names) = rule.roots {

@@ -1,0 +1,315 @@
+//! What rounding costs: estimates of the squared error of products with a mapped operand.
+
+use super::candidates::Ranges;
+use crate::absorb::ChannelMap;
+use crate::calibrate::Observed;
+use crate::quantize::{Activations, Group, QuantSpec, WeightBits, round_to_nearest};
+use tfc_ir::tensor::Tensor;
+
+/// The most rows that estimates look at.
+const ROWS: usize = 64;
+
+/// The most columns of all matrices together: for the estimate by channel, and for the product itself.
+const FEW_COLUMNS: usize = 64;
+const COLUMNS: usize = 256;
+
+/// What of its range static quantization keeps: the best of these counts.
+const CLIPS: [f32; 3] = [1.0, 0.9, 0.75];
+
+/// To the nearest whole number, ties to even, for magnitudes below 2²²: in two additions, which compilers vectorize.
+pub(super) fn round(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT) - SHIFT
+}
+
+/// Columns of matrices that are quantized alike.
+struct Columns {
+    bits: WeightBits,
+    group: Group,
+    /// How many there are,
+    count: usize,
+    /// their elements `[channels, count]`,
+    values: Vec<f32>,
+    /// and how many columns each stands for.
+    each: f64,
+}
+
+/// An operand of products, as far as estimates need it.
+pub(super) struct Operand {
+    channels: usize,
+    /// Some rows, `[rows, channels]`.
+    pub(super) rows: Vec<f32>,
+    mean: Vec<f64>,
+    mean_square: Vec<f64>,
+    pub(super) ranges: Ranges,
+    /// The sum of squares of each channel's weights, in all matrices that rows of bytes are multiplied with.
+    squares: Vec<f32>,
+    few: Vec<Columns>,
+    many: Vec<Columns>,
+}
+
+/// A mapped operand, rounded.
+struct RoundedRows {
+    /// The rows `[rows, channels]`,
+    values: Vec<f32>,
+    /// and Σ over rows and channels of the squared error, weighted.
+    error: f64,
+}
+
+impl Operand {
+    /// `ties` says per channel which one its numbers come from.
+    pub(super) fn new(observed: &Observed, matrices: &[(Tensor, QuantSpec)], ties: &[u32]) -> Operand {
+        let channels = observed.channels();
+        let all = observed.sample().len();
+        let taken = ROWS.min(all);
+        let rows: Vec<f32> = (0..taken).flat_map(|i| observed.sample().nth(i * all / taken).expect("a row").to_vec()).collect();
+        let (mut squares, mut weight_max) = (vec![0f32; channels], vec![0f32; channels]);
+        for (w, spec) in matrices {
+            let QuantSpec::Int { activations, .. } = spec else { continue };
+            let (values, n) = (w.values::<f32>(), w.sizes()[1]);
+            for (j, row) in values.chunks_exact(n.max(1)).enumerate() {
+                weight_max[j] = row.iter().fold(weight_max[j], |m, w| m.max(w.abs()));
+                if *activations == Activations::Int8 {
+                    squares[j] += row.iter().map(|w| w * w).sum::<f32>();
+                }
+            }
+        }
+        let mut mean_abs = vec![0f32; channels];
+        for row in rows.chunks_exact(channels) {
+            mean_abs.iter_mut().zip(row).for_each(|(m, x)| *m += x.abs() / taken as f32);
+        }
+        let mut ranges = Ranges { min: observed.min.clone(), max: observed.max.clone(), mean_abs, weight_max };
+        share(&mut ranges.min, ties, f32::min);
+        share(&mut ranges.max, ties, f32::max);
+        share(&mut ranges.mean_abs, ties, f32::max);
+        share(&mut ranges.weight_max, ties, f32::max);
+        Operand {
+            channels,
+            rows,
+            mean: observed.mean.clone(),
+            mean_square: observed.mean_square.clone(),
+            ranges,
+            squares,
+            few: columns(matrices, channels, FEW_COLUMNS),
+            many: columns(matrices, channels, COLUMNS),
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.rows.len() / self.channels
+    }
+
+    /// The estimate by channel, per row: what rounding the mapped operand costs, as if errors of channels did not add up, and what
+    /// rounding the weights costs on average. Products with activations in floats have the second part only.
+    pub(super) fn estimate(&self, map: &ChannelMap) -> f64 {
+        let weights: f64 = self.few.iter().map(|c| self.weight_error(c, map)).sum();
+        let rows = if self.squares.iter().any(|&s| s > 0.0) { self.rounded(map).error / self.count() as f64 } else { 0.0 };
+        weights + rows
+    }
+
+    /// Σ_j E[x'_j²] ‖W'_j - Q(W'_j)‖²
+    fn weight_error(&self, c: &Columns, map: &ChannelMap) -> f64 {
+        let (scaled, stored) = c.stored(map);
+        let error = |j: usize| -> f64 {
+            let row = j * c.count..(j + 1) * c.count;
+            let squares = scaled[row.clone()].iter().zip(&stored[row]).map(|(w, q)| (w - q) * (w - q)).sum::<f32>();
+            f64::from(squares) * self.square_of(j, map)
+        };
+        c.each * (0..self.channels).map(error).sum::<f64>()
+    }
+
+    /// E[x'²] of a channel.
+    fn square_of(&self, j: usize, map: &ChannelMap) -> f64 {
+        let z = map.shift.as_ref().map_or(0.0, |z| f64::from(z[j]));
+        let about = self.mean_square[j] - 2.0 * z * self.mean[j] + z * z;
+        about.max(0.0) / f64::from(map.scale[j]).powi(2)
+    }
+
+    /// The mapped rows.
+    fn mapped(&self, map: &ChannelMap) -> Vec<f32> {
+        let mut mapped = self.rows.clone();
+        let inverse: Vec<f32> = map.scale.iter().map(|s| 1.0 / s).collect();
+        for row in mapped.chunks_exact_mut(self.channels) {
+            if let Some(shift) = &map.shift {
+                row.iter_mut().zip(shift).for_each(|(x, z)| *x -= z);
+            }
+            row.iter_mut().zip(&inverse).for_each(|(x, s)| *x *= s);
+        }
+        mapped
+    }
+
+    /// The mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less.
+    fn rounded(&self, map: &ChannelMap) -> RoundedRows {
+        let mapped = self.mapped(map);
+        let weights: Vec<f32> = self.squares.iter().zip(&map.scale).map(|(w, s)| w * s * s).collect();
+        let error = |values: &[f32]| -> f64 {
+            let rows = values.chunks_exact(self.channels).zip(mapped.chunks_exact(self.channels));
+            let of_row = |(q, x): (&[f32], &[f32])| -> f32 { q.iter().zip(x).zip(&weights).map(|((q, x), w)| w * (q - x) * (q - x)).sum() };
+            rows.map(|row| f64::from(of_row(row))).sum()
+        };
+        let mut per_row = mapped.clone();
+        for row in per_row.chunks_exact_mut(self.channels) {
+            let step = row.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+            to_grid(row, step, 0.0, -127.0, 127.0);
+        }
+        let mut best = RoundedRows { error: error(&per_row), values: per_row };
+        let bound = |of: &[f32], pick: fn(f32, f32) -> f32| {
+            let shifted = |j: usize| (of[j] - map.shift.as_ref().map_or(0.0, |z| z[j])) / map.scale[j];
+            (0..self.channels).map(shifted).fold(0.0, pick)
+        };
+        let (lo, hi) = (bound(&self.ranges.min, f32::min), bound(&self.ranges.max, f32::max));
+        for clip in CLIPS {
+            let step = (hi - lo) * clip / 255.0;
+            let zero = if step > 0.0 { round(-lo * clip / step) - 128.0 } else { 0.0 };
+            let mut values = mapped.clone();
+            to_grid(&mut values, step, zero, -128.0, 127.0);
+            let error = error(&values);
+            if error < best.error {
+                best = RoundedRows { values, error };
+            }
+        }
+        best
+    }
+
+    /// The products of the rows, column by column of each set.
+    pub(super) fn exact(&self) -> Vec<Vec<f32>> {
+        self.many.iter().map(|c| product(&self.rows, &c.values, self.channels, c.count)).collect()
+    }
+
+    /// The squared error of the products with a mapped operand and weights that are rounded as they will be, per row; `exact` is what
+    /// [`Operand::exact`] gives.
+    pub(super) fn measured(&self, map: &ChannelMap, exact: &[Vec<f32>]) -> f64 {
+        let rows = if self.squares.iter().any(|&s| s > 0.0) { self.rounded(map).values } else { self.mapped(map) };
+        self.difference(&rows, map, exact, |c| c.stored(map).1)
+    }
+
+    /// The squared error of the products by the map alone, in f32, per row.
+    pub(super) fn of_map(&self, map: &ChannelMap, exact: &[Vec<f32>]) -> f64 {
+        self.difference(&self.mapped(map), map, exact, |c| c.scaled(map))
+    }
+
+    /// The square of the products, per row.
+    pub(super) fn norm(&self, exact: &[Vec<f32>]) -> f64 {
+        let square = |y: &Vec<f32>| y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
+        self.many.iter().zip(exact).map(|(c, y)| c.each * square(y)).sum::<f64>() / self.count() as f64
+    }
+
+    fn difference(&self, rows: &[f32], map: &ChannelMap, exact: &[Vec<f32>], weights: impl Fn(&Columns) -> Vec<f32>) -> f64 {
+        let of = |(c, exact): (&Columns, &Vec<f32>)| -> f64 {
+            let found = product(rows, &weights(c), self.channels, c.count);
+            let bias = map.shift.as_ref().map(|z| product(z, &c.values, self.channels, c.count));
+            let bias = bias.unwrap_or_else(|| vec![0.0; c.count]);
+            let rows = found.chunks_exact(c.count).zip(exact.chunks_exact(c.count));
+            let of_row = |(y, exact): (&[f32], &[f32])| -> f64 {
+                y.iter().zip(&bias).zip(exact).map(|((y, b), e)| f64::from(y + b - e).powi(2)).sum()
+            };
+            c.each * rows.map(of_row).sum::<f64>()
+        };
+        self.many.iter().zip(exact).map(of).sum::<f64>() / self.count() as f64
+    }
+}
+
+/// Numbers that channels share become those of all of them.
+fn share(values: &mut [f32], ties: &[u32], with: fn(f32, f32) -> f32) {
+    for (j, &first) in ties.iter().enumerate() {
+        values[first as usize] = with(values[first as usize], values[j]);
+    }
+    for (j, &first) in ties.iter().enumerate() {
+        values[j] = values[first as usize];
+    }
+}
+
+/// `x` becomes `step * (clamp(round(x / step) + zero) - zero)`.
+fn to_grid(values: &mut [f32], step: f32, zero: f32, min: f32, max: f32) {
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    for x in values {
+        // Within what `round` takes.
+        let scaled = (*x * inverse).clamp(-4096.0, 4096.0);
+        *x = ((round(scaled) + zero).clamp(min, max) - zero) * step;
+    }
+}
+
+impl Columns {
+    /// The columns with every channel's weights multiplied by its scale.
+    fn scaled(&self, map: &ChannelMap) -> Vec<f32> {
+        let mut scaled = self.values.clone();
+        for (row, s) in scaled.chunks_exact_mut(self.count).zip(&map.scale) {
+            row.iter_mut().for_each(|w| *w *= s);
+        }
+        scaled
+    }
+
+    /// The same, and as they are stored.
+    fn stored(&self, map: &ChannelMap) -> (Vec<f32>, Vec<f32>) {
+        let scaled = self.scaled(map);
+        let channels = map.scale.len();
+        let rounded = round_to_nearest(&scaled, channels, self.count, self.bits, self.group);
+        let scales = rounded.scales.values::<f32>();
+        let rows_per_scale = match self.group {
+            Group::Of(size) if (size as usize) < channels => size as usize,
+            _ => channels,
+        };
+        let codes = rounded.codes.to_i64s().expect("integers");
+        let mut stored = Vec::with_capacity(scaled.len());
+        for (j, codes) in codes.chunks_exact(self.count).enumerate() {
+            let scales = &scales[j / rows_per_scale * self.count..][..self.count];
+            stored.extend(codes.iter().zip(scales).map(|(&c, s)| c as f32 * s));
+        }
+        (scaled, stored)
+    }
+}
+
+/// At most `limit` columns of all matrices, at equal distances, those together that are quantized alike.
+fn columns(matrices: &[(Tensor, QuantSpec)], channels: usize, limit: usize) -> Vec<Columns> {
+    let total: usize = matrices.iter().map(|(w, _)| w.sizes()[1]).sum();
+    let step = total.div_ceil(limit).max(1);
+    let mut sets: Vec<(QuantSpec, Vec<Vec<f32>>)> = vec![];
+    let mut before = 0usize;
+    for (w, spec) in matrices {
+        let (values, n) = (w.values::<f32>(), w.sizes()[1]);
+        let first = before.next_multiple_of(step) - before;
+        let taken = (first..n).step_by(step).map(|c| (0..channels).map(|j| values[j * n + c]).collect());
+        let taken: Vec<Vec<f32>> = taken.collect();
+        match sets.iter_mut().find(|(s, _)| s == spec) {
+            Some((_, set)) => set.extend(taken),
+            None => sets.push((*spec, taken)),
+        }
+        before += n;
+    }
+    let set = |(spec, columns): (QuantSpec, Vec<Vec<f32>>)| {
+        let QuantSpec::Int { weights, group, .. } = spec else { return None };
+        let count = columns.len();
+        let values = (0..channels * count).map(|at| columns[at % count][at / count]).collect();
+        (count > 0).then_some(Columns { bits: weights, group, count, values, each: step as f64 })
+    };
+    sets.into_iter().filter_map(set).collect()
+}
+
+/// `x · w` for `x[rows, k]` and `w[k, n]`, four rows at a time.
+fn product(x: &[f32], w: &[f32], k: usize, n: usize) -> Vec<f32> {
+    let mut y = vec![0f32; x.len() / k * n];
+    for (x, y) in x.chunks(4 * k).zip(y.chunks_mut(4 * n)) {
+        if x.len() < 4 * k {
+            for (x, y) in x.chunks_exact(k).zip(y.chunks_exact_mut(n)) {
+                for (x, w) in x.iter().zip(w.chunks_exact(n)) {
+                    y.iter_mut().zip(w).for_each(|(y, w)| *y += x * w);
+                }
+            }
+            continue;
+        }
+        let (y0, rest) = y.split_at_mut(n);
+        let (y1, rest) = rest.split_at_mut(n);
+        let (y2, y3) = rest.split_at_mut(n);
+        for (j, w) in w.chunks_exact(n).enumerate() {
+            let [a, b, c, d] = [x[j], x[k + j], x[2 * k + j], x[3 * k + j]];
+            let ys = y0.iter_mut().zip(y1.iter_mut()).zip(y2.iter_mut()).zip(y3.iter_mut());
+            for ((((y0, y1), y2), y3), w) in ys.zip(w) {
+                *y0 += a * w;
+                *y1 += b * w;
+                *y2 += c * w;
+                *y3 += d * w;
+            }
+        }
+    }
+    y
+}

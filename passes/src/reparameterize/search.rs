@@ -1,0 +1,107 @@
+//! The search for the map of each operand.
+//!
+//! Methods propose maps; an estimate by channel, which is cheap, picks the best of each method, and the product itself on a few rows,
+//! rounded as it will be, decides among those and against leaving the operand as it is.
+
+use super::candidates::{Candidate, candidates, dual_clipping};
+use super::objective::Operand;
+use super::{Absorber, Fold, Legal, Method};
+use crate::absorb::ChannelMap;
+use crate::calibrate::{Observed, Statistics};
+use crate::quantize::{self, QuantConfig, Site};
+use crate::rules::is_normal;
+use std::collections::BTreeMap;
+use tfc_ir::graph::Graph;
+use tfc_ir::types::Elem;
+
+/// The part of the squared error that a map must remove to be chosen.
+const MARGIN: f64 = 0.02;
+
+/// Operands are searched on as many threads; each one's result is its own, so nothing depends on the number.
+const THREADS: usize = 2;
+
+/// What was found for an operand.
+pub(super) struct Choice {
+    /// The map, if it gets one.
+    pub(super) map: Option<ChannelMap>,
+    /// The report.
+    pub(super) fold: Fold,
+}
+
+/// The best map of every site, in order.
+pub(super) fn search(
+    graph: &Graph,
+    config: &QuantConfig,
+    statistics: &Statistics,
+    sites: &[Site],
+    absorbers: &[Option<Absorber>],
+) -> Vec<Choice> {
+    let one = |i: usize| {
+        let observed = statistics.of(sites[i].operand).filter(|o| o.is_finite() && o.axis == sites[i].axis && !o.rows.is_empty());
+        choice(graph, config, &sites[i], absorbers[i].as_ref(), observed.map(|o| &**o))
+    };
+    let mut all: Vec<(usize, Choice)> = std::thread::scope(|scope| {
+        let part = |first: usize| move || (first..sites.len()).step_by(THREADS).map(|i| (i, one(i))).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(part(first))).collect();
+        threads.into_iter().flat_map(|t| t.join().expect("searches do not panic")).collect()
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, choice)| choice).collect()
+}
+
+fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Absorber>, observed: Option<&Observed>) -> Choice {
+    let mut fold = Fold {
+        products: site.products.iter().map(|&n| graph.node(n).loc.clone()).collect(),
+        legal: match absorber {
+            None => Legal::Nothing,
+            Some(a) if a.shift => Legal::ScaleAndShift,
+            Some(_) => Legal::Scale,
+        },
+        method: Method::None,
+        strength: None,
+        outliers: 0,
+        plain_error: 0.0,
+        folded_error: 0.0,
+        map_error: 0.0,
+    };
+    let Some(observed) = observed else { return Choice { map: None, fold } };
+    let channels = observed.channels();
+    let own: Vec<u32> = (0..channels as u32).collect();
+    let operand = Operand::new(observed, &quantize::weights(graph, config, site), absorber.map_or(&own, |a| &a.ties));
+    fold.outliers = operand.ranges.outliers();
+    let plain = ChannelMap { scale: vec![1.0; channels], shift: None };
+    let exact = operand.exact();
+    let norm = operand.norm(&exact).max(f64::MIN_POSITIVE);
+    let relative = |squared: f64| (squared / norm).sqrt();
+    let plain_error = operand.measured(&plain, &exact);
+    fold.plain_error = relative(plain_error);
+    fold.folded_error = fold.plain_error;
+    let best = absorber.and_then(|absorber| best(&operand, absorber.shift, &exact));
+    let Some((error, best)) = best.filter(|(error, _)| *error < plain_error * (1.0 - MARGIN)) else { return Choice { map: None, fold } };
+    fold.method = best.method;
+    fold.strength = best.strength;
+    fold.folded_error = relative(error);
+    fold.map_error = relative(operand.of_map(&best.map, &exact));
+    Choice { map: Some(best.map), fold }
+}
+
+/// The map with the smallest error, the first of equal ones.
+fn best(operand: &Operand, shift: bool, exact: &[Vec<f32>]) -> Option<(f64, Candidate)> {
+    let clipped = dual_clipping(&operand.rows, &operand.ranges);
+    let mut finalists: BTreeMap<Method, (f64, Candidate)> = BTreeMap::new();
+    for candidate in candidates(&operand.ranges, &clipped, shift).into_iter().filter(|c| is_usable(&c.map)) {
+        let estimate = operand.estimate(&candidate.map);
+        let best = finalists.get(&candidate.method).map_or(f64::INFINITY, |(error, _)| *error);
+        if estimate < best {
+            finalists.insert(candidate.method, (estimate, candidate));
+        }
+    }
+    let measured = finalists.into_values().map(|(_, c)| (operand.measured(&c.map, exact), c));
+    measured.filter(|(error, _)| error.is_finite()).min_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+/// Whether numbers stay normal by the map and by its inverse.
+fn is_usable(map: &ChannelMap) -> bool {
+    let scale = |s: &f32| *s > 0.0 && is_normal(f64::from(*s), Elem::F32) && is_normal(1.0 / f64::from(*s), Elem::F32);
+    map.scale.iter().all(scale) && map.shift.iter().flatten().all(|z| z.is_finite())
+}
