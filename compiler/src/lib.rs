@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod batches;
+pub mod bisect;
 pub mod calibration;
 pub mod cost;
 pub mod diag;

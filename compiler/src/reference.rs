@@ -1,7 +1,8 @@
 //! What a graph computes, without the passes and kernels that are under test.
 
 use crate::diag::{Diagnostic, Result};
-use crate::driver::{self, Options};
+use crate::driver::{self, Optimized, Options};
+use crate::emit::jit;
 use crate::inputs;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use tfc_ir::dim::{Bindings, Symbol};
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_passes::{Context, OptLevel, cost};
-use tfc_runtime::Session;
+use tfc_runtime::{Model, Session};
 
 /// The most operations that are interpreted, a multiply-add being one: some seconds.
 pub const INTERPRETED_OPERATIONS: f64 = 1e9;
@@ -29,27 +30,39 @@ pub fn operations(graph: &Graph, bindings: &Bindings) -> f64 {
     graph.nodes().map(|(_, n)| cost::work(&n.op, &types(&n.inputs), &types(&n.outputs), &cx)).sum()
 }
 
+/// A model that has the inputs, symbols and checks of a graph, and computes nothing.
+///
+/// # Errors
+/// When there is no code generator for this machine.
+pub fn interface(graph: &Graph) -> Result<Model> {
+    let mut out = graph.emptied();
+    for &v in graph.inputs() {
+        out.add_input(graph.value(v).name.as_deref().unwrap_or_default(), graph.ty(v).clone());
+    }
+    driver::jit(&Optimized { graph: out, ledger: vec![], notes: vec![] })
+}
+
 impl Reference {
     /// The interpreter for a graph that it evaluates in a few seconds at these sizes, else code of `-O0` for this machine.
     ///
     /// # Errors
     /// When the graph cannot be compiled, or no threads can be had.
     pub fn new(graph: Graph, bindings: &Bindings, threads: usize) -> Result<Reference> {
-        if operations(&graph, bindings) <= INTERPRETED_OPERATIONS {
-            Ok(Reference::Interpreted(graph))
-        } else {
-            Reference::compiled(graph, threads)
+        match operations(&graph, bindings) {
+            n if n <= INTERPRETED_OPERATIONS => Ok(Reference::Interpreted(graph)),
+            _ => Reference::compiled(graph, threads, None),
         }
     }
 
-    /// Code of `-O0` for this machine.
+    /// Code of `-O0`, for a CPU variant, or for the best one that runs here.
     ///
     /// # Errors
-    /// As [`Reference::new`].
-    pub fn compiled(graph: Graph, threads: usize) -> Result<Reference> {
+    /// As [`Reference::new`], and when the variant does not run here.
+    pub fn compiled(graph: Graph, threads: usize, cpu: Option<&str>) -> Result<Reference> {
         let options = Options { level: OptLevel::O0, ..Options::default() };
         let optimized = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(())))?;
-        let session = Session::new(Arc::new(driver::jit(&optimized)?), threads);
+        let model = jit::load(&driver::lower(&optimized)?, "model", cpu)?;
+        let session = Session::new(Arc::new(model), threads);
         Ok(Reference::Compiled(session.map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))?))
     }
 

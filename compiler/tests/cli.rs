@@ -131,9 +131,9 @@ fn model(activation: &str) -> Vec<u8> {
 #[test]
 fn help_and_versions_are_printed() {
     let p = Place::new();
-    p.run("--help").expect(0, &["compile", "run", "bench", "verify", "check", "inspect", "hwbench", "TFC_FLAGS", "Exit codes"]);
+    p.run("--help").expect(0, &["compile", "run", "bench", "verify", "check", "inspect", "bisect", "hwbench", "TFC_FLAGS", "Exit codes"]);
     p.run("--version").expect(0, &["tfc 0."]);
-    for command in ["compile", "run", "bench", "verify", "check", "inspect", "hwbench"] {
+    for command in ["compile", "run", "bench", "verify", "check", "inspect", "bisect", "hwbench"] {
         let r = p.run(&format!("{command} --help")).expect(0, &["Usage:", "Examples:", "--color"]);
         assert!(r.err.is_empty());
     }
@@ -774,6 +774,40 @@ fn promises_are_verified() {
         p.run("verify c --inputs c.npz --labels zeros.npz").expect(0, &["100.000%"]);
         p.run("verify c --inputs c.npz --max-error 1").expect(2, &["--model", "--reference"]);
     }
+}
+
+#[test]
+fn layers_and_passes_that_differ_are_found() {
+    let p = Place::new();
+    p.run("bisect m.onnx --inputs in.npz")
+        .expect(0, &["y       ", "picked", "/MatMul", "no output differs by more than 1e-3 from the interpreter"]);
+    p.run("bisect m.onnx --inputs in.npz --reference-level O0 -O1").expect(0, &["from code of -O0"]);
+    let r = p.run("bisect m.onnx --inputs in.npz --json").expect(0, &[]);
+    let json: serde_json::Value = serde_json::from_str(&r.out).unwrap();
+    assert_eq!((&json["outputs"][1]["name"], &json["fault"]), (&"picked".into(), &serde_json::Value::Null));
+    assert!(json["layers"][0]["own_error"].as_f64().unwrap() < 1e-6, "{}", r.out);
+
+    fs::write(p.path("p.tir"), PRODUCTS).unwrap();
+    let x = tfc_ir::tensor::Tensor::build(Elem::F32, &[3, 40], |i| tfc_ir::tensor::Scalar::Float(((i * 37) % 101) as f64 / 10.0));
+    tfc::npz::write(File::create(p.path("p.npz")).unwrap(), [("x", Elem::F32, x.sizes(), &x.bytes()[..])]).unwrap();
+    let line = "bisect p.tir --inputs p.npz --quant w4a8:g32";
+    p.run(line).expect(0, &["(share)", "quantize_rows+quantized_matmul", "/layer.0/MatMul", "no output differs by more than 1e-1"]);
+    let r = p.run(&format!("{line} --tolerance 1e-6 --layers 1"));
+    let r = r
+        .expect(1, &["error: the outputs differ from the pass ", "-quantize on", "loses most", "1 more products: --layers", "<-- /layer."]);
+    let help = r.err.lines().find_map(|l| l.trim().strip_prefix("help: keep it float: tfc ")).expect("a command to go on with");
+    // The command does what it says.
+    p.run(&format!("{} -o kept.o --opt-report", help.replace('\'', ""))).expect(0, &["--quant-override '^/layer"]);
+    let r = p.run(&format!("{line} --tolerance 1e-6 --json")).expect(1, &[]);
+    let json: serde_json::Value = serde_json::from_str(&r.out).unwrap();
+    assert_eq!(json["fault"]["pass"]["name"], "quantize");
+    assert_eq!(json["fault"]["code"], serde_json::Value::Null);
+    let shares: f64 = json["layers"].as_array().unwrap().iter().filter_map(|l| l["share"].as_f64()).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{}", r.out);
+
+    p.run("bisect m.onnx").expect(2, &["--inputs"]);
+    p.run("bisect m.onnx --inputs in.npz --tolerance nan").expect(2, &["--tolerance"]);
+    p.run("bisect p.tir --inputs in.npz").expect(1, &["`index`", "no such input"]);
 }
 
 /// What is not a regular file is refused before it is opened: a pipe would block.

@@ -1,6 +1,7 @@
 //! The command line: one file per sub-command, and what they share.
 
 mod bench;
+mod bisect;
 mod check;
 mod compile;
 mod console;
@@ -33,12 +34,13 @@ Examples:
   tfc bench bert --shape input_ids=1x128,attention_mask=1x128 --threads 1
   tfc verify bert.onnx --inputs in.npz       compiled code against the interpreter
   tfc check bert.onnx                        what is not supported, everything at once
+  tfc bisect bert.onnx --inputs in.npz       which layer and which pass makes a difference
   tfc hwbench                                what this machine can do
 
 Environment:
   TFC_FLAGS   options put before those of the command line, such as `-O2 --color=never`; those
               that the sub-command does not have are ignored
-  TFC_CPU     the CPU variant that run, bench, verify and hwbench use, such as `baseline`
+  TFC_CPU     the CPU variant that run, bench, verify, bisect and hwbench use, such as `baseline`
   NO_COLOR    no colours
 
 Exit codes:
@@ -73,6 +75,7 @@ enum Command {
     Verify(verify::Args),
     Check(check::Args),
     Inspect(inspect::Args),
+    Bisect(bisect::Args),
     Hwbench(hwbench::Args),
 }
 
@@ -100,6 +103,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Verify(args) => verify::run(&args, &console),
         Command::Check(args) => check::run(&args, &console),
         Command::Inspect(args) => inspect::run(&args, &console),
+        Command::Bisect(args) => bisect::run(&args, &console),
         Command::Hwbench(args) => hwbench::run(&args, &console),
     };
     std::panic::set_hook(Box::new(|info| {

@@ -90,7 +90,10 @@ pub fn program(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -
 }
 
 /// Imports a model. The sizes are what the import leaves open.
-fn load(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -> Result<(Graph, driver::Options, Fixed)> {
+///
+/// # Errors
+/// When the file cannot be used; when the options do not fit it.
+pub fn load(path: &Path, level: &Level, shapes: &Shapes, console: &Console) -> Result<(Graph, driver::Options, Fixed)> {
     let mut options = driver_options(level, shapes, console)?;
     let sizes = if driver::is_tir(path) {
         // Symbols of a graph in text form stay; sizes are for the inputs only.
