@@ -179,7 +179,7 @@ fn folds_by(rule: &str, build: impl Fn(&mut Model) -> Value) -> (Graph, Vec<Fold
     assert!(rounding < 1e-5, "{rounding} in f32");
     let found = folds(&stats);
     assert!(found.iter().all(|f| f.folded_error <= f.plain_error && f.map_error < 1e-5), "{found:?}");
-    assert!(found.iter().any(|f| f.folded_error < 0.5 * f.plain_error), "{found:?}");
+    assert!(found.iter().any(|f| f.folded_error < 0.6 * f.plain_error), "{found:?}");
     let quantized = |passes: &str| difference(&narrow, &run(&narrow, passes, "w8a8").0);
     let (plain, folded) = (quantized("quantize"), quantized(&format!("{FOLDED},quantize")));
     assert!(folded < 0.9 * plain, "{plain} without, {folded} with the folds");

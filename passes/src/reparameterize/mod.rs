@@ -77,7 +77,7 @@ pub struct Fold {
     pub strength: Option<f32>,
     /// Channels with a range above five times the median.
     pub outliers: usize,
-    /// The estimated relative error of the products by rounding, ‖y - ŷ‖ / ‖y‖, of the operand as it is,
+    /// The estimated relative error of the products by rounding, the root of the mean of ‖y - ŷ‖² / ‖y‖² over rows, of the operand as it is,
     pub plain_error: f64,
     /// and of the mapped one.
     pub folded_error: f64,

@@ -34,25 +34,28 @@ struct Columns {
     each: f64,
 }
 
-/// An operand of products, as far as estimates need it.
+/// An operand of products, as far as estimates need it. All errors are squares relative to the square of the products, row by row, and
+/// averaged over rows: otherwise a few rows of massive values, which language models have, would decide for all.
 pub(super) struct Operand {
     channels: usize,
     /// Some rows, `[rows, channels]`.
     pub(super) rows: Vec<f32>,
-    mean: Vec<f64>,
-    mean_square: Vec<f64>,
+    /// The reciprocal of each row's Σ_j ‖W_j‖² x_j²; 0 of a row of zeros.
+    sizes: Vec<f32>,
     pub(super) ranges: Ranges,
     /// The sum of squares of each channel's weights, in all matrices that rows of bytes are multiplied with.
     squares: Vec<f32>,
     few: Vec<Columns>,
     many: Vec<Columns>,
+    /// The products of the rows with `many`.
+    exact: Vec<Vec<f32>>,
 }
 
 /// A mapped operand, rounded.
 struct RoundedRows {
     /// The rows `[rows, channels]`,
     values: Vec<f32>,
-    /// and Σ over rows and channels of the squared error, weighted.
+    /// and the error of the products that it causes, as if errors of channels did not add up.
     error: f64,
 }
 
@@ -63,66 +66,53 @@ impl Operand {
         let all = observed.sample().len();
         let taken = ROWS.min(all);
         let rows: Vec<f32> = (0..taken).flat_map(|i| observed.sample().nth(i * all / taken).expect("a row").to_vec()).collect();
-        let (mut squares, mut weight_max) = (vec![0f32; channels], vec![0f32; channels]);
+        let [mut squares, mut of_bytes, mut weight_max] = [(); 3].map(|()| vec![0f32; channels]);
         for (w, spec) in matrices {
-            let QuantSpec::Int { activations, .. } = spec else { continue };
             let (values, n) = (w.values::<f32>(), w.sizes()[1]);
+            let bytes = matches!(spec, QuantSpec::Int { activations: Activations::Int8, .. });
             for (j, row) in values.chunks_exact(n.max(1)).enumerate() {
                 weight_max[j] = row.iter().fold(weight_max[j], |m, w| m.max(w.abs()));
-                if *activations == Activations::Int8 {
-                    squares[j] += row.iter().map(|w| w * w).sum::<f32>();
-                }
+                let square = row.iter().map(|w| w * w).sum::<f32>();
+                squares[j] += square;
+                of_bytes[j] += if bytes { square } else { 0.0 };
             }
         }
         let mut mean_abs = vec![0f32; channels];
         for row in rows.chunks_exact(channels) {
             mean_abs.iter_mut().zip(row).for_each(|(m, x)| *m += x.abs() / taken as f32);
         }
+        let size = |row: &[f32]| row.iter().zip(&squares).map(|(x, w)| f64::from(x * x) * f64::from(*w)).sum::<f64>();
+        let sizes = rows.chunks_exact(channels).map(|row| reciprocal(size(row)) as f32).collect();
         let mut ranges = Ranges { min: observed.min.clone(), max: observed.max.clone(), mean_abs, weight_max };
         share(&mut ranges.min, ties, f32::min);
         share(&mut ranges.max, ties, f32::max);
         share(&mut ranges.mean_abs, ties, f32::max);
         share(&mut ranges.weight_max, ties, f32::max);
-        Operand {
-            channels,
-            rows,
-            mean: observed.mean.clone(),
-            mean_square: observed.mean_square.clone(),
-            ranges,
-            squares,
-            few: columns(matrices, channels, FEW_COLUMNS),
-            many: columns(matrices, channels, COLUMNS),
-        }
+        let (few, many) = (columns(matrices, channels, FEW_COLUMNS), columns(matrices, channels, COLUMNS));
+        let exact = many.iter().map(|c| product(&rows, &c.values, channels, c.count)).collect();
+        Operand { channels, rows, sizes, ranges, squares: of_bytes, few, many, exact }
     }
 
     fn count(&self) -> usize {
         self.rows.len() / self.channels
     }
 
-    /// The estimate by channel, per row: what rounding the mapped operand costs, as if errors of channels did not add up, and what
-    /// rounding the weights costs on average. Products with activations in floats have the second part only.
+    /// The estimate by channel: what rounding the mapped operand costs, if anything takes it in bytes, and what rounding the weights costs,
+    /// as if errors of channels did not add up.
     pub(super) fn estimate(&self, map: &ChannelMap) -> f64 {
-        let weights: f64 = self.few.iter().map(|c| self.weight_error(c, map)).sum();
-        let rows = if self.squares.iter().any(|&s| s > 0.0) { self.rounded(map).error / self.count() as f64 } else { 0.0 };
-        weights + rows
+        let mapped = self.mapped(map);
+        // Per channel, the mean of what its squares count.
+        let mut means = vec![0f32; self.channels];
+        for (row, size) in mapped.chunks_exact(self.channels).zip(&self.sizes) {
+            means.iter_mut().zip(row).for_each(|(m, x)| *m += x * x * size);
+        }
+        let weights: f64 = self.few.iter().map(|c| c.error(map, &means)).sum::<f64>() / self.count() as f64;
+        weights + if self.takes_bytes() { self.rounded(map, mapped).error } else { 0.0 }
     }
 
-    /// Σ_j E[x'_j²] ‖W'_j - Q(W'_j)‖²
-    fn weight_error(&self, c: &Columns, map: &ChannelMap) -> f64 {
-        let (scaled, stored) = c.stored(map);
-        let error = |j: usize| -> f64 {
-            let row = j * c.count..(j + 1) * c.count;
-            let squares = scaled[row.clone()].iter().zip(&stored[row]).map(|(w, q)| (w - q) * (w - q)).sum::<f32>();
-            f64::from(squares) * self.square_of(j, map)
-        };
-        c.each * (0..self.channels).map(error).sum::<f64>()
-    }
-
-    /// E[x'²] of a channel.
-    fn square_of(&self, j: usize, map: &ChannelMap) -> f64 {
-        let z = map.shift.as_ref().map_or(0.0, |z| f64::from(z[j]));
-        let about = self.mean_square[j] - 2.0 * z * self.mean[j] + z * z;
-        about.max(0.0) / f64::from(map.scale[j]).powi(2)
+    /// Whether a product takes the operand in bytes.
+    fn takes_bytes(&self) -> bool {
+        self.squares.iter().any(|&s| s > 0.0)
     }
 
     /// The mapped rows.
@@ -138,14 +128,13 @@ impl Operand {
         mapped
     }
 
-    /// The mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less.
-    fn rounded(&self, map: &ChannelMap) -> RoundedRows {
-        let mapped = self.mapped(map);
+    /// Mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less.
+    fn rounded(&self, map: &ChannelMap, mapped: Vec<f32>) -> RoundedRows {
         let weights: Vec<f32> = self.squares.iter().zip(&map.scale).map(|(w, s)| w * s * s).collect();
         let error = |values: &[f32]| -> f64 {
-            let rows = values.chunks_exact(self.channels).zip(mapped.chunks_exact(self.channels));
+            let rows = values.chunks_exact(self.channels).zip(mapped.chunks_exact(self.channels)).zip(&self.sizes);
             let of_row = |(q, x): (&[f32], &[f32])| -> f32 { q.iter().zip(x).zip(&weights).map(|((q, x), w)| w * (q - x) * (q - x)).sum() };
-            rows.map(|row| f64::from(of_row(row))).sum()
+            rows.map(|(row, size)| f64::from(of_row(row)) * f64::from(*size)).sum::<f64>() / self.count() as f64
         };
         let mut per_row = mapped.clone();
         for row in per_row.chunks_exact_mut(self.channels) {
@@ -171,42 +160,37 @@ impl Operand {
         best
     }
 
-    /// The products of the rows, column by column of each set.
-    pub(super) fn exact(&self) -> Vec<Vec<f32>> {
-        self.many.iter().map(|c| product(&self.rows, &c.values, self.channels, c.count)).collect()
+    /// The error of the products themselves, with weights rounded as they will be.
+    pub(super) fn measured(&self, map: &ChannelMap) -> f64 {
+        let mapped = self.mapped(map);
+        let rows = if self.takes_bytes() { self.rounded(map, mapped).values } else { mapped };
+        self.difference(&rows, map, |c| c.stored(map).1)
     }
 
-    /// The squared error of the products with a mapped operand and weights that are rounded as they will be, per row; `exact` is what
-    /// [`Operand::exact`] gives.
-    pub(super) fn measured(&self, map: &ChannelMap, exact: &[Vec<f32>]) -> f64 {
-        let rows = if self.squares.iter().any(|&s| s > 0.0) { self.rounded(map).values } else { self.mapped(map) };
-        self.difference(&rows, map, exact, |c| c.stored(map).1)
+    /// The error of the products by the map alone, in f32.
+    pub(super) fn of_map(&self, map: &ChannelMap) -> f64 {
+        self.difference(&self.mapped(map), map, |c| c.scaled(map))
     }
 
-    /// The squared error of the products by the map alone, in f32, per row.
-    pub(super) fn of_map(&self, map: &ChannelMap, exact: &[Vec<f32>]) -> f64 {
-        self.difference(&self.mapped(map), map, exact, |c| c.scaled(map))
-    }
-
-    /// The square of the products, per row.
-    pub(super) fn norm(&self, exact: &[Vec<f32>]) -> f64 {
-        let square = |y: &Vec<f32>| y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>();
-        self.many.iter().zip(exact).map(|(c, y)| c.each * square(y)).sum::<f64>() / self.count() as f64
-    }
-
-    fn difference(&self, rows: &[f32], map: &ChannelMap, exact: &[Vec<f32>], weights: impl Fn(&Columns) -> Vec<f32>) -> f64 {
-        let of = |(c, exact): (&Columns, &Vec<f32>)| -> f64 {
+    fn difference(&self, rows: &[f32], map: &ChannelMap, weights: impl Fn(&Columns) -> Vec<f32>) -> f64 {
+        let (mut errors, mut norms) = (vec![0f64; self.count()], vec![0f64; self.count()]);
+        for (c, exact) in self.many.iter().zip(&self.exact) {
             let found = product(rows, &weights(c), self.channels, c.count);
             let bias = map.shift.as_ref().map(|z| product(z, &c.values, self.channels, c.count));
             let bias = bias.unwrap_or_else(|| vec![0.0; c.count]);
             let rows = found.chunks_exact(c.count).zip(exact.chunks_exact(c.count));
-            let of_row = |(y, exact): (&[f32], &[f32])| -> f64 {
-                y.iter().zip(&bias).zip(exact).map(|((y, b), e)| f64::from(y + b - e).powi(2)).sum()
-            };
-            c.each * rows.map(of_row).sum::<f64>()
-        };
-        self.many.iter().zip(exact).map(of).sum::<f64>() / self.count() as f64
+            for ((y, exact), (error, norm)) in rows.zip(errors.iter_mut().zip(&mut norms)) {
+                *error += y.iter().zip(&bias).zip(exact).map(|((y, b), e)| f64::from(y + b - e).powi(2)).sum::<f64>();
+                *norm += exact.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>();
+            }
+        }
+        errors.iter().zip(norms).map(|(e, n)| e * reciprocal(n)).sum::<f64>() / self.count() as f64
     }
+}
+
+/// 1/x, or 0 where that is not finite.
+fn reciprocal(x: f64) -> f64 {
+    if x > 0.0 && (1.0 / x).is_finite() { 1.0 / x } else { 0.0 }
 }
 
 /// Numbers that channels share become those of all of them.
@@ -230,6 +214,14 @@ fn to_grid(values: &mut [f32], step: f32, zero: f32, min: f32, max: f32) {
 }
 
 impl Columns {
+    /// Σ_j m_j ‖W'_j - Q(W'_j)‖² for the means `m`, of all columns that these stand for.
+    fn error(&self, map: &ChannelMap, means: &[f32]) -> f64 {
+        let (scaled, stored) = self.stored(map);
+        let rows = scaled.chunks_exact(self.count).zip(stored.chunks_exact(self.count)).zip(means);
+        let of_row = |(w, q): (&[f32], &[f32])| w.iter().zip(q).map(|(w, q)| (w - q) * (w - q)).sum::<f32>();
+        self.each * rows.map(|(row, mean)| f64::from(of_row(row)) * f64::from(*mean)).sum::<f64>()
+    }
+
     /// The columns with every channel's weights multiplied by its scale.
     fn scaled(&self, map: &ChannelMap) -> Vec<f32> {
         let mut scaled = self.values.clone();

@@ -70,23 +70,20 @@ fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Ab
     let operand = Operand::new(observed, &quantize::weights(graph, config, site), absorber.map_or(&own, |a| &a.ties));
     fold.outliers = operand.ranges.outliers();
     let plain = ChannelMap { scale: vec![1.0; channels], shift: None };
-    let exact = operand.exact();
-    let norm = operand.norm(&exact).max(f64::MIN_POSITIVE);
-    let relative = |squared: f64| (squared / norm).sqrt();
-    let plain_error = operand.measured(&plain, &exact);
-    fold.plain_error = relative(plain_error);
+    let plain_error = operand.measured(&plain);
+    fold.plain_error = plain_error.sqrt();
     fold.folded_error = fold.plain_error;
-    let best = absorber.and_then(|absorber| best(&operand, absorber.shift, &exact));
+    let best = absorber.and_then(|absorber| best(&operand, absorber.shift));
     let Some((error, best)) = best.filter(|(error, _)| *error < plain_error * (1.0 - MARGIN)) else { return Choice { map: None, fold } };
     fold.method = best.method;
     fold.strength = best.strength;
-    fold.folded_error = relative(error);
-    fold.map_error = relative(operand.of_map(&best.map, &exact));
+    fold.folded_error = error.sqrt();
+    fold.map_error = operand.of_map(&best.map).sqrt();
     Choice { map: Some(best.map), fold }
 }
 
 /// The map with the smallest error, the first of equal ones.
-fn best(operand: &Operand, shift: bool, exact: &[Vec<f32>]) -> Option<(f64, Candidate)> {
+fn best(operand: &Operand, shift: bool) -> Option<(f64, Candidate)> {
     let clipped = dual_clipping(&operand.rows, &operand.ranges);
     let mut finalists: BTreeMap<Method, (f64, Candidate)> = BTreeMap::new();
     for candidate in candidates(&operand.ranges, &clipped, shift).into_iter().filter(|c| is_usable(&c.map)) {
@@ -96,7 +93,7 @@ fn best(operand: &Operand, shift: bool, exact: &[Vec<f32>]) -> Option<(f64, Cand
             finalists.insert(candidate.method, (estimate, candidate));
         }
     }
-    let measured = finalists.into_values().map(|(_, c)| (operand.measured(&c.map, exact), c));
+    let measured = finalists.into_values().map(|(_, c)| (operand.measured(&c.map), c));
     measured.filter(|(error, _)| error.is_finite()).min_by(|a, b| a.0.total_cmp(&b.0))
 }
 
