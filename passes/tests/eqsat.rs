@@ -1156,3 +1156,31 @@ fn factors_that_overflow_stay_behind_products() {
         assert_eq!(count(&out, "mul"), products, "{factor}");
     }
 }
+
+#[test]
+fn adapters_of_low_rank_become_part_of_the_matrix() {
+    for biased in [false, true] {
+        let mut expected = vec!["matmul"];
+        expected.extend(biased.then_some("add"));
+        becomes(&expected, |b| {
+            let x = b.input("2, seq, 32");
+            let (w, down, up) = (b.weight(&[32, 48], 1), b.weight(&[32, 4], 2), b.weight(&[4, 48], 3));
+            let mut y = b.op(Matmul {}, &[x, w]);
+            if biased {
+                let bias = b.weight(&[48], 4);
+                y = b.op(Add {}, &[y, bias]);
+            }
+            let low = b.op(Matmul {}, &[x, down]);
+            let low = b.op(Matmul {}, &[low, up]);
+            let low = scaled(b, low, 0.25);
+            b.op(Add {}, &[y, low])
+        });
+    }
+    // Products of different operands stay two.
+    becomes(&["add", "matmul", "matmul"], |b| {
+        let (x, y) = (b.input("2, seq, 32"), b.input("2, seq, 32"));
+        let (v, w) = (b.weight(&[32, 48], 1), b.weight(&[32, 48], 2));
+        let (x, y) = (b.op(Matmul {}, &[x, v]), b.op(Matmul {}, &[y, w]));
+        b.op(Add {}, &[x, y])
+    });
+}

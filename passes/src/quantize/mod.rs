@@ -10,6 +10,7 @@
 //! to f32, and results back. What is not quantized, and
 //! why, is in the ledger as well.
 
+pub mod bias;
 mod spec;
 mod weights;
 

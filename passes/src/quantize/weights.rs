@@ -17,6 +17,25 @@ pub struct Rounded {
     pub relative_error: f64,
 }
 
+impl Rounded {
+    /// What is stored, as numbers `[k, n]`.
+    pub fn stored(&self) -> Vec<f32> {
+        let (k, n) = (self.codes.sizes()[0], self.codes.sizes()[1]);
+        let scales = self.scales.values::<f32>();
+        let rows_per_scale = match self.scheme.granularity {
+            Granularity::Blocks { size, .. } => size as usize,
+            Granularity::Axis { .. } | Granularity::Tensor => k,
+        };
+        let codes = self.codes.to_i64s().expect("codes are integers");
+        let mut stored = Vec::with_capacity(k * n);
+        for (row, codes) in codes.chunks_exact(n.max(1)).enumerate() {
+            let scales = &scales[row / rows_per_scale * n..][..n];
+            stored.extend(codes.iter().zip(scales).map(|(&code, &scale)| dequantize(code as i32, scale, 0)));
+        }
+        stored
+    }
+}
+
 /// Rounds a matrix `[k, n]` of finite numbers, with a scale for every column, or for every group of
 /// rows in it.
 ///

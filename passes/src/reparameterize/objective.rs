@@ -234,19 +234,7 @@ impl Columns {
     /// The same, and as they are stored.
     fn stored(&self, map: &ChannelMap) -> (Vec<f32>, Vec<f32>) {
         let scaled = self.scaled(map);
-        let channels = map.scale.len();
-        let rounded = round_to_nearest(&scaled, channels, self.count, self.bits, self.group);
-        let scales = rounded.scales.values::<f32>();
-        let rows_per_scale = match self.group {
-            Group::Of(size) if (size as usize) < channels => size as usize,
-            _ => channels,
-        };
-        let codes = rounded.codes.to_i64s().expect("integers");
-        let mut stored = Vec::with_capacity(scaled.len());
-        for (j, codes) in codes.chunks_exact(self.count).enumerate() {
-            let scales = &scales[j / rows_per_scale * self.count..][..self.count];
-            stored.extend(codes.iter().zip(scales).map(|(&c, s)| c as f32 * s));
-        }
+        let stored = round_to_nearest(&scaled, map.scale.len(), self.count, self.bits, self.group).stored();
         (scaled, stored)
     }
 }

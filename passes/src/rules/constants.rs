@@ -19,6 +19,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule::new("scale-before-matmul",  Rounding, Explore, &["matmul"], scale_before_matmul),
     Rule::new("scale-behind-conv",    Rounding, Explore, &["mul"], scale_behind_conv),
     Rule::new("bias-behind-conv",     Rounding, Explore, &["add"], bias_behind_conv),
+    Rule::new("products-of-one-operand",  Rounding, Explore, &["add"],  products_of_one_operand),
     Rule::new("sub-of-constant",      Exact,    Explore, &["sub"], sub_of_constant),
 ];
 
@@ -159,6 +160,66 @@ fn scale_before_matmul(t: &mut dyn Terms, root: &Root) -> Option<Term> {
         }
     }
     None
+}
+
+/// `x V + x W = x (V + W)` for constants `V` and `W`, perhaps with a constant added to either product; `x A B` counts as `x (A B)`, as
+/// adapters of low rank have it (LoRA, Hu et al. 2022)
+fn products_of_one_operand(t: &mut dyn Terms, root: &Root) -> Option<Term> {
+    if !t.ty(root.term).elem.is_float() {
+        return None;
+    }
+    let [left, right] = [root.arg(0), root.arg(1)].map(|y| constant_products(t, y));
+    for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (a, b))) {
+        let summands: Vec<Term> = a.summand.into_iter().chain(b.summand).collect();
+        if !t.same(a.x, b.x) || summands.len() > 1 {
+            continue;
+        }
+        let (v, w) = (a.matrix(t)?, b.matrix(t)?);
+        if t.ty(v) != t.ty(w) {
+            continue;
+        }
+        let both = t.add(Add {}.into(), &[v, w])?;
+        let product = t.add(Matmul {}.into(), &[a.x, both])?;
+        return summands.first().map_or(Some(product), |&c| t.add(Add {}.into(), &[product, c]));
+    }
+    None
+}
+
+/// A product `x W`, or `x A B`, with constants, and the constant that is added to it.
+struct ConstantProduct {
+    x: Term,
+    factors: Vec<Term>,
+    summand: Option<Term>,
+}
+
+impl ConstantProduct {
+    /// The matrix that `x` is multiplied with.
+    fn matrix(&self, t: &mut dyn Terms) -> Option<Term> {
+        match self.factors[..] {
+            [a, b] => t.add(Matmul {}.into(), &[a, b]),
+            _ => Some(self.factors[0]),
+        }
+    }
+}
+
+/// The ways in which a term is a product with constants.
+fn constant_products(t: &dyn Terms, y: Term) -> Vec<ConstantProduct> {
+    let sums = with_constant::<Add>(t, y).into_iter().map(|(y, c)| (y, Some(c)));
+    let mut found = vec![];
+    for (y, summand) in std::iter::once((y, None)).chain(sums) {
+        for (x, w) in known_products(t, y) {
+            let inner = known_products(t, x).into_iter().map(|(x, a)| ConstantProduct { x, factors: vec![a, w], summand });
+            found.extend(inner);
+            found.push(ConstantProduct { x, factors: vec![w], summand });
+        }
+    }
+    found
+}
+
+/// Operands of the forms that multiply what is not known by a constant matrix of rank 2.
+fn known_products(t: &dyn Terms, y: Term) -> Vec<(Term, Term)> {
+    let is_matrix = |w: Term| t.is_known(w) && t.shape(w).rank() == 2;
+    t.binary::<Matmul>(y).into_iter().filter(|&(x, w)| is_matrix(w) && !t.is_known(x)).collect()
 }
 
 /// The numbers per channel that `c` holds, in shape `[channels]` (or `[1]`), if it multiplies or adds to
