@@ -45,9 +45,11 @@ pub struct Level {
 /// How a model is quantized.
 #[derive(clap::Args, Clone, Default)]
 pub struct Quantization {
-    /// How weights and activations are quantized: f32 (not at all), w8a8, w4a8 (activations in 8 bits
-    /// with a scale per row), w4a16 (weights only); with :g32, :g64, :g128 for a scale per so many weights,
-    /// or :channel for one per output channel, the default. With activations in 8 bits, both products
+    /// How weights and activations are quantized: f32 (not at all), w8a8, w4a8 (activations in 8 bits),
+    /// w4a16 (weights only); with :g32, :g64, :g128 for a scale per so many weights,
+    /// or :channel for one per output channel, the default. Activations get a scale per row at run time (:dynamic), or
+    /// one for all rows that calibration data shows (:static, needs --calib); with such data the default is what costs no
+    /// accuracy, operand by operand. With activations in 8 bits, both products
     /// of attention are in 8 bits too. Weights that the model stores as integers stay as they are.
     #[arg(long, value_name = "SPEC", help_heading = "Quantization")]
     quant: Option<String>,
@@ -97,10 +99,15 @@ impl Quantization {
     /// # Errors
     /// When nothing is quantized.
     fn calibration(&self, console: &Console) -> Result<Option<driver::CalibrationOptions>> {
+        let config = self.config()?;
         if self.calib.is_empty() {
-            return Ok(None);
+            return match config.filter(QuantConfig::wants_data) {
+                Some(_) => Err(Diagnostic::usage("static activations need data that shows their ranges")
+                    .help("give samples with --calib DATA.npz, or say :dynamic")),
+                None => Ok(None),
+            };
         }
-        if self.config()?.is_none() {
+        if config.is_none() {
             return Err(Diagnostic::usage("--calib is for models that are quantized").help("say how with --quant, such as --quant w4a8"));
         }
         Ok(Some(driver::CalibrationOptions {

@@ -4,7 +4,7 @@ use super::clif::target::Cpu;
 use super::module::{Sizes, kernel_name};
 use crate::kernel::{Port, Program, Storage, work};
 use target_lexicon::Triple;
-use tfc_passes::quantize::Activations;
+use tfc_passes::quantize::{Activations, Scaling};
 use tfc_passes::{LedgerEntry, QuantSpec};
 use tfc_runtime::abi;
 use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, QuantEntry, Symbol, TensorInfo, VERSION, WeightsInfo};
@@ -122,6 +122,7 @@ fn quantized(entry: &LedgerEntry) -> QuantEntry {
     let (activations, rounding) = match entry.spec {
         QuantSpec::F32 => ("", ""),
         QuantSpec::Int { activations: Activations::Float, .. } => ("f32", "nearest"),
+        QuantSpec::Int { activations: Activations::Int8, scaling: Scaling::Static, .. } => ("static per tensor", "nearest"),
         QuantSpec::Int { activations: Activations::Int8, .. } => ("dynamic per row", "nearest"),
     };
     QuantEntry {
@@ -133,6 +134,7 @@ fn quantized(entry: &LedgerEntry) -> QuantEntry {
         source_bytes: entry.source_bytes,
         packed_bytes: entry.packed_bytes,
         weight_error: entry.weight_error,
+        total_error: entry.total_error,
         ..QuantEntry::default()
     }
 }

@@ -1,8 +1,8 @@
 //! `quantize`: products with constant matrices become products with quantized ones.
 //!
 //! A product `x · W` with a constant `W` of floats becomes `quantized_matmul` with `W` rounded to the nearest
-//! ([`round_to_nearest`]), and `x` quantized per row at run time where the scheme
-//! says so ([`QuantSpec`]). A product `W · x`, as convolutions have it, is transposed first. A stack of matrices, as
+//! ([`round_to_nearest`]), and `x` quantized where the scheme says so ([`QuantSpec`]): per row at run time, or, with
+//! [`Statistics`] of the pass before, by a range that is known beforehand where that costs next to nothing ([`activations`]). A product `W · x`, as convolutions have it, is transposed first. A stack of matrices, as
 //! experts have them, becomes a product for each. Products that
 //! have the same left operand share its quantization. Weights that the model stores as integers stay what they are, and only
 //! their activations follow the scheme. Attention becomes `quantized_attention` where the
@@ -10,22 +10,26 @@
 //! to f32, and results back. What is not quantized, and
 //! why, is in the ledger as well.
 
+pub mod activations;
 pub mod bias;
 mod spec;
 mod weights;
 
-pub use spec::{Activations, Group, QuantConfig, QuantSpec, SpecError, WeightBits};
+pub use spec::{Activations, Group, QuantConfig, QuantSpec, Scaling, SpecError, WeightBits};
 pub use weights::{Rounded, round_to_nearest};
 
+use crate::calibrate::Statistics;
 use crate::rebuild::Rebuild;
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
+use activations::{Range, Rated, rate};
 use regex::Regex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
 use tfc_ir::ops::{
-    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizedAttention, QuantizedMatmul, Reshape, Slice, Transpose,
+    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape, Slice,
+    Transpose,
 };
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::Tensor;
@@ -65,12 +69,19 @@ pub struct LedgerEntry {
     pub packed_bytes: u64,
     /// ‖W - Ŵ‖ / ‖W‖, if it was rounded; of a stack, the largest one.
     pub weight_error: Option<f64>,
+    /// How its operand is quantized and what that costs, as far as calibration data says it.
+    pub operand: Option<Rated>,
+    /// Relative root mean square error of its result by all roundings, as estimated from calibration data.
+    pub total_error: Option<f64>,
 }
 
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     let Some(config) = cx.quant.as_ref().filter(|c| !c.is_f32()) else { return Ok((graph, stats)) };
     let mut pass = Quantizer::new(&graph, config);
+    if let Some(statistics) = cx.data.get::<Statistics>() {
+        pass.rate_operands(statistics);
+    }
     for (n, node) in graph.nodes() {
         match &node.op {
             Op::Matmul(_) => {
@@ -101,14 +112,20 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
             }
         }
     }
-    stats.count("rows quantized at run time", pass.rows.len() as u64);
+    let dynamic = pass.rows.keys().filter(|(_, range)| *range == Range::Dynamic).count();
+    stats.count("rows quantized at run time", dynamic as u64);
+    if pass.rows.len() > dynamic {
+        stats.count("rows quantized by fixed ranges", (pass.rows.len() - dynamic) as u64);
+    }
     Ok((pass.out.finish(), stats))
 }
 
 impl LedgerEntry {
     fn kept(loc: &Loc, reason: impl Into<String>, bytes: u64) -> LedgerEntry {
         let (source_bytes, packed_bytes) = (bytes, bytes);
-        LedgerEntry { loc: loc.clone(), spec: QuantSpec::F32, reason: reason.into(), source_bytes, packed_bytes, weight_error: None }
+        let (weight_error, operand, total_error) = (None, None, None);
+        let (loc, reason) = (loc.clone(), reason.into());
+        LedgerEntry { loc, spec: QuantSpec::F32, reason, source_bytes, packed_bytes, weight_error, operand, total_error }
     }
 }
 
@@ -136,16 +153,30 @@ struct Weights {
     op: QuantizedMatmul,
     bytes: u64,
     error: f64,
+    /// Squared errors of the rows of the matrix.
+    row_errors: Arc<[f64]>,
+}
+
+/// What data says of the operand of some products.
+#[derive(Clone)]
+struct RatedSite {
+    rated: Rated,
+    /// Relative error of the results that rounding the weights causes.
+    weight_error: f64,
+    /// Rows were seen, and all of them were finite.
+    seen: bool,
 }
 
 struct Quantizer<'g> {
     graph: &'g Graph,
     config: &'g QuantConfig,
     out: Rebuild<'g>,
-    /// Results of quantizing values of the new graph per row.
-    rows: HashMap<Value, Vec<Value>>,
+    /// Results of quantizing values of the new graph: per row, or by one range.
+    rows: HashMap<(Value, Range), Vec<Value>>,
     /// Values of the new graph in f32.
     converted: HashMap<Value, Value>,
+    /// Operands of products, with the axis that is summed over, whose values are known from data.
+    rated: HashMap<(Value, usize), RatedSite>,
     /// What was rounded already: by the operand, whether it is the left one, and how.
     weights: HashMap<(Value, bool, QuantSpec), Vec<Weights>>,
     /// Large constants that the ledger has.
@@ -159,6 +190,7 @@ impl<'g> Quantizer<'g> {
             config,
             out: Rebuild::new(graph),
             rows: HashMap::new(),
+            rated: HashMap::new(),
             converted: HashMap::new(),
             weights: HashMap::new(),
             mentioned: HashSet::new(),
@@ -191,33 +223,35 @@ impl<'g> Quantizer<'g> {
     /// Emits a product, quantized if that is wanted and possible.
     fn product(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
         let bytes = self.constant_bytes(node);
-        let (matrices, spec, mut reason) = match self.quantizable(node) {
+        let (matrices, mut spec, mut reason) = match self.quantizable(node) {
             Ok(found) => found,
             Err(why_not) => {
                 self.out.copy(n)?;
                 return Ok(LedgerEntry::kept(&node.loc, why_not, bytes));
             }
         };
-        let QuantSpec::Int { weights: bits, activations, mut group } = spec else { unreachable!("f32 is not quantizable") };
+        let QuantSpec::Int { weights: bits, activations, group: wanted_group, .. } = spec else { unreachable!("f32 is not quantizable") };
         let [k, _] = matrices.sizes();
+        let group = group_of(bits, activations, wanted_group, k);
         if matches!(group, Group::Of(size) if size as usize >= k) {
             reason += "; one group holds all of k";
         }
-        if activations == Activations::Int8 && group == Group::Channel && k > longest_group(bits) as usize {
-            group = Group::Of(longest_group(bits));
+        if group != wanted_group {
             reason += &format!("; in groups of {}, whose sums fit 32 bits", longest_group(bits));
         }
         if matrices.data.len() > 1 {
             reason += &format!("; a product for each of {} matrices", matrices.data.len());
         }
-        let constant = node.inputs[usize::from(!matrices.left)];
-        let key = (constant, matrices.left, spec);
-        if !self.weights.contains_key(&key) {
-            let name = self.graph.value(constant).name.clone();
-            let weights = matrices.data.iter().map(|w| self.rounded(w, bits, group, name.clone())).collect();
-            self.weights.insert(key, weights);
+        let weights = self.weights(node, &matrices, spec);
+        let operand = node.inputs[usize::from(matrices.left)];
+        let site = self.rated.get(&(operand, channel_axis(self.graph.ty(operand), matrices.left))).cloned();
+        if let Some(site) = site.as_ref().filter(|_| activations == Activations::Int8) {
+            if !site.seen {
+                reason += "; rows are quantized at run time, since calibration saw no finite ones";
+            }
+            spec = spec.with_scaling(if site.rated.range == Range::Dynamic { Scaling::Dynamic } else { Scaling::Static });
         }
-        let weights = self.weights[&key].clone();
+        let range = site.as_ref().map_or(Range::Dynamic, |s| s.rated.range.clone());
         let x = self.left_operand(node, matrices.left)?;
         let wanted = self.graph.ty(node.outputs[0]).clone();
         let mut parts = vec![];
@@ -226,7 +260,7 @@ impl<'g> Quantizer<'g> {
                 Some(axis) => self.part(x, axis, i, &node.loc)?,
                 None => x,
             };
-            let mut y = self.quantized(part, w, activations, &node.loc)?;
+            let mut y = self.quantized(part, w, activations, &range, &node.loc)?;
             if matrices.left {
                 y = self.transposed(y, &node.loc)?;
             }
@@ -252,7 +286,71 @@ impl<'g> Quantizer<'g> {
             source_bytes: bytes,
             packed_bytes: weights.iter().map(|w| w.bytes).sum(),
             weight_error: weights.iter().map(|w| w.error).reduce(f64::max),
+            total_error: site.as_ref().filter(|s| s.seen).map(|s| match activations {
+                Activations::Int8 => s.rated.error.hypot(s.weight_error),
+                Activations::Float => s.weight_error,
+            }),
+            operand: site.filter(|s| s.seen && activations == Activations::Int8).map(|s| s.rated),
         })
+    }
+
+    /// Finds the ranges of all operands that data says something of.
+    fn rate_operands(&mut self, statistics: &Statistics) {
+        for site in sites(self.graph, self.config) {
+            let Some(observed) = statistics.of(site.operand) else { continue };
+            let channels = observed.channels();
+            // Over all products: squares of weights and of their errors by channel, as values of the operand weigh them.
+            let (mut weights, mut errors) = (vec![0f64; channels], vec![0f64; channels]);
+            let mut scalings = vec![];
+            for &n in &site.products {
+                let node = self.graph.node(n);
+                let Ok((matrices, spec, _)) = self.quantizable(node) else { continue };
+                let rounded = self.weights(node, &matrices, spec);
+                for (matrix, rounded) in matrices.data.iter().zip(&rounded) {
+                    let columns = matrix.sizes()[1];
+                    for (sum, row) in weights.iter_mut().zip(matrix.values::<f32>().chunks_exact(columns)) {
+                        *sum += row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
+                    }
+                    errors.iter_mut().zip(&*rounded.row_errors).for_each(|(sum, e)| *sum += e);
+                }
+                if let QuantSpec::Int { scaling, .. } = spec {
+                    scalings.push(scaling);
+                }
+            }
+            let weighed = |by: &[f64]| observed.mean_square.iter().zip(by).map(|(x, w)| x * w).sum::<f64>();
+            let (signal, noise) = (weighed(&weights), weighed(&errors));
+            let weight_error = if signal > 0.0 { (noise / signal).sqrt() } else { 0.0 };
+            let mut rated = rate(observed, &weights, weight_error);
+            // Products that share rows share how these are quantized; the first one that says how decides.
+            match scalings.into_iter().find(|s| *s != Scaling::ByError) {
+                Some(Scaling::Dynamic) => rated.range = Range::Dynamic,
+                Some(Scaling::Static) => {
+                    if let Some((op, error)) = activations::best_static(observed, &weights) {
+                        (rated.range, rated.error) = (Range::Static(op), error);
+                    }
+                }
+                _ => {}
+            }
+            if rated.range == Range::Dynamic {
+                rated.error = rated.dynamic_error;
+            }
+            self.rated.insert((site.operand, site.axis), RatedSite { rated, weight_error, seen: observed.is_finite() });
+        }
+    }
+
+    /// The rounded matrices of a product; equal operands are rounded once.
+    fn weights(&mut self, node: &NodeData, matrices: &Matrices, spec: QuantSpec) -> Vec<Weights> {
+        let QuantSpec::Int { weights: bits, activations, group, .. } = spec else { return vec![] };
+        let constant = node.inputs[usize::from(!matrices.left)];
+        let key = (constant, matrices.left, spec);
+        if let Some(weights) = self.weights.get(&key) {
+            return weights.clone();
+        }
+        let name = self.graph.value(constant).name.clone();
+        let group = group_of(bits, activations, group, matrices.sizes()[0]);
+        let weights: Vec<Weights> = matrices.data.iter().map(|w| self.rounded(w, bits, group, name.clone())).collect();
+        self.weights.insert(key, weights.clone());
+        weights
     }
 
     /// Rounds a matrix.
@@ -264,15 +362,17 @@ impl<'g> Quantizer<'g> {
         let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
         let codes = self.out.new.add_typed_const(rounded.codes, ty, name);
         let scales = self.out.new.add_const(rounded.scales, None);
-        Weights { codes, scales, op, bytes, error: rounded.relative_error }
+        Weights { codes, scales, op, bytes, error: rounded.relative_error, row_errors: rounded.row_errors.into() }
     }
 
     /// Emits a product of f32 with a rounded matrix.
-    fn quantized(&mut self, x: Value, w: &Weights, activations: Activations, loc: &Loc) -> Result<Value, PassError> {
+    fn quantized(&mut self, x: Value, w: &Weights, activations: Activations, range: &Range, loc: &Loc) -> Result<Value, PassError> {
         let (mut op, mut operands) = (w.op.clone(), vec![x]);
         if activations == Activations::Int8 {
-            op.activations = Some(self.rows_scheme(x));
-            operands = self.quantized_rows(x, loc)?;
+            (op.activations, operands) = match range {
+                Range::Dynamic => (Some(self.rows_scheme(x)), self.quantized_rows(x, loc)?),
+                Range::Static(by) => (Some(by.scheme()), self.statically_quantized(x, by, loc)?),
+            };
         }
         operands.extend([w.codes, w.scales]);
         Ok(self.out.emit(op.into(), &operands, loc)?[0])
@@ -287,11 +387,24 @@ impl<'g> Quantizer<'g> {
 
     /// Rows of bytes with their scales.
     fn quantized_rows(&mut self, x: Value, loc: &Loc) -> Result<Vec<Value>, PassError> {
-        if let Some(results) = self.rows.get(&x) {
+        let key = (x, Range::Dynamic);
+        if let Some(results) = self.rows.get(&key) {
             return Ok(results.clone());
         }
         let results = self.out.emit(ROWS.into(), &[x], loc)?;
-        self.rows.insert(x, results.clone());
+        self.rows.insert(key, results.clone());
+        Ok(results)
+    }
+
+    /// Bytes with the scale of all of them and, unless symmetric, the zero point.
+    fn statically_quantized(&mut self, x: Value, by: &QuantizeStatic, loc: &Loc) -> Result<Vec<Value>, PassError> {
+        let key = (x, Range::Static(by.clone()));
+        if let Some(results) = self.rows.get(&key) {
+            return Ok(results.clone());
+        }
+        let mut results = self.out.emit(by.clone().into(), &[x], loc)?;
+        results.extend(by.parameters().into_iter().map(|t| self.out.new.add_const(t, None)));
+        self.rows.insert(key, results.clone());
         Ok(results)
     }
 
@@ -320,6 +433,7 @@ impl<'g> Quantizer<'g> {
                     Granularity::Blocks { size, .. } => Group::Of(size),
                     Granularity::Axis { .. } | Granularity::Tensor => Group::Channel,
                 },
+                scaling: Scaling::ByError,
             },
             ..LedgerEntry::kept(&node.loc, reason, bytes)
         };
@@ -390,7 +504,8 @@ impl<'g> Quantizer<'g> {
         let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
         let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
         self.out.set(node.outputs[0], y);
-        let spec = QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel };
+        let spec =
+            QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel, scaling: Scaling::ByError };
         let reason = format!("{by}: attention by rows of queries and keys and columns of values");
         Ok(LedgerEntry { spec, ..LedgerEntry::kept(&node.loc, reason, 0) })
     }
@@ -497,6 +612,12 @@ impl<'g> Quantizer<'g> {
         let constants = node.inputs.iter().filter_map(|&v| self.graph.as_const(self.root(v)?));
         constants.map(|t| t.bytes().len() as u64).sum()
     }
+}
+
+/// The group of weights that has a scale: what is wanted, unless sums with rows of bytes would not fit an i32.
+fn group_of(bits: WeightBits, activations: Activations, group: Group, k: usize) -> Group {
+    let too_long = activations == Activations::Int8 && group == Group::Channel && k > longest_group(bits) as usize;
+    if too_long { Group::Of(longest_group(bits)) } else { group }
 }
 
 /// How rows are quantized at run time.

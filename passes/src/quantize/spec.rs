@@ -19,7 +19,21 @@ pub enum QuantSpec {
         activations: Activations,
         /// What shares a scale.
         group: Group,
+        /// When scales of activations are found; of no meaning where these are floats.
+        scaling: Scaling,
     },
+}
+
+/// When the scales of quantized activations are found.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Scaling {
+    /// As calibration data says for each operand: by the error; without such data as [`Scaling::Dynamic`].
+    #[default]
+    ByError,
+    /// When the model is compiled, from calibration data: one for all rows.
+    Static,
+    /// When the model runs: one for each row.
+    Dynamic,
 }
 
 /// Bits of a weight.
@@ -36,7 +50,7 @@ pub enum WeightBits {
 pub enum Activations {
     /// Floats as they are, by weights converted to f32.
     Float,
-    /// 8-bit integers, quantized symmetrically with a scale per row that is found at run time.
+    /// 8-bit integers.
     Int8,
 }
 
@@ -58,9 +72,9 @@ pub enum SpecError {
     /// There is no such scheme.
     #[error("there is no such scheme as `{0}`; the schemes are: {SCHEMES}")]
     Unknown(String),
-    /// There is no such group.
-    #[error("`{given}` is not how `{scheme}` groups weights; its groups are: {known}")]
-    Group {
+    /// The scheme has no such suffix.
+    #[error("`{given}` is nothing that `{scheme}` can have; it can have: {known}")]
+    Suffix {
         /// What was given.
         given: String,
         /// The scheme before it.
@@ -68,56 +82,79 @@ pub enum SpecError {
         /// What could be given.
         known: &'static str,
     },
+    /// A suffix contradicts another one.
+    #[error("`{0}` says the same thing twice")]
+    Twice(String),
     /// The scheme is planned.
     #[error("the scheme `{0}` is not supported yet")]
     Later(String),
+}
+
+impl QuantSpec {
+    /// The same with scales of activations found at another time.
+    #[must_use]
+    pub fn with_scaling(self, to: Scaling) -> QuantSpec {
+        match self {
+            QuantSpec::Int { weights, activations, group, .. } => QuantSpec::Int { weights, activations, group, scaling: to },
+            QuantSpec::F32 => QuantSpec::F32,
+        }
+    }
 }
 
 impl FromStr for QuantSpec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (scheme, group) = match text.split_once(':') {
-            Some((scheme, group)) => (scheme, Some(group)),
-            None => (text, None),
-        };
-        let (weights, activations) = match scheme {
-            "w8a8" => (WeightBits::Eight, Activations::Int8),
-            "w4a8" => (WeightBits::Four, Activations::Int8),
-            "w4a16" => (WeightBits::Four, Activations::Float),
+        let mut parts = text.split(':');
+        let scheme = parts.next().unwrap_or_default();
+        let (weights, activations, known) = match scheme {
+            "w8a8" => (WeightBits::Eight, Activations::Int8, "channel, g32, g64, g128, static, dynamic"),
+            "w4a8" => (WeightBits::Four, Activations::Int8, "channel, g32, g64, g128, static, dynamic"),
+            "w4a16" => (WeightBits::Four, Activations::Float, "channel, g32, g64, g128"),
             "f16w" | "auto" => return Err(SpecError::Later(scheme.into())),
-            "f32" => match group {
+            "f32" => match parts.next() {
                 None => return Ok(QuantSpec::F32),
-                Some(g) => return Err(SpecError::Group { given: g.into(), scheme: scheme.into(), known: "none" }),
+                Some(given) => return Err(SpecError::Suffix { given: given.into(), scheme: scheme.into(), known: "nothing" }),
             },
             _ => return Err(SpecError::Unknown(text.into())),
         };
-        let group = match group {
-            None | Some("channel") => Group::Channel,
-            Some("g32") => Group::Of(32),
-            Some("g64") => Group::Of(64),
-            Some("g128") => Group::Of(128),
-            Some(g) => {
-                return Err(SpecError::Group { given: g.into(), scheme: scheme.into(), known: "channel, g32, g64, g128" });
+        let (mut group, mut scaling) = (None, None);
+        for part in parts {
+            let first = match part {
+                "channel" => group.replace(Group::Channel).is_none(),
+                "g32" => group.replace(Group::Of(32)).is_none(),
+                "g64" => group.replace(Group::Of(64)).is_none(),
+                "g128" => group.replace(Group::Of(128)).is_none(),
+                "static" if activations == Activations::Int8 => scaling.replace(Scaling::Static).is_none(),
+                "dynamic" if activations == Activations::Int8 => scaling.replace(Scaling::Dynamic).is_none(),
+                _ => return Err(SpecError::Suffix { given: part.into(), scheme: scheme.into(), known }),
+            };
+            if !first {
+                return Err(SpecError::Twice(text.into()));
             }
-        };
-        Ok(QuantSpec::Int { weights, activations, group })
+        }
+        let (group, scaling) = (group.unwrap_or(Group::Channel), scaling.unwrap_or_default());
+        Ok(QuantSpec::Int { weights, activations, group, scaling })
     }
 }
 
 impl fmt::Display for QuantSpec {
-    /// The form that is parsed; a scale per channel, the default, is not mentioned.
+    /// The form that is parsed; what is the default is not mentioned.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let QuantSpec::Int { weights, activations, group } = self else { return f.write_str("f32") };
+        let QuantSpec::Int { weights, activations, group, scaling } = self else { return f.write_str("f32") };
         f.write_str(match (weights, activations) {
             (WeightBits::Eight, Activations::Int8) => "w8a8",
             (WeightBits::Eight, Activations::Float) => "w8a16",
             (WeightBits::Four, Activations::Int8) => "w4a8",
             (WeightBits::Four, Activations::Float) => "w4a16",
         })?;
-        match group {
-            Group::Channel => Ok(()),
-            Group::Of(n) => write!(f, ":g{n}"),
+        if let Group::Of(n) = group {
+            write!(f, ":g{n}")?;
+        }
+        match scaling {
+            Scaling::ByError => Ok(()),
+            Scaling::Static => f.write_str(":static"),
+            Scaling::Dynamic => f.write_str(":dynamic"),
         }
     }
 }
@@ -142,6 +179,12 @@ impl QuantConfig {
         self.spec == QuantSpec::F32 && self.overrides.iter().all(|(_, s)| *s == QuantSpec::F32)
     }
 
+    /// Whether a scheme demands calibration data.
+    pub fn wants_data(&self) -> bool {
+        let specs = std::iter::once(&self.spec).chain(self.overrides.iter().map(|(_, s)| s));
+        specs.into_iter().any(|s| matches!(s, QuantSpec::Int { scaling: Scaling::Static, .. }))
+    }
+
     /// The scheme for the product that came from `loc`, and the expression that decided it, if one did.
     pub fn of(&self, loc: &Loc) -> (QuantSpec, Option<&Regex>) {
         let found = self.overrides.iter().rev().find(|(r, _)| loc.names().any(|n| r.is_match(n)));
@@ -155,14 +198,16 @@ mod tests {
 
     #[test]
     fn specs_are_read_and_written() {
-        for text in ["f32", "w8a8", "w4a8", "w4a8:g32", "w8a8:g64", "w4a16:g128"] {
+        for text in ["f32", "w8a8", "w4a8", "w4a8:g32", "w8a8:g64", "w4a16:g128", "w4a8:static", "w8a8:g32:dynamic"] {
             assert_eq!(text.parse::<QuantSpec>().unwrap().to_string(), text);
         }
         assert_eq!("w4a8:channel".parse::<QuantSpec>(), "w4a8".parse());
         let error = |text: &str| text.parse::<QuantSpec>().unwrap_err();
         assert!(matches!(error("w7a7"), SpecError::Unknown(_)) && error("w7a7").to_string().contains("w4a8"));
         assert!(error("w4a8:g33").to_string().contains("g33") && error("w4a8:g33").to_string().contains("g128"));
-        assert!(matches!(error("f32:g32"), SpecError::Group { .. }));
+        assert!(matches!(error("f32:g32"), SpecError::Suffix { .. }) && matches!(error("w4a16:static"), SpecError::Suffix { .. }));
+        assert!(matches!(error("w4a8:static:dynamic"), SpecError::Twice(_)) && matches!(error("w4a8:g32:g32"), SpecError::Twice(_)));
+        assert_eq!("w4a8:static:g32".parse::<QuantSpec>(), "w4a8:g32:static".parse());
         assert!(matches!(error("auto"), SpecError::Later(_)) && matches!(error("f16w:g32"), SpecError::Later(_)));
     }
 

@@ -15,6 +15,8 @@ pub struct Rounded {
     pub scheme: Scheme,
     /// ‖W - Ŵ‖ / ‖W‖; 0 for a matrix of zeros.
     pub relative_error: f64,
+    /// Squares of W - Ŵ, summed over each row of the matrix.
+    pub row_errors: Vec<f64>,
 }
 
 impl Rounded {
@@ -53,7 +55,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
         _ => (k, Granularity::Axis { axis: 1 }),
     };
     let mut codes = vec![0i8; k * n];
-    let mut scales = vec![];
+    let (mut scales, mut row_errors) = (vec![], vec![]);
     let (mut error, mut norm) = (0.0, 0.0);
     for (rows, codes) in w.chunks(size * n).zip(codes.chunks_mut(size * n)) {
         // Of every column the value of largest magnitude, the first of them.
@@ -71,9 +73,13 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
             WeightBits::Four => columns(|l| l.abs() / 7.0).or(columns(|l| -l / 8.0)),
         };
         for (row, codes) in rows.chunks_exact(n).zip(codes.chunks_exact_mut(n)) {
+            let mut row_error = 0.0;
             for ((&w, &scale), code) in row.iter().zip(&best.scales).zip(codes) {
-                *code = quantize(w, scale, 0, min, max) as i8;
+                let stored = quantize(w, scale, 0, min, max);
+                *code = stored as i8;
+                row_error += (f64::from(w) - f64::from(dequantize(stored, scale, 0))).powi(2);
             }
+            row_errors.push(row_error);
         }
         error += best.errors.iter().sum::<f64>();
         norm += rows.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
@@ -90,6 +96,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
         scales: Tensor::of(&sizes, scales),
         scheme: Scheme { storage, min: min as i16, max: max as i16, granularity, symmetric: true, scale: Elem::F32 },
         relative_error: if norm > 0.0 { (error / norm).sqrt() } else { 0.0 },
+        row_errors,
     }
 }
 
@@ -174,6 +181,7 @@ mod tests {
                 norm += f64::from(w).powi(2);
             }
             prop_assert!((r.relative_error - (error / norm.max(1e-30)).sqrt()).abs() < 1e-3);
+            prop_assert!((r.row_errors.iter().sum::<f64>() - error).abs() <= 1e-3 * error + 1e-9);
         }
     }
 }

@@ -1,0 +1,280 @@
+//! Ranges of activations that are known beforehand, and what they cost in accuracy.
+//!
+//! The error of an operand's rounding is measured where it counts, in the results of the products that take it: channel `j` of the
+//! operand weighs `‖W_j‖²`, the sum of the squares of all weights that it is multiplied by, as if errors of channels were
+//! independent (the diagonal of the true error; RepQuant uses the same weights). Every row counts
+//! alike, by its error over its own size: otherwise a few rows of massive values, which language models have, would decide for
+//! all.
+
+use crate::calibrate::Observed;
+use tfc_ir::ops::QuantizeStatic;
+use tfc_ir::quant::{RowRange, Scheme};
+
+/// How the rows of an operand are quantized.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Range {
+    /// At run time, each by its own largest magnitude.
+    Dynamic,
+    /// All alike.
+    Static(QuantizeStatic),
+}
+
+/// A range, and what was found on the way to it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Rated {
+    /// The range.
+    pub range: Range,
+    /// Relative root mean square error of the results that rounding the operand causes,
+    pub error: f64,
+    /// the same with ranges found at run time,
+    pub dynamic_error: f64,
+    /// and with the best range for all rows; infinite if there is none.
+    pub static_error: f64,
+}
+
+/// How much larger a static range may make the error of a product, all of its roundings together: it spares the search for the
+/// largest magnitude of every row.
+const STATIC_MARGIN: f64 = 1.05;
+
+/// How much larger a symmetric range may make the error of rounding next to the best one: it spares the zero point.
+const SYMMETRIC_MARGIN: f64 = 1.02;
+
+/// Rows that ranges are tried on.
+const ROWS: usize = 96;
+
+/// Of the largest magnitude, how little the first ranges of the search reach to, in steps of a tenth.
+const FIRST: std::ops::RangeInclusive<u32> = 4..=10;
+
+/// How many ranges a round of the search keeps, and how many rounds there are.
+const KEPT: usize = 8;
+const ROUNDS: u32 = 4;
+
+/// The best static range for an operand, and whether it is taken: `choose` gives the error of all roundings of the product from that
+/// of the operand alone.
+///
+/// Ranges are searched progressively, as AdaLog's FPCS does for any quantizer of two parameters (lower and upper end): a
+/// coarse grid first, then finer steps around the best.
+pub fn rate(observed: &Observed, channel_weights: &[f64], weight_error: f64) -> Rated {
+    let sample = Sample::new(observed, channel_weights);
+    let dynamic_error = sample.error(|row| RowRange::symmetric(row.iter().fold(0f32, |a, x| a.max(x.abs()))), -127);
+    let best = if observed.is_finite() { search(&sample, observed) } else { None };
+    let static_error = best.as_ref().map_or(f64::INFINITY, |(_, e)| *e);
+    let all = |error: f64| error.hypot(weight_error);
+    match best {
+        Some((op, error)) if all(error) <= STATIC_MARGIN * all(dynamic_error) => {
+            Rated { range: Range::Static(op), error, dynamic_error, static_error }
+        }
+        _ => Rated { range: Range::Dynamic, error: dynamic_error, dynamic_error, static_error },
+    }
+}
+
+/// The best static range with its error.
+pub fn best_static(observed: &Observed, channel_weights: &[f64]) -> Option<(QuantizeStatic, f64)> {
+    if !observed.is_finite() {
+        return None;
+    }
+    search(&Sample::new(observed, channel_weights), observed)
+}
+
+/// A range from `low` to `high`, both of which may be moved a little so that 0 is a step.
+fn between(low: f32, high: f32) -> Option<QuantizeStatic> {
+    // Zero is stored exactly, so it is in the range.
+    let range = RowRange::asymmetric(low.min(0.0), high.max(0.0));
+    let (scale, zero_point) = if low == -high { (high / 127.0, 0) } else { (range.scale, i64::from(range.zero_point)) };
+    let useful = |x: f32| x.is_normal() && x > 0.0;
+    (useful(scale) && useful(1.0 / scale)).then(|| QuantizeStatic { scale: f64::from(scale).into(), zero_point })
+}
+
+fn search(sample: &Sample, observed: &Observed) -> Option<(QuantizeStatic, f64)> {
+    let low = observed.min.iter().copied().fold(0f32, f32::min);
+    let high = observed.max.iter().copied().fold(0f32, f32::max);
+    let largest = high.max(-low);
+    let rated = |(low, high): (f32, f32)| {
+        let op = between(low, high)?;
+        let Scheme { min, .. } = op.scheme();
+        let error = sample.error(|_| op.range(), min.into());
+        // Squares of very large numbers overflow.
+        error.is_finite().then_some(((low, high), op, error))
+    };
+    let better = |a: &((f32, f32), QuantizeStatic, f64), b: &((f32, f32), QuantizeStatic, f64)| {
+        a.2.total_cmp(&b.2).then(a.0.0.total_cmp(&b.0.0)).then(a.0.1.total_cmp(&b.0.1))
+    };
+    let best_of = |ranges: Vec<(f32, f32)>, step: f32| -> Option<(QuantizeStatic, f64)> {
+        let mut kept: Vec<_> = ranges.into_iter().filter_map(rated).collect();
+        let mut step = step;
+        for _ in 0..ROUNDS {
+            kept.sort_by(better);
+            kept.dedup_by(|a, b| a.0 == b.0);
+            kept.truncate(KEPT);
+            step /= 3.0;
+            let around = |&((l, h), ..): &((f32, f32), QuantizeStatic, f64)| {
+                let symmetric = l == -h;
+                let moves: &[(f32, f32)] =
+                    if symmetric { &[(1.0, 1.0), (-1.0, -1.0)] } else { &[(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)] };
+                moves.iter().map(|(a, b)| (l * (1.0 + a * step), h * (1.0 + b * step))).collect::<Vec<_>>()
+            };
+            let finer: Vec<_> = kept.iter().take(KEPT / 2).flat_map(around).collect();
+            kept.extend(finer.into_iter().filter_map(rated));
+        }
+        kept.into_iter().min_by(better).map(|(_, op, error)| (op, error))
+    };
+    let parts = || FIRST.map(|n| n as f32 / 10.0);
+    let tails = |share: f64| {
+        let of = |t: f32| sample.percentile(share).min(t);
+        (-of(-low), of(high))
+    };
+    let shares = [0.999, 0.9999, 0.99999];
+    let symmetric = parts().map(|p| p * largest).chain(shares.map(|s| sample.percentile(s).min(largest))).map(|t| (-t, t)).collect();
+    let asymmetric =
+        parts().flat_map(|a| parts().map(move |b| (a * low, b * high))).chain(shares.map(tails)).filter(|(l, h)| *l != -*h).collect();
+    let (symmetric, asymmetric) = (best_of(symmetric, 0.1), best_of(asymmetric, 0.1));
+    match (symmetric, asymmetric) {
+        (Some(s), Some(a)) => Some(if s.1 <= SYMMETRIC_MARGIN * a.1 { s } else { a }),
+        (s, a) => s.or(a),
+    }
+}
+
+/// Rows to measure errors on.
+struct Sample<'a> {
+    rows: Vec<&'a [f32]>,
+    weights: Vec<f32>,
+    /// Weighted squares of each row.
+    sizes: Vec<f64>,
+}
+
+impl<'a> Sample<'a> {
+    fn new(observed: &'a Observed, channel_weights: &[f64]) -> Sample<'a> {
+        let all = observed.sample();
+        let every = all.len().div_ceil(ROWS).max(1);
+        let rows: Vec<&[f32]> = all.step_by(every).collect();
+        // Only ratios count: the largest weight is 1.
+        let largest = channel_weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+        let weights: Vec<f32> = channel_weights.iter().map(|w| (w / largest) as f32).collect();
+        let size = |row: &&[f32]| row.iter().zip(&weights).map(|(x, w)| f64::from(x * x * w)).sum();
+        let sizes = rows.iter().map(size).collect();
+        Sample { rows, weights, sizes }
+    }
+
+    /// Relative root mean square error of rows that are quantized by `range`. Rows of zeros do not count.
+    fn error(&self, range: impl Fn(&[f32]) -> RowRange, min: i32) -> f64 {
+        let (mut sum, mut count) = (0.0, 0u32);
+        for (row, size) in self.rows.iter().zip(&self.sizes).filter(|(_, size)| **size > 0.0) {
+            let RowRange { scale, inverse, zero_point } = range(row);
+            let (low, high) = ((min - zero_point) as f32, (127 - zero_point) as f32);
+            // Sums of a few channels in f32 leave the loop to vector units.
+            let error: f64 = row
+                .chunks(64)
+                .zip(self.weights.chunks(64))
+                .map(|(row, weights)| {
+                    let one = |(&x, &w): (&f32, &f32)| {
+                        let d = x - (x * inverse).round_ties_even().clamp(low, high) * scale;
+                        d * d * w
+                    };
+                    f64::from(row.iter().zip(weights).map(one).sum::<f32>())
+                })
+                .sum();
+            sum += error / size;
+            count += 1;
+        }
+        (sum / f64::from(count.max(1))).sqrt()
+    }
+
+    /// The magnitude that a share of all numbers does not exceed.
+    fn percentile(&self, share: f64) -> f32 {
+        let mut all: Vec<f32> = self.rows.iter().flat_map(|row| row.iter().map(|x| x.abs())).collect();
+        if all.is_empty() {
+            return 0.0;
+        }
+        let at = ((all.len() - 1) as f64 * share) as usize;
+        *all.select_nth_unstable_by(at, f32::total_cmp).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of channels that go evenly through their ranges, each at its own pace.
+    fn observed(ranges: &[(f32, f32)], rows: usize) -> Observed {
+        let at = |i: usize, j: usize| ((i * 37 + j * 11) % 101) as f32 / 100.0;
+        let rows: Vec<f32> = (0..rows).flat_map(|i| ranges.iter().enumerate().map(move |(j, (l, h))| l + (h - l) * at(i, j))).collect();
+        of_rows(ranges.len(), rows)
+    }
+
+    fn of_rows(channels: usize, rows: Vec<f32>) -> Observed {
+        let all = |f: fn(f32, f32) -> f32, from: f32| -> Vec<f32> {
+            (0..channels).map(|j| rows.iter().skip(j).step_by(channels).copied().fold(from, f)).collect()
+        };
+        let count = (rows.len() / channels) as u64;
+        Observed {
+            axis: 1,
+            count,
+            min: all(f32::min, f32::INFINITY),
+            max: all(f32::max, f32::NEG_INFINITY),
+            mean: vec![0.0; channels],
+            mean_square: vec![0.0; channels],
+            rows,
+        }
+    }
+
+    #[test]
+    fn one_sided_values_get_a_zero_point_and_others_do_not() {
+        let positive = rate(&observed(&[(0.0, 4.0); 32], 64), &[1.0; 32], 0.0);
+        let Range::Static(op) = &positive.range else { panic!("{positive:?}") };
+        assert!(op.zero_point == -128 && positive.static_error < positive.dynamic_error, "{positive:?}");
+        let both = rate(&observed(&[(-4.0, 4.0); 32], 64), &[1.0; 32], 0.0);
+        let Range::Static(op) = &both.range else { panic!("{both:?}") };
+        assert_eq!(op.zero_point, 0);
+        assert!((op.scale.get() - 4.0 / 127.0).abs() < 2e-3, "{op:?}");
+    }
+
+    /// Ranges far from 0, narrow ones among them: 0 stays exact, and the zero point a byte.
+    #[test]
+    fn ranges_contain_zero() {
+        for (low, high) in [(5.0, 5.01), (-9.0, -8.0), (1e-20, 2e-20), (-3e15, 1e15)] {
+            let (op, error) = best_static(&observed(&[(low, high); 32], 64), &[1.0; 32]).unwrap();
+            assert!((-128..=127).contains(&op.zero_point) && error < 0.02, "{low} {high}: {op:?} {error}");
+        }
+        // Zeros have no range.
+        assert_eq!(best_static(&observed(&[(0.0, 0.0); 32], 64), &[1.0; 32]), None);
+    }
+
+    /// One row of massive values does not take the steps of all others.
+    #[test]
+    fn massive_rows_leave_ranges_to_run_time() {
+        let mut o = observed(&[(-1.0, 1.0); 32], 64);
+        o.rows[..32].iter_mut().for_each(|x| *x *= 3000.0);
+        let o = of_rows(32, o.rows);
+        let rated = rate(&o, &[1.0; 32], 0.05);
+        assert!(rated.range == Range::Dynamic && rated.static_error > 10.0 * rated.dynamic_error, "{rated:?}");
+    }
+
+    /// The search is no worse than the whole range, and finds that a rare large value may be cut off.
+    #[test]
+    fn rare_values_are_cut_off() {
+        let mut o = observed(&[(-1.0, 1.0); 64], 96);
+        o.rows[777] = 8.0;
+        let o = of_rows(64, o.rows);
+        let weights = [1.0; 64];
+        let whole = Sample::new(&o, &weights).error(|_| between(-8.0, 8.0).unwrap().range(), -127);
+        let (op, error) = best_static(&o, &weights).unwrap();
+        assert!(error < 0.8 * whole && op.scale.get() < 7.0 / 127.0, "{op:?} {error} {whole}");
+    }
+
+    /// What no product takes much of may be rounded coarsely.
+    #[test]
+    fn channels_weigh_what_their_weights_do() {
+        let mut ranges = [(-1.0f32, 1.0f32); 32];
+        ranges[7] = (-50.0, 50.0);
+        let o = observed(&ranges, 96);
+        let mut weights = [1.0; 32];
+        let [(_, even), (_, little)] = [1.0, 1e-6].map(|w| {
+            weights[7] = w;
+            best_static(&o, &weights).unwrap()
+        });
+        assert!(little > 0.0 && even > 0.0);
+        let of = |weights: &[f64]| best_static(&o, weights).unwrap().0.scale.get();
+        weights[7] = 1e-8;
+        assert!(of(&weights) < 0.5 * of(&[1.0; 32]));
+    }
+}
