@@ -212,11 +212,16 @@ pub fn quantizing_pipeline(level: OptLevel) -> Vec<&'static Pass> {
 }
 
 /// The passes of an optimization level for a model that is quantized by what calibration data shows: as
-/// [`quantizing_pipeline`], with [`calibrate`] before [`quantize`].
+/// [`quantizing_pipeline`], but what [`calibrate`] observes first decides how [`reparameterize`] changes the model, which is then observed again.
 pub fn calibrating_pipeline(level: OptLevel) -> Vec<&'static Pass> {
     let mut passes = quantizing_pipeline(level);
     let at = passes.iter().position(|p| p.name == quantize::PASS.name).unwrap_or(passes.len());
-    passes.insert(at, &calibrate::PASS);
+    let folds: &[&'static Pass] = match level {
+        // Rules that change the rounding are for the levels that have such.
+        OptLevel::O0 | OptLevel::O1 => &[],
+        OptLevel::O2 | OptLevel::O3 => &[&calibrate::PASS, &reparameterize::PASS, &fold::PASS, &simplify::PASS, &cse::PASS, &dce::PASS],
+    };
+    passes.splice(at..at, folds.iter().copied().chain([&calibrate::PASS]));
     passes
 }
 
