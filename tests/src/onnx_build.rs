@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, tensor_shape_proto, type_proto,
+    AttributeProto, FunctionProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
 use protobuf::{EnumOrUnknown, MessageField};
 use tfc::onnx::{Error, ImportOptions, decode, import, import_with_warnings};
@@ -17,7 +17,7 @@ pub struct Model {
     /// The graph, open to every abuse.
     pub graph: GraphProto,
     opsets: Vec<(String, i64)>,
-    functions: Vec<onnx_protobuf::FunctionProto>,
+    functions: Vec<FunctionProto>,
 }
 
 /// ONNX's code of an element type.
@@ -114,6 +114,24 @@ pub fn node(op: &str, inputs: &str, outputs: &str, attributes: &[AttributeProto]
     NodeProto { op_type: op.into(), input: names(inputs), output: names(outputs), attribute: attributes.to_vec(), ..Default::default() }
 }
 
+/// A branch of `If`: one node, which takes its operands from around it.
+pub fn branch(name: &str, op: &str, operands: &str) -> AttributeProto {
+    graph(name, Model::new(17).node(op, operands, "r", &[]).output("r").graph)
+}
+
+/// A function with the result `y`.
+pub fn function(domain: &str, name: &str, inputs: &[&str], nodes: Vec<NodeProto>, opset: i64) -> FunctionProto {
+    FunctionProto {
+        domain: domain.into(),
+        name: name.into(),
+        input: inputs.iter().map(ToString::to_string).collect(),
+        output: vec!["y".into()],
+        node: nodes,
+        opset_import: vec![OperatorSetIdProto { version: opset, ..Default::default() }],
+        ..Default::default()
+    }
+}
+
 impl Model {
     /// An empty model of a version of the default operator set.
     pub fn new(opset: i64) -> Model {
@@ -156,7 +174,7 @@ impl Model {
     }
 
     /// Adds a function.
-    pub fn function(mut self, f: onnx_protobuf::FunctionProto) -> Model {
+    pub fn function(mut self, f: FunctionProto) -> Model {
         self.functions.push(f);
         self
     }

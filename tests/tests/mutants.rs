@@ -4,7 +4,7 @@
 //! `TFC_MUTANTS` is the number of mutants, `TFC_MUTANTS_SEED` the first one's number, `TFC_ZOO` a folder with further
 //! models to change. `TFC_MUTANTS_OUT` names a folder: mutants are written there, and nothing else is done with them.
 
-use onnx_protobuf::{AttributeProto, FunctionProto, Message, ModelProto, OperatorSetIdProto};
+use onnx_protobuf::{FunctionProto, Message, ModelProto, OperatorSetIdProto};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use tfc_tests::models::{folders, relative_error};
 use tfc_tests::mutate::{CONTENTS, mutate};
 use tfc_tests::native::try_run;
 use tfc_tests::node_cases::{CASES, Case};
-use tfc_tests::onnx_build::{Model, float, graph, int, ints, node, reference, text, value_info};
+use tfc_tests::onnx_build::{Model, branch, float, function, graph, int, ints, node, reference, text, value_info};
 use tfc_tests::random_graph::inputs;
 
 /// A constant of small floats.
@@ -37,10 +37,6 @@ fn bytes(sizes: &[usize], factor: usize) -> Tensor {
 
 fn scalar(x: f32) -> Tensor {
     Tensor::scalar(Elem::F32, Scalar::Float(x.into()))
-}
-
-fn branch(name: &str, op: &str, operands: &str) -> AttributeProto {
-    graph(name, Model::new(17).node(op, operands, "r", &[]).output("r").graph)
 }
 
 /// A block of a transformer with a mask, as exporters write it.
@@ -252,14 +248,9 @@ fn blocks() -> Model {
 fn functions() -> Model {
     let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
     let f = |name: &str, nodes: Vec<_>| FunctionProto {
-        domain: "local".into(),
-        name: name.into(),
-        input: vec!["a".into(), "b".into()],
-        output: vec!["y".into()],
         attribute: vec!["slope".into()],
-        node: nodes,
         opset_import: vec![opset("", 17), opset("local", 1)],
-        ..Default::default()
+        ..function("local", name, &["a", "b"], nodes, 17)
     };
     let mut call = node("inner", "a b", "i", &[reference("slope", "slope", 1)]);
     call.domain = "local".into();

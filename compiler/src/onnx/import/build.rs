@@ -3,8 +3,7 @@
 //! A value is made a value of the graph when it is first used as data. Until then it may be just
 //! known: a constant, or an integer tensor whose elements are dimensions.
 
-use super::ratios::Ratios;
-use super::rounded::Quotients;
+use super::quotients::Quotients;
 use super::{Importer, Res, demand};
 use crate::onnx::error::CheckReport;
 use crate::onnx::import::unsupported;
@@ -45,10 +44,8 @@ pub(super) struct Data {
     known: Known,
     /// The symbols that the contents are computed from, if from nothing else.
     from: Option<BTreeSet<Symbol>>,
-    /// The contents, if they are quotients of sizes that were rounded to floats.
+    /// What the floats of the contents are exactly, if they are quotients of sizes.
     quotients: Option<Quotients>,
-    /// What the floats of the contents are exactly, if they are ratios of sizes.
-    ratios: Option<Ratios>,
     /// The value in the graph, once it is there.
     value: Option<Value>,
     name: Option<Arc<str>>,
@@ -88,7 +85,7 @@ impl Importer<'_> {
             Known::Const(_) => Some(BTreeSet::new()),
             Known::Symbolic(s) => Some(symbols_of(&s.values)),
         };
-        self.values.push(Data { ty, known, from, quotients: None, ratios: None, value, name: None });
+        self.values.push(Data { ty, known, from, quotients: None, value, name: None });
         Val(self.values.len() as u32 - 1)
     }
 
@@ -209,19 +206,25 @@ impl Importer<'_> {
         }
     }
 
-    /// The elements as ratios of sizes, if they are that.
-    pub(super) fn ratios(&self, v: Val) -> Option<Ratios> {
+    /// The elements as quotients of sizes, if they are that.
+    pub(super) fn quotients(&self, v: Val) -> Option<Quotients> {
         let data = self.data(v);
         match &data.known {
-            Known::Const(t) if t.len() <= symbolic::MAX_ELEMENTS => Ratios::of_tensor(t),
-            Known::Symbolic(s) => Some(Ratios::whole(s.clone())),
-            _ => data.ratios.clone(),
+            Known::Const(t) if t.len() <= symbolic::MAX_ELEMENTS => Quotients::of_tensor(t),
+            Known::Symbolic(s) => Some(Quotients::whole(s.clone())),
+            _ => data.quotients.clone(),
         }
+    }
+
+    /// The elements as quotients, if they are floats that were rounded once; with the largest numerator and divisor that is exact.
+    pub(super) fn rounded_once(&self, v: Val) -> Option<(&Quotients, i64)> {
+        let q = self.data(v).quotients.as_ref()?;
+        Some((q, q.once()?))
     }
 
     /// Whether the elements are known as expressions of sizes.
     pub(super) fn is_symbolic(&self, v: Val) -> bool {
-        matches!(self.data(v).known, Known::Symbolic(_)) || self.data(v).ratios.is_some()
+        matches!(self.data(v).known, Known::Symbolic(_)) || self.data(v).quotients.is_some()
     }
 
     /// The elements of an integer tensor as dimensions; `what` names the operand when they are not known.
@@ -312,7 +315,6 @@ impl Importer<'_> {
         self.settle_checks();
         let v = self.adopt(value);
         self.values[v.0 as usize].quotients = self.quotients_of(&op, inputs, self.ty(v));
-        self.values[v.0 as usize].ratios = self.ratios_of(&op, inputs, self.ty(v));
         let from: Option<Vec<&BTreeSet<Symbol>>> = inputs.iter().map(|&v| self.data(v).from.as_ref()).collect();
         let sizes = symbols_of(&self.shape(v).0);
         self.values[v.0 as usize].from = from.map(|all| all.into_iter().flatten().chain(&sizes).cloned().collect());
@@ -340,7 +342,7 @@ impl Importer<'_> {
     fn compute(&mut self, op: &Op, inputs: &[Val]) -> Res<Option<Val>> {
         let known = |d: &Dim| d.as_const().is_some_and(|n| n <= FOLD_LIMIT);
         let small = |t: &Type| t.shape.0.iter().all(known) && t.shape.elements().as_const().is_some_and(|n| n <= FOLD_LIMIT);
-        let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing) && self.quotients(*v).is_none();
+        let unknown = |v: &Val| matches!(self.data(*v).known, Known::Nothing) && self.rounded_once(*v).is_none();
         if inputs.iter().any(|&v| !small(self.ty(v))) || (!inputs.is_empty() && inputs.iter().all(unknown)) {
             return Ok(None);
         }
@@ -429,11 +431,6 @@ impl Importer<'_> {
             }),
             _ => None,
         }
-    }
-
-    /// The elements as quotients of sizes, if they are that.
-    pub(super) fn quotients(&self, v: Val) -> Option<&Quotients> {
-        self.data(v).quotients.as_ref()
     }
 
     /// Arithmetic on sizes that were converted to floats: as long as it stays within whole numbers it

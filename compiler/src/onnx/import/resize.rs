@@ -10,6 +10,7 @@
 //! since this is the size that the rest of the model needs.
 
 use super::call::resolve_axis;
+use super::quotients::Quotients;
 use super::sample::{clamp, cubic};
 use super::{Call, Fail, Importer, Res, Val, demand, movement, unsupported};
 use crate::onnx::model::Attribute;
@@ -395,7 +396,7 @@ fn read_scales(cx: &mut Importer, scales: Val) -> Res<Vec<Wanted>> {
     let Some(count) = cx.shape(scales)[0].as_const() else {
         unsupported!("the number of scales must be known at compile time, but they are {}", cx.ty(scales));
     };
-    let exact: Vec<Option<(Dim, Dim)>> = match cx.ratios(scales) {
+    let exact: Vec<Option<(Dim, Dim)>> = match cx.quotients(scales).and_then(Quotients::reduced) {
         Some(q) => q.iter().map(|(n, d)| Some((n.clone(), d.clone()))).collect(),
         None => vec![None; count as usize],
     };
