@@ -24,7 +24,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use target_lexicon::Triple;
 use tfc_ir::dim::Bindings;
-use tfc_ir::graph::{Def, Graph, Loc, Value};
+use tfc_ir::graph::{Def, Graph, Loc, Node, NodeData, Value};
 use tfc_ir::ops::Op;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::text;
@@ -133,7 +133,7 @@ impl Code for Here {
 pub struct Layer {
     /// Its name in the imported graph.
     pub name: String,
-    /// The ONNX nodes that its last operator came from.
+    /// The ONNX nodes that its products of integers came from, or, without any, its last operator.
     pub loc: Loc,
     /// The operators of its segment, in order.
     pub operators: Vec<&'static str>,
@@ -258,12 +258,16 @@ pub fn bisect(subject: &Subject, code: &dyn Code, mut step: impl FnMut(&str)) ->
         let results = accumulated.split_off(group.len());
         seen |= worst(&results) > subject.tolerance;
         for (j, i) in group.enumerate() {
-            let segment = &parts.segments[j];
+            let nodes: Vec<&NodeData> = parts.segments[j].iter().map(|&n| open.node(n)).collect();
+            let products = nodes.iter().filter(|n| matches!(n.op, Op::QuantizedMatmul(_) | Op::QuantizedAttention(_)));
+            let rounded = products.map(|n| n.loc.clone()).reduce(|a, b| a.join(&b));
+            let quantized = rounded.is_some();
+            let last = || open.producer(taps[i].value).map_or_else(Loc::default, |n| n.loc.clone());
             layers.push(Layer {
                 name: taps[i].name.clone(),
-                loc: open.producer(taps[i].value).map_or_else(Loc::default, |n| n.loc.clone()),
-                operators: segment.iter().map(|op| op.mnemonic()).collect(),
-                quantized: segment.iter().any(|op| matches!(op, Op::QuantizedMatmul(_) | Op::QuantizedAttention(_))),
+                loc: rounded.unwrap_or_else(last),
+                operators: nodes.iter().map(|n| n.op.mnemonic()).collect(),
+                quantized,
                 own: distance(&own[j], &values[j]),
                 accumulated: distance(&accumulated[j], &values[j]),
             });
@@ -342,14 +346,18 @@ fn launches(graph: &Graph, loc: Option<&Loc>) -> Result<Vec<String>> {
     Ok(steps.map(|(i, s)| format!("#{i} {} ({}), from {}", program.kernels[s.kernel].body.kind(), s.label, s.loc)).collect())
 }
 
-/// A copy in which the result of every node has a name of its own: the one it has, or its label in the text form.
+/// A copy in which the result of every node has a name of its own: the one it has, or that of its ONNX node and its operator, or its
+/// label in the text form.
 fn named(graph: &Graph) -> Graph {
     let labels = text::labels(graph);
     let mut out = graph.clone();
     let mut taken = BTreeSet::new();
-    for v in graph.nodes().flat_map(|(_, n)| n.outputs.iter().copied()) {
-        if !graph.value(v).name.as_ref().is_some_and(|name| taken.insert(name.clone())) {
-            out.set_name(v, Some(labels.get(v).into()));
+    for (_, node) in graph.nodes() {
+        for &v in &node.outputs {
+            let mut nodes = node.loc.names();
+            let of_node = nodes.next().filter(|_| nodes.len() == 0).map(|n| format!("{n}:{}", node.op.mnemonic()).into());
+            let free = [graph.value(v).name.clone(), of_node].into_iter().flatten().find(|name| taken.insert(name.clone()));
+            out.set_name(v, Some(free.unwrap_or_else(|| labels.get(v).into())));
         }
     }
     out
@@ -432,8 +440,8 @@ struct Parts {
     graph: Graph,
     /// Which layers are inputs.
     before: Vec<usize>,
-    /// The operators of each segment that do not only move elements.
-    segments: Vec<Vec<Op>>,
+    /// The nodes of each segment that do not only move elements.
+    segments: Vec<Vec<Node>>,
 }
 
 impl Parts {
@@ -455,7 +463,7 @@ impl Parts {
                     }
                 }
             }
-            segments.push(own.iter().map(|&n| graph.node(n).op.clone()).filter(|op| !moves(op)).collect());
+            segments.push(own.iter().copied().filter(|&n| !moves(&graph.node(n).op)).collect());
             needed.extend(own);
         }
 

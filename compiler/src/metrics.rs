@@ -470,6 +470,8 @@ mod tests {
         assert_eq!(measured(&[4, 2], &a, &r, mask), good);
         // Inner axes belong to the positions before them.
         assert_eq!(measured(&[2, 2, 1, 2], &a, &r, mask), good);
+        let sequences = measured(&[2, 2, 2], &[1.0, 0.0, 0.0, 1.0, 9.0, 9.0, 9.0, 0.0], &r, Some((&[2, 1], &[1, 0])));
+        assert_eq!(sequences, good);
         assert!(measured(&[2, 2, 2], &a, &r, Some((&[2, 2], &[1, 1, 0, 0]))).error > Some(1.0));
         // The mask has other axes than the output.
         assert_eq!(measured(&[2, 4], &a, &r, mask).error, measured(&[2, 4], &a, &r, None).error);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use tfc::bisect::{self, Fault, Here, Layer, Report, Stage, Subject, bisect};
 use tfc::diag::{Diagnostic, Result, table};
 use tfc::inputs;
+use tfc::profile::nodes_text;
 use tfc::reference::interface;
 use tfc_ir::dim::{Bindings, Symbol};
 use tfc_ir::types::Elem;
@@ -134,8 +135,7 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
     let options: String = given_options(args).iter().map(|o| format!(" {o}")).collect();
     let place = layer.map_or_else(String::new, |l| {
         let which = if report.quantized() { "loses most" } else { "differs first" };
-        let name = if l.loc.names().len() == 0 { l.name.clone() } else { l.loc.to_string() };
-        format!("; the layer `{name}` {which}")
+        format!("; the layer `{}` {which}", l.name)
     });
     let d = match &fault.stage {
         Stage::Pass { number, name, before, errors } => {
@@ -144,8 +144,9 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
                 .note(format!("largest error of an output: {good:.3e} behind {before}, {bad:.3e} behind {number:02}-{name}"));
             match layer.filter(|_| *name == "quantize") {
                 Some(l) => {
-                    let node = l.loc.names().next().unwrap_or(&l.name).to_string();
-                    d.help(format!("keep it float: tfc compile {model}{options} --quant-override '^{}$=f32'", regex::escape(&node)))
+                    let others = |n: &str| report.layers.iter().filter(|l| l.loc.names().any(|other| other == n)).count();
+                    let node = l.loc.names().min_by_key(|n| others(n)).unwrap_or(&l.name);
+                    d.help(format!("keep it float: tfc compile {model}{options} --quant-override '^{}$=f32'", regex::escape(node)))
                 }
                 None => d.help(format!(
                     "look at the graphs: tfc compile {model}{options} --stop-after {before} -o before.tir, and --stop-after {number:02}-{name} -o after.tir"
@@ -208,7 +209,8 @@ fn to_text(report: &Report, most: usize, tolerance: f64) -> String {
         let l = &report.layers[i];
         let mark = if culprit == Some(i) { "<-- " } else { "" };
         let share = if quantized { format!(" ({:.1}%)", 100.0 * shares[i]) } else { String::new() };
-        let (own, nodes) = (format!("{:.3e}{share}", l.own), format!("{mark}{}", l.loc));
+        let (own, nodes) =
+            (format!("{:.3e}{share}", l.own), format!("{mark}{}", nodes_text(&l.loc.names().map(Into::into).collect::<Vec<_>>())));
         layers.push([l.name.clone(), own, format!("{:.3e}", l.accumulated), operators(l), nodes]);
     }
     if quantized {
