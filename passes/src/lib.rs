@@ -12,7 +12,8 @@
 //! - [`calibrate`] observes operands of products on data, [`reparameterize`] moves outliers of their channels into weights, and
 //!   [`quantize`] rounds constant matrices to integers, where that is asked for;
 //! - [`legalize`] takes composite operators apart that no kernel computes, [`sink_reshapes`] brings
-//!   elementwise operators next to the products that they follow, and [`fuse`] groups what becomes one kernel.
+//!   elementwise operators next to the products that they follow, [`fold_scales`] leaves products fewer scales, and [`fuse`]
+//!   groups what becomes one kernel.
 //!
 //! Passes preserve types, the order of inputs and outputs, and run-time checks, and are
 //! deterministic: the same graph gives the same result, to the byte of its text form.
@@ -25,6 +26,7 @@ pub mod dce;
 pub mod demote;
 pub mod eqsat;
 pub mod fold;
+pub mod fold_scales;
 pub mod fuse;
 pub mod integer_products;
 pub mod legalize;

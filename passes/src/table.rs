@@ -4,7 +4,8 @@ use crate::calibrate::OracleError;
 use crate::quantize::{LedgerEntry, QuantConfig};
 use crate::side_data::SideData;
 use crate::{
-    calibrate, cse, dce, demote, eqsat, fold, fuse, integer_products, legalize, quantize, reparameterize, simplify, sink_reshapes,
+    calibrate, cse, dce, demote, eqsat, fold, fold_scales, fuse, integer_products, legalize, quantize, reparameterize, simplify,
+    sink_reshapes,
 };
 use std::fmt;
 use std::ops::ControlFlow;
@@ -143,6 +144,7 @@ pub const PASSES: &[&Pass] = &[
     &demote::PASS,
     &eqsat::PASS,
     &fold::PASS,
+    &fold_scales::PASS,
     &fuse::PASS,
     &integer_products::PASS,
     &legalize::PASS,
@@ -185,6 +187,7 @@ const O2: &[&Pass] = &[
     &cse::PASS,
     &dce::PASS,
     &sink_reshapes::PASS,
+    &fold_scales::PASS,
     &fuse::PASS,
 ];
 
