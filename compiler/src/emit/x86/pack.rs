@@ -1,7 +1,7 @@
 //! Packing of the operands of products: four rows at a time, transposed in registers; or all rows of a tile
 //! where those of one `k` are together.
 
-use super::asm::{Asm, Cond, Mem, R, V};
+use super::asm::{Asm, Cond, Mem, R, Src, V};
 use super::expr::Function;
 use super::gemm::{ceil_div, group_rows};
 use super::isa::Op;
@@ -100,7 +100,10 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
                 let partly = f.a.label();
                 f.a.compare_imm(rows, TILE);
                 f.a.jump_if(Cond::Lt, partly);
-                whole_tile(f, p, from, first, k, to, bytes);
+                whole_tile(f, p, from, first, k, to, bytes, sums);
+                if let Some((to, sums)) = sums.filter(|(_, sums)| !sums_while_packing(f, p, sums)) {
+                    row_sums(f, height, k, &sums, begin_of_tile, to);
+                }
                 f.a.jump(done);
                 f.a.bind(partly);
             }
@@ -114,7 +117,11 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             f.a.add_imm(row, 4);
             f.a.compare(row, rows_end);
             f.a.jump_if(Cond::Lt, groups);
+            if let Some((to, sums)) = sums {
+                row_sums(f, height, k, &sums, begin_of_tile, to);
+            }
             f.a.bind(done);
+            summed = true;
         } else {
             let from = f.a.lea(Mem::indexed(from, first, 4, 0));
             rows_together(f, p, from, rows, k, to);
@@ -209,9 +216,17 @@ fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
     rows::emit(f, p, (from, rows), to, by, (to_sums, sums));
 }
 
+/// Whether the sums of bytes are added up while a whole tile is packed: groups are whole steps of that.
+fn sums_while_packing(f: &Function, p: &Pack, sums: &Sums) -> bool {
+    let whole = |units: i64| units % f.a.isa.lanes() == 0;
+    matches!(p.k, Extent::Const(k) if whole(k / 4) && (sums.covers(p.k) || whole(sums.group_units())))
+}
+
 /// Packs a left operand's tile whose rows all exist, from the `first` on, in the order of its memory: the lines of all
-/// rows of a few `k` stay in the first-level cache until they are full.
-fn whole_tile(f: &mut Function, p: &Pack, from: R, first: R, k: R, to: R, bytes: i64) {
+/// rows of a few `k` stay in the first-level cache until they are full. Sums are written if they are made
+/// [on the way](sums_while_packing).
+#[expect(clippy::too_many_arguments, reason = "a part of a packing kernel")]
+fn whole_tile(f: &mut Function, p: &Pack, from: R, first: R, k: R, to: R, bytes: i64, sums: Option<(R, Sums)>) {
     let pieces = f.a.isa.bytes() / 16;
     let step = 4 * pieces;
     let bytes = f.a.imm(bytes);
@@ -227,11 +242,14 @@ fn whole_tile(f: &mut Function, p: &Pack, from: R, first: R, k: R, to: R, bytes:
     }
     let advance = |a: &mut Asm, n: i64| rows.iter().step_by(3).for_each(|&(at, _)| a.add_imm(at, n * ELEMENT));
     let (i, at) = (f.a.imm(0), f.a.copy(to));
-    f.a.each(i, k, step, |a| {
+    let pack = |a: &mut Asm, sums: Option<(&[V], V)>| {
         let mut columns: Vec<V> = vec![];
         for (group, rows) in rows.chunks(4).enumerate() {
             let x = [0, 1, 2, 3].map(|r| a.vector_of(rows[r].1));
             let out = transposed(a, x);
+            if let Some((sums, ones)) = sums {
+                out.iter().for_each(|&units| add_bytes(a, sums[group], ones, units));
+            }
             if a.isa.evex() {
                 columns.extend(out);
             } else {
@@ -249,7 +267,25 @@ fn whole_tile(f: &mut Function, p: &Pack, from: R, first: R, k: R, to: R, bytes:
             }
         }
         a.add_imm(at, step * TILE_ROW);
-    });
+    };
+    if let Some((to, sums)) = sums.filter(|(_, sums)| sums_while_packing(f, p, sums)) {
+        let (head, end) = (f.a.label(), f.a.imm(0));
+        f.a.bind(head);
+        f.a.add_imm(end, sums.group_units());
+        let group_end = f.a.min(end, k);
+        let ones = f.a.vector_of(ONES);
+        let of_rows: Vec<V> = rows.chunks(4).map(|_| f.a.vector_of(0)).collect();
+        f.a.each(i, group_end, step, |a| pack(a, Some((&of_rows, ones))));
+        for (group, sum) in (0..).zip(of_rows) {
+            let sum = f.a.fold_pieces(sum, |a, x, y| a.binary(Op::AddD, x, y));
+            let sum = f.a.binary(Op::MulD, sum, sums.factor as i32);
+            f.a.store_by(Op::StoreXmm, Mem::at(to, group * 4 * ELEMENT), sum);
+        }
+        f.a.add_imm(to, TILE_ROW);
+        f.a.compare(i, k);
+        return f.a.jump_if(Cond::Lt, head);
+    }
+    f.a.each(i, k, step, |a| pack(a, None));
     f.a.each(i, k, 1, |a| {
         for (n, &(_, row)) in rows.iter().enumerate() {
             let x = a.load_word(row);
@@ -381,15 +417,8 @@ fn row_sums(f: &mut Function, height: i64, units: R, sums: &Sums, tile: R, to: R
     let acc: Vec<_> = (0..vectors).map(|_| f.a.vector_of(0)).collect();
     f.a.repeat(count, |a| {
         for (v, &acc) in acc.iter().enumerate() {
-            let ones = a.vector_of(0x0101_0101);
-            let at = Mem::at(at, v as i64 * a.isa.bytes());
-            if a.isa.has_vnni() {
-                a.update(Op::DotBytes, acc, ones, at);
-            } else {
-                let pairs = a.binary(Op::MaddUbs, ones, at);
-                let all = a.binary(Op::MaddW, pairs, 0x0001_0001);
-                a.binary_into(Op::AddD, acc, acc, all);
-            }
+            let ones = a.vector_of(ONES);
+            add_bytes(a, acc, ones, Mem::at(at, v as i64 * a.isa.bytes()));
         }
         a.add_imm(at, tile_row);
     });
@@ -405,6 +434,19 @@ fn row_sums(f: &mut Function, height: i64, units: R, sums: &Sums, tile: R, to: R
     f.a.compare_imm(rest, 0);
     f.a.jump_if(Cond::Gt, head);
     f.a.bind(done);
+}
+
+/// Bytes of 1, by which [`add_bytes`] multiplies.
+pub const ONES: i32 = 0x0101_0101;
+
+/// Adds the four bytes of every lane to an i32; `ones` are [`ONES`].
+pub fn add_bytes(a: &mut Asm, sum: V, ones: V, bytes: impl Into<Src>) {
+    if a.isa.has_vnni() {
+        return a.update(Op::DotBytes, sum, ones, bytes);
+    }
+    let pairs = a.binary(Op::MaddUbs, ones, bytes);
+    let all = a.binary(Op::MaddW, pairs, 0x0001_0001);
+    a.binary_into(Op::AddD, sum, sum, all);
 }
 
 /// The address of a matrix of a batch, by its number; strides count elements of `bytes` bytes.

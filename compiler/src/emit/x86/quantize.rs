@@ -7,7 +7,7 @@ use super::codes;
 use super::expr::Function;
 use super::isa::Op;
 use super::math;
-use super::pack::ELEMENT;
+use super::pack::{ELEMENT, ONES, add_bytes};
 use crate::kernel::Extent;
 use crate::kernel::pack::{Fixed, Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
@@ -301,9 +301,9 @@ enum Rule {
 fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, to: R, sum: Option<V>) {
     let pieces = f.a.isa.lanes() / 4;
     let tile_row = p.tile as i64 * ELEMENT;
-    let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(0x0101_0101));
+    let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(ONES));
     let (i, at, end) = (f.a.copy(part.begin), f.a.copy(to), part.end);
-    let first_sum = sum.map(|sum| f.a.vector_of(sum));
+    let first_sum = sum.filter(|_| matches!(rule, Rule::Fixed(_))).map(|sum| f.a.vector_of(sum));
     // The units of a vector of k: the bytes of a row are neighbours, those of the rows too.
     let units = |a: &mut Asm, careful: bool, mask: Option<M>| {
         let x: Vec<V> = (0..4)
@@ -325,14 +325,8 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, 
             }
             _ => a.binary(if careful { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high),
         };
-        match sum {
-            Some(sum) if a.isa.has_vnni() => a.update(Op::DotBytes, sum, ones, bytes),
-            Some(sum) => {
-                let pairs = a.binary(Op::MaddUbs, ones, bytes);
-                let all = a.binary(Op::MaddW, pairs, 0x0001_0001);
-                a.binary_into(Op::AddD, sum, sum, all);
-            }
-            None => {}
+        if let Some(sum) = sum {
+            add_bytes(a, sum, ones, bytes);
         }
         bytes
     };
