@@ -43,9 +43,21 @@ pub fn find(exprs: &Exprs, code: ExprId) -> Option<(ExprId, Fixed)> {
 /// converted to a number whose lowest byte is 0.
 pub fn low_byte(a: &mut Asm, x: V, fixed: Fixed) -> V {
     let x = a.binary(Op::MulPs, x, fixed.inverse());
+    of_scaled(a, x, fixed, f32::NEG_INFINITY)
+}
+
+/// [`low_byte`] of values that are multiplied already, and are at least `least` where they are numbers.
+pub fn of_scaled(a: &mut Asm, x: V, fixed: Fixed, least: f32) -> V {
     // Where one operand is NaN the instruction gives the second.
-    let [low, high] = fixed.bounds().map(|bound| a.vector_of(bound));
-    let x = a.binary(Op::MaxPs, low, x);
+    let [low, high] = fixed.bounds();
+    let x = match least < low {
+        true => {
+            let low = a.vector_of(low);
+            a.binary(Op::MaxPs, low, x)
+        }
+        false => x,
+    };
+    let high = a.vector_of(high);
     let x = a.binary(Op::MinPs, high, x);
     let x = a.unary(Op::CvtPs2Dq, x);
     match i32::from(fixed.zero_point) {

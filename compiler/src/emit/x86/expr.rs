@@ -345,14 +345,17 @@ impl<'a> Evaluator<'a> {
             let x = self.vector(f, e);
             return self.store_value(f, to, x);
         };
-        let x = match gelu::find(self.exprs, whole) {
-            Some(Gelu { x, tanh: None }) if self.known[whole].is_none() => {
+        let codes = match gelu::find(self.exprs, whole) {
+            Some(Gelu { x, tanh: None }) if self.known[whole].is_none() && fixed.inverse() <= gelu::MOST_STEPS => {
                 let x = self.vector(f, x);
-                gelu::gelu_coarse(&mut f.a, x)
+                let scaled = gelu::gelu_coarse(&mut f.a, x, fixed.inverse());
+                codes::of_scaled(&mut f.a, scaled, fixed, gelu::LEAST * fixed.inverse())
             }
-            _ => self.vector(f, whole),
+            _ => {
+                let x = self.vector(f, whole);
+                codes::low_byte(&mut f.a, x, fixed)
+            }
         };
-        let codes = codes::low_byte(&mut f.a, x, fixed);
         let m = self.place(to);
         match self.lanes_of(to) {
             Lanes::All => f.a.store_low_bytes(m, codes, None, false),
