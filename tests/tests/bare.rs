@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 use tfc_ir::attr::Float;
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
-use tfc_ir::graph::{Graph, Loc};
-use tfc_ir::ops::{Attention, Matmul, Op, QuantizeRows, QuantizedAttention, QuantizedMatmul};
+use tfc_ir::graph::{Graph, Loc, Value};
+use tfc_ir::ops::{Attention, Matmul, Op, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Relu};
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape, Type};
@@ -132,6 +132,8 @@ enum Left {
     Whole { symmetric: bool },
     /// f32, quantized by rows.
     Quantized { symmetric: bool },
+    /// f32, quantized statically.
+    Static { zero_point: i64 },
     /// f32.
     Float,
 }
@@ -188,6 +190,12 @@ impl Quantized {
                 operands = graph.add_node(QuantizeRows { symmetric }, &[x], &loc).expect("rows of a known size");
                 activations = Some(by_rows(symmetric));
             }
+            Left::Static { zero_point } => {
+                let op = QuantizeStatic { scale: 0.0625f32.into(), zero_point };
+                let x = graph.add_input("x", Type::new(Elem::F32, shape(self.k)));
+                operands = static_rows(&mut graph, &op, x);
+                activations = Some(op.scheme());
+            }
             Left::Rows { symmetric } | Left::Whole { symmetric } => {
                 let whole = matches!(self.left, Left::Whole { .. });
                 let parameters = if whole { Shape(vec![]) } else { shape(1) };
@@ -229,6 +237,43 @@ impl Quantized {
     }
 }
 
+/// The codes of statically quantized rows, with their scale and zero point.
+fn static_rows(graph: &mut Graph, op: &QuantizeStatic, x: Value) -> Vec<Value> {
+    let mut operands = vec![graph.add(op.clone(), &[x], &Loc::node("rows")).expect("rows of f32")];
+    operands.extend(op.parameters().into_iter().map(|t| graph.add_const(t, None)));
+    operands
+}
+
+/// Products one behind the other, of rows that are quantized statically: whole panels and others, a row, and strips of tiles.
+fn static_chains() -> Vec<Model> {
+    let mut models = vec![];
+    for (sizes, zero_point, rows) in [([67, 33, 9], 0, rows()), ([64, 32, 64], 0, vec![1, 5, 33]), ([128, 96, 32], -100, vec![1, 16, 37])] {
+        let (mut graph, m) = graph_of_rows();
+        let mut choices = Choices::seeded(sizes[0] as u64);
+        let mut x = graph.add_input("x", Type::new(Elem::F32, Shape(vec![Dim::from(m.clone()), Dim::from(sizes[0] as i64)])));
+        for (kn, storage) in sizes.windows(2).zip([Elem::I8, Elem::I4]) {
+            let [k, n] = [kn[0], kn[1]];
+            let symmetric = true;
+            let q = Quantized { storage, symmetric, group: 0, left: Left::Static { zero_point }, extreme: false, k, n };
+            let op = QuantizeStatic { scale: 0.25f32.into(), zero_point };
+            let mut operands = static_rows(&mut graph, &op, x);
+            operands.push(graph.add_const(q.stored(storage, &[k, n], &mut choices), None));
+            operands.push(graph.add_const(Tensor::of(&[n], vec![1.0f32 / 64.0; n]), None));
+            let op = QuantizedMatmul { activations: Some(op.scheme()), weights: q.scheme() };
+            let y = graph.add(op, &operands, &Loc::node("product")).expect("the operands fit");
+            x = graph.add(Relu {}, &[y], &Loc::node("relu")).expect("a number");
+        }
+        graph.add_output("y", x);
+        let mut tensor = |rows: i64| {
+            let sizes = [rows as usize, sizes[0]];
+            if rows % 4 == 0 { choices.hard_tensor(Elem::F32, &sizes) } else { choices.tensor(Elem::F32, &sizes) }
+        };
+        let calls = rows.into_iter().map(|r| (Bindings::from([(m.clone(), r)]), vec![tensor(r)])).collect();
+        models.push(Model::new(&format!("static products {sizes:?}, zero point {zero_point}"), graph, calls, |_| Tolerance::NONE));
+    }
+    models
+}
+
 /// Sums in f32 of products around 100.
 fn tolerance_of_sums(elem: Elem) -> Tolerance {
     Tolerance::roundings(elem, 64.0, 100.0)
@@ -252,7 +297,10 @@ fn quantized_products() -> Vec<Model> {
             list.push(Quantized { storage, symmetric, group, left, k: 61, n: 19, ..base });
             list.push(Quantized { storage, symmetric, group, left, k: 61, n: 19, extreme: true });
         }
-        for left in [Left::Whole { symmetric }, Left::Whole { symmetric: false }, Left::Quantized { symmetric: false }, Left::Float] {
+        let whole = [Left::Whole { symmetric }, Left::Whole { symmetric: false }];
+        let of_floats =
+            [Left::Quantized { symmetric: false }, Left::Static { zero_point: 0 }, Left::Static { zero_point: 77 }, Left::Float];
+        for left in whole.into_iter().chain(of_floats) {
             list.push(Quantized { storage, left, k: 45, n: 35, ..base });
         }
     }
@@ -360,6 +408,11 @@ fn quantized_products_of_odd_sizes() {
 }
 
 #[test]
+fn chains_of_static_products() {
+    run_everywhere(&static_chains(), OptLevel::O3);
+}
+
+#[test]
 fn attention_of_odd_sizes() {
     run_everywhere(&attentions(), OptLevel::O3);
 }
@@ -372,7 +425,7 @@ fn rows_are_quantized_to_the_same_bits() {
 /// The same natively, on every variant that this machine has: the emulator has no AVX-VNNI.
 #[test]
 fn variants_of_this_machine() {
-    let models = [odd_products(), quantized_products(), strips_of_tiles(), quantized_rows(), attentions()];
+    let models = [odd_products(), quantized_products(), static_chains(), strips_of_tiles(), quantized_rows(), attentions()];
     let models: Vec<Model> = models.into_iter().flatten().collect();
     for cpu in variants() {
         if !cpu.runs_here() {
