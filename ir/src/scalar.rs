@@ -379,4 +379,21 @@ mod tests {
         assert_eq!(a, b);
         assert_eq!(p.eval(&[Scalar::Float(3.0)], a), Scalar::Float(1.5));
     }
+
+    #[test]
+    fn halves_are_rounded_in_the_end() {
+        for elem in [Elem::F16, Elem::Bf16] {
+            let mut p = ScalarProgram::new();
+            let x = p.arg(0, elem);
+            let more = p.with(Prim::Add, x, 1.0 / 1024.0);
+            let rest = p.binary(Prim::Sub, more, x);
+            assert_eq!(p.eval(&[Scalar::Float(256.0)], rest), Scalar::Float(1.0 / 1024.0));
+            assert_eq!(p.eval(&[Scalar::Float(256.0)], more), Scalar::Float(256.0));
+            // A conversion rounds.
+            let wide = p.cast(more, Elem::F32);
+            let narrow = p.cast(wide, elem);
+            let rest = p.binary(Prim::Sub, narrow, x);
+            assert_eq!(p.eval(&[Scalar::Float(256.0)], rest), Scalar::Float(0.0));
+        }
+    }
 }

@@ -73,9 +73,8 @@ pub(super) fn range(cx: &mut Importer, n: &Call) -> One {
     let count = match (cx.const_scalar(start), cx.const_scalar(limit), cx.const_scalar(delta)) {
         (Some(s), Some(l), Some(d)) if elem.is_float() => {
             demand!(d != 0.0, "the step of Range is 0");
-            // As ONNX Runtime computes it: the difference in the type of the operands. The conversion saturates.
-            let span = if elem == Elem::F32 { f64::from(l as f32 - s as f32) } else { l - s };
-            let count = (span / d).ceil().max(0.0) as i64;
+            // In f64, as ONNX Runtime computes it. The conversion saturates.
+            let count = ((l - s) / d).ceil().max(0.0) as i64;
             demand!(count < 1 << 40, "Range from {s} to {l} by {d} has {count} elements");
             Dim::from(count)
         }
