@@ -5,6 +5,7 @@ mod common;
 
 use common::{Build, assert_close, count, random, run, shape};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Graph, Loc, Value};
 use tfc_ir::ops::reduce::ReduceKind;
@@ -675,18 +676,25 @@ fn hidden_scores_are_replaced_by_the_fill_whatever_they_are() {
         assert_eq!(count(&out, "attention"), usize::from(fill <= -1e9), "{fill}");
     }
     assert_eq!(mask_value(&masked_attention(added).1), Some(None));
-    // Queries and keys that make scores of NaN, infinities and 1e30, a row without visible keys among the rest.
-    let (g, out) = masked_attention(hide(-1e9));
-    let (_, dims) = common::random_inputs(&g, 6, 1);
+    // Queries and keys that make scores of NaN, infinities and 1e30; what is added to the fill does not make it less of one.
     let wild = |sizes: &[usize], every: usize| {
         let numbers = [f64::NAN, f64::INFINITY, 1e30, -1e30];
         Tensor::build(Elem::F32, sizes, |i| Scalar::Float(if i % 6 < every { numbers[i % 4] } else { (i % 7) as f64 / 4.0 - 0.7 }))
     };
     let seen = Tensor::build(Elem::Bool, &[2, 1, 1, 6], |i| Scalar::Int((2..6).contains(&i).into()));
-    let inputs = [wild(&[2, 3, 16, 8], 0), wild(&[2, 3, 8, 6], 2), wild(&[2, 3, 6, 8], 0), seen];
-    let [expected, found] = [&g, &out].map(|g| g.evaluate(&inputs, &dims).expect("it runs").remove(0).to_f64s());
-    for (x, y) in expected.iter().zip(&found) {
-        assert!((x - y).abs() < 1e-5, "{y} for {x}");
+    let bias = Tensor::build(Elem::F32, &[3, 16, 6], |_| Scalar::Float(128.0));
+    let inputs = [wild(&[2, 3, 16, 8], 0), wild(&[2, 3, 8, 6], 2), wild(&[2, 3, 6, 8], 0), seen, bias];
+    let behind = masked_attention(|b, x| {
+        let x = hide(-1e9)(b, x);
+        added(b, x)
+    });
+    for (g, out) in [masked_attention(hide(-1e9)), behind] {
+        assert_eq!(count(&out, "attention"), 1);
+        let (_, dims) = common::random_inputs(&g, 6, 1);
+        let [expected, found] = [&g, &out].map(|g| g.evaluate(&inputs[..g.inputs().len()], &dims).expect("it runs").remove(0).to_f64s());
+        for (x, y) in expected.iter().zip(&found) {
+            assert!((x - y).abs() < 1e-5, "{y} for {x}");
+        }
     }
 }
 
@@ -915,6 +923,12 @@ fn long_chains_of_constants_become_one_product_and_one_sum() {
         let (out, stats) = run(&b.g, "fold,simplify,cse,dce,eqsat");
         assert!(stats.get("e-nodes") < 60 * 8 && stats.get("rounds") < 12, "{stats}");
         assert_close(&b.g, &out);
+        // What one step is made of says where it came from.
+        let mut b = Build::new();
+        let last = *chain(&mut b, kinds, 20).last().unwrap();
+        let (out, _) = run(&b.done(last), "eqsat,dce");
+        let names: BTreeSet<&str> = out.nodes().flat_map(|(_, d)| d.loc.names()).collect();
+        assert_eq!(names.len(), 20, "{names:?}");
     }
 }
 
@@ -938,8 +952,9 @@ fn chains_that_cannot_be_merged_do_not_grow() {
         x = scaled(&mut b, x, [1e30, 1e30, 1e-30, 1e-30][i % 4]);
     }
     let g = b.done(x);
-    let (_, stats) = run(&g, "fold,simplify,cse,dce,eqsat");
+    let (out, stats) = run(&g, "fold,simplify,cse,dce,eqsat");
     assert!(stats.get("e-nodes") < 200 * 8, "{stats}");
+    assert_close(&g, &out);
     // Chains that are left to the rules, one behind the other.
     for kinds in [&["mul"][..], &["add"], &["mul", "add"]] {
         let mut b = Build::new();

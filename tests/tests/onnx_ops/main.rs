@@ -306,6 +306,9 @@ fn special_values_are_those_of_ieee_754() {
     assert_eq!(whole, Tensor::of(&[3], vec![1i32, 8, 0]));
     let whole = power(&Tensor::of(&[5], vec![2i32, 3, -5, 64, -1]), &f32s(&[5], &[3.0, 4.0, 3.0, 1.5, f32::INFINITY]));
     assert_eq!(whole, Tensor::of(&[5], vec![8i32, 81, -125, 512, 1]));
+    // Beyond 2^53, and just below a whole number.
+    assert_eq!(power(&i64s(&[2], &[3, -7]), &f32s(&[2], &[39.0, 21.0])), i64s(&[2], &[3i64.pow(39), (-7i64).pow(21)]));
+    assert_eq!(power(&i64s(&[2], &[1000, 3375]), &Tensor::of(&[2], vec![1.0 / 3.0, 1.0 / 3.0])), i64s(&[2], &[10, 15]));
     // Sums of 16-bit floats that overflow where their mean does not.
     let x = Tensor::build(Elem::F16, &[2], |_| Scalar::Float(65504.0));
     same(&single(13, "Mean", &x, "x", &[]).run(std::slice::from_ref(&x))[0], &[65504.0, 65504.0]);
