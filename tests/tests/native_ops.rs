@@ -246,3 +246,25 @@ fn sizes_of_slots_do_not_grow_with_the_number_of_layers() {
     };
     assert_eq!(terms(24), terms(6));
 }
+
+/// One slot for buffers of many sizes would have a size with as many terms.
+#[test]
+fn slots_of_many_sizes_have_sizes_of_few_terms() {
+    let names: Vec<String> = (0..26).map(|i| format!("s{i:02}")).collect();
+    let mut graph = String::from("tfc.ir 1\ngraph g\n");
+    names.iter().for_each(|s| graph += &format!("symbol {s} 0..9\n"));
+    names.iter().for_each(|s| graph += &format!("input %x{s}: f32[{s}, {s}, {s}, {s}, {s}, {s}]\n"));
+    graph += "const %zero: f32[] = [0.0]\n";
+    let mut sum = "zero".to_string();
+    for s in &names {
+        graph += &format!("%e{s} = exp %x{s} : f32[{s}, {s}, {s}, {s}, {s}, {s}]\n");
+        graph += &format!("%r{s} = reduce %e{s} {{kind = sum, axes = [0, 1, 2, 3, 4, 5], keep = false}} : f32[]\n");
+        graph += &format!("%y{s} = add %{sum}, %r{s} : f32[]\n");
+        sum = format!("y{s}");
+    }
+    graph += &format!("output y = %{sum}\n");
+    let optimized = optimize(&text::parse(&graph, None).unwrap(), OptLevel::O0);
+    let program = tfc::schedule::schedule(&verify(&optimized).unwrap()).unwrap();
+    assert!(program.slots.len() < names.len() / 2, "{} slots", program.slots.len());
+    assert!(program.slots.values().all(|bytes| bytes.size() <= Dim::MAX_SIZE));
+}

@@ -184,6 +184,22 @@ mod tests {
         }
     }
 
+    /// Where two steps would fail, since something is where the earlier bundle would wait, one does not.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn bundles_are_exchanged_in_one_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("m");
+        bundle(&place, "earlier");
+        fs::create_dir(aside(&place)).unwrap();
+        fs::write(aside(&place).join("mine"), "").unwrap();
+        let staging = Staging::beside(&place, &Place::Name(place.clone())).unwrap();
+        staging.write("m.manifest.json", b"new").unwrap();
+        staging.place_folder(&place, "m").unwrap();
+        assert_eq!(text(&place), "new");
+        assert!(aside(&place).join("mine").exists());
+    }
+
     #[test]
     fn what_a_stopped_process_left_is_ended() {
         let folder = tempfile::tempdir().unwrap();

@@ -333,6 +333,15 @@ mod tests {
     use tfc_ir::text;
     use tfc_ir::types::Type;
 
+    /// Two leaves, and a class that needs the dear one or, at more cost of its own, the cheap one.
+    #[test]
+    fn terms_cost_what_they_are_made_of() {
+        let leaf = |cost: f64| vec![(vec![], cost)];
+        let nodes = vec![vec![(vec![1], 1.0), (vec![2], 2.0)], leaf(10.0), leaf(1.0)];
+        let dense = Dense { ids: (0..3usize).map(Id::from).collect(), nodes };
+        assert_eq!(dense.cheapest_terms(), [Some(1), Some(0), Some(0)]);
+    }
+
     /// Squares in three shapes, each of which is also a reshape of another. In one round, the first takes the
     /// second before that takes the third, which still sees what the first needed before, and takes it.
     #[test]
