@@ -133,10 +133,14 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
     let model = args.model.display();
     let file = args.inputs.display();
     let options: String = given_options(args).iter().map(|o| format!(" {o}")).collect();
-    let place = layer.map_or_else(String::new, |l| {
-        let which = if report.quantized() { "loses most" } else { "differs first" };
-        format!("; the layer `{}` {which}", l.name)
-    });
+    let place = match fault.layer {
+        None => String::new(),
+        Some(i) if report.quantized() => {
+            let share = 100.0 * report.shares()[i];
+            format!("; of the products `{}` loses most, {share:.1}% of the sum of squares", report.layers[i].name)
+        }
+        Some(i) => format!("; the layer `{}` differs first", report.layers[i].name),
+    };
     let d = match &fault.stage {
         Stage::Pass { number, name, before, errors } => {
             let [good, bad] = errors;
