@@ -557,8 +557,12 @@ mod tests {
     }
 
     fn examine(graph: &Graph, options: &Options, code: &dyn Code) -> Report {
+        examine_within(1e-3, graph, options, code)
+    }
+
+    fn examine_within(tolerance: f64, graph: &Graph, options: &Options, code: &dyn Code) -> Report {
         let bindings = Bindings::from([(tfc_ir::dim::Symbol::new("batch"), 3)]);
-        let (inputs, tolerance) = (inputs(), 1e-3);
+        let inputs = inputs();
         let subject = Subject { graph, options, inputs: &inputs, bindings: &bindings, tolerance, reference: Level::Auto, threads: 1 };
         bisect(&subject, code, |_| {}).unwrap()
     }
@@ -641,6 +645,29 @@ mod tests {
         assert!(launches.len() == 1 && launches[0].contains("/1/Exp"), "{launches:?}");
         assert_eq!(report.layers[fault.layer.unwrap()].name, "rb");
         assert!(fault.seen);
+    }
+
+    /// Code whose results are a hundredth too large.
+    struct Loud;
+
+    impl Code for Loud {
+        fn run(&self, graph: &Graph, inputs: &[Tensor], bindings: &Bindings, _: Way) -> Result<Vec<Tensor>> {
+            let louder = |t: &Tensor| Tensor::build(t.elem(), t.sizes(), |i| Scalar::Float(1.01 * t.get(i).to_f64()));
+            Ok(graph.evaluate(inputs, bindings)?.iter().map(louder).collect())
+        }
+
+        fn others(&self) -> Vec<Way> {
+            vec![]
+        }
+    }
+
+    #[test]
+    fn a_pass_that_makes_most_of_an_error_is_at_fault_though_the_code_exceeds_the_tolerance() {
+        let options = Options { passes: Some(vec![&WRONG]), ..Options::default() };
+        let error = examine(&graph(), &options, &HERE).outputs[0].1;
+        let report = examine_within(1.001 * error, &graph(), &options, &Loud);
+        assert!(report.outputs[0].1 > 1.001 * error);
+        assert!(matches!(report.fault.unwrap().stage, Stage::Pass { name: "wrong", .. }));
     }
 
     #[test]
