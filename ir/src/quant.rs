@@ -49,12 +49,11 @@ pub struct Scheme {
 
 /// `clamp(round_half_even(x / scale) + zero_point, min, max)`; NaN becomes the zero point.
 pub fn quantize(x: f32, scale: f32, zero_point: i32, min: i32, max: i32) -> i32 {
-    let q = (x / scale).round_ties_even();
-    if q.is_nan() {
-        return zero_point.clamp(min, max);
-    }
-    // The bounds fit f32 exactly, so clamping first avoids an overflowing conversion.
-    (q.clamp(-65536.0, 65536.0) as i32).saturating_add(zero_point).clamp(min, max)
+    // The bounds are whole, so clamping first changes nothing; then a sum with this number rounds, which vector units do as well.
+    const ROUND: f32 = 12_582_912.0;
+    let q = ((x / scale).clamp(-65536.0, 65536.0) + ROUND) - ROUND;
+    // The conversion makes NaN 0.
+    (q as i32).saturating_add(zero_point).clamp(min, max)
 }
 
 /// `scale * (q - zero_point)`, the difference formed in integers.
@@ -174,6 +173,13 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn quantizing_is_rounding_halves_to_even(x in -300f32..300.0, half in -260i32..260, z in -128i32..128) {
+            for x in [x, half as f32 / 2.0] {
+                proptest::prop_assert_eq!(quantize(x, 1.0, z, -128, 127), (x.round_ties_even() as i32 + z).clamp(-128, 127));
+            }
+        }
+
         /// The ends of a row reach the ends of the stored range without a clamp, and 0 is exact.
         #[test]
         fn rows_use_their_range(low: f32, high: f32) {

@@ -62,6 +62,9 @@ fn scalar_result(op: &impl Operator, p: &mut ScalarProgram, elems: impl Iterator
 /// Evaluation of an elementwise operator by its scalar program.
 pub(super) fn eval_elementwise(op: &impl Operator, inputs: &[Tensor]) -> Result<Vec<Tensor>, EvalError> {
     let sizes = broadcast_sizes(&inputs.iter().map(Tensor::sizes).collect::<Vec<_>>())?;
+    if let Some(y) = eval_f32(op.mnemonic(), inputs, &sizes) {
+        return Ok(vec![y]);
+    }
     let mut p = ScalarProgram::new();
     let result = scalar_result(op, &mut p, inputs.iter().map(Tensor::elem));
     let operands: Vec<Broadcast> = inputs.iter().map(|t| Broadcast::new(t.sizes(), &sizes)).collect();
@@ -72,6 +75,38 @@ pub(super) fn eval_elementwise(op: &impl Operator, inputs: &[Tensor]) -> Result<
         p.eval(&args, result)
     });
     Ok(vec![out])
+}
+
+/// Sums, differences, products and quotients of f32 by arithmetic in f32, which gives the bits that rounding the result in f64 gives:
+/// f64 has more than twice the digits. Constants of this size are folded.
+fn eval_f32(mnemonic: &str, inputs: &[Tensor], sizes: &[usize]) -> Option<Tensor> {
+    let apply: fn(f32, f32) -> f32 = match mnemonic {
+        "add" => |x, y| x + y,
+        "sub" => |x, y| x - y,
+        "mul" => |x, y| x * y,
+        "div" => |x, y| x / y,
+        _ => return None,
+    };
+    let [a, b] = inputs else { return None };
+    if [a, b].iter().any(|t| t.elem() != Elem::F32) {
+        return None;
+    }
+    let n = sizes.last().copied().unwrap_or(1);
+    let count: usize = sizes.iter().product();
+    // Along the last axis an operand advances by one, or repeats.
+    let [(x, at_x, step_x), (y, at_y, step_y)] = [a, b].map(|t| {
+        let repeats = t.sizes().last().is_none_or(|&last| last != n);
+        (t.values::<f32>(), Broadcast::new(t.sizes(), sizes), usize::from(!repeats))
+    });
+    let mut values = Vec::with_capacity(count);
+    for first in (0..count).step_by(n.max(1)) {
+        let (x, y) = (&x[at_x.offset(first)..], &y[at_y.offset(first)..]);
+        match (step_x, step_y) {
+            (1, 1) => values.extend(x[..n].iter().zip(&y[..n]).map(|(&x, &y)| apply(x, y))),
+            _ => values.extend((0..n).map(|i| apply(x[i * step_x], y[i * step_y]))),
+        }
+    }
+    Some(Tensor::of(sizes, values))
 }
 
 /// Sizes of the result of broadcasting; a run-time mismatch is an error.
@@ -426,5 +461,44 @@ pub(super) trait Named {
 impl<T: super::Attributes> Named for T {
     fn mnemonic(&self) -> &'static str {
         T::MNEMONIC
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Add, Div, Mul, Operator, Sub};
+    use super::{Broadcast, Named, broadcast_sizes, eval_f32, scalar_result};
+    use crate::scalar::ScalarProgram;
+    use crate::tensor::{Scalar, Tensor};
+    use proptest::prelude::*;
+
+    fn assert_program(op: &impl Operator, inputs: &[Tensor]) {
+        let sizes = broadcast_sizes(&inputs.iter().map(Tensor::sizes).collect::<Vec<_>>()).unwrap();
+        let found = eval_f32(op.mnemonic(), inputs, &sizes).expect("operands in f32");
+        let mut p = ScalarProgram::new();
+        let result = scalar_result(op, &mut p, inputs.iter().map(Tensor::elem));
+        let at: Vec<Broadcast> = inputs.iter().map(|t| Broadcast::new(t.sizes(), &sizes)).collect();
+        for (i, found) in found.values::<f32>().iter().enumerate() {
+            let args: Vec<Scalar> = inputs.iter().zip(&at).map(|(t, at)| t.get(at.offset(i))).collect();
+            let expected = p.eval(&args, result).to_f64() as f32;
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{args:?}: {found} {expected}");
+        }
+    }
+
+    proptest! {
+        /// All floats, denormal and infinite ones and NaN among them, in every way to broadcast.
+        #[test]
+        fn arithmetic_in_f32_has_the_bits_of_the_scalar_program(bits in prop::collection::vec(any::<u32>(), 18), one: bool, last: bool) {
+            let t = |sizes: &[usize], from: usize| {
+                Tensor::of(sizes, bits[from..][..sizes.iter().product()].iter().map(|&b| f32::from_bits(b)).collect())
+            };
+            let other: &[usize] = if one { &[] } else if last { &[3, 1] } else { &[4] };
+            for inputs in [[t(&[3, 4], 0), t(other, 12)], [t(other, 12), t(&[3, 4], 0)], [t(&[3, 4], 0), t(&[3, 4], 6)]] {
+                assert_program(&Add {}, &inputs);
+                assert_program(&Sub {}, &inputs);
+                assert_program(&Mul {}, &inputs);
+                assert_program(&Div {}, &inputs);
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::candidates::Ranges;
 use crate::absorb::ChannelMap;
 use crate::calibrate::Observed;
-use crate::quantize::{Activations, Group, QuantSpec, WeightBits, round_to_nearest};
+use crate::quantize::{Activations, Group, QuantSpec, Rounded, Scaling, WeightBits, round_to_nearest};
 use tfc_ir::tensor::Tensor;
 
 /// The most rows that estimates look at.
@@ -45,6 +45,8 @@ pub(super) struct Operand {
     pub(super) ranges: Ranges,
     /// The sum of squares of each channel's weights, in all matrices that rows of bytes are multiplied with.
     squares: Vec<f32>,
+    /// When the scales of these rows are found.
+    scaling: Scaling,
     few: Vec<Columns>,
     many: Vec<Columns>,
     /// The products of the rows with `many`.
@@ -67,9 +69,15 @@ impl Operand {
         let taken = ROWS.min(all);
         let rows: Vec<f32> = (0..taken).flat_map(|i| observed.sample().nth(i * all / taken).expect("a row").to_vec()).collect();
         let [mut squares, mut of_bytes, mut weight_max] = [(); 3].map(|()| vec![0f32; channels]);
+        let mut scaling = None;
         for (w, spec) in matrices {
             let (values, n) = (w.values::<f32>(), w.sizes()[1]);
             let bytes = matches!(spec, QuantSpec::Int { activations: Activations::Int8, .. });
+            if let QuantSpec::Int { scaling: own, .. } = spec
+                && *own != Scaling::ByError
+            {
+                scaling = scaling.or(Some(*own));
+            }
             for (j, row) in values.chunks_exact(n.max(1)).enumerate() {
                 weight_max[j] = row.iter().fold(weight_max[j], |m, w| m.max(w.abs()));
                 let square = row.iter().map(|w| w * w).sum::<f32>();
@@ -90,7 +98,7 @@ impl Operand {
         share(&mut ranges.weight_max, ties, f32::max);
         let (few, many) = (columns(matrices, channels, FEW_COLUMNS), columns(matrices, channels, COLUMNS));
         let exact = many.iter().map(|c| product(&rows, &c.values, channels, c.count)).collect();
-        Operand { channels, rows, sizes, ranges, squares: of_bytes, few, many, exact }
+        Operand { channels, rows, sizes, ranges, squares: of_bytes, scaling: scaling.unwrap_or_default(), few, many, exact }
     }
 
     fn count(&self) -> usize {
@@ -128,7 +136,7 @@ impl Operand {
         mapped
     }
 
-    /// Mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less.
+    /// Mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less where the scheme leaves the choice.
     fn rounded(&self, map: &ChannelMap, mapped: Vec<f32>) -> RoundedRows {
         let weights: Vec<f32> = self.squares.iter().zip(&map.scale).map(|(w, s)| w * s * s).collect();
         let error = |values: &[f32]| -> f64 {
@@ -136,12 +144,18 @@ impl Operand {
             let of_row = |(q, x): (&[f32], &[f32])| -> f32 { q.iter().zip(x).zip(&weights).map(|((q, x), w)| w * (q - x) * (q - x)).sum() };
             rows.map(|(row, size)| f64::from(of_row(row)) * f64::from(*size)).sum::<f64>() / self.count() as f64
         };
-        let mut per_row = mapped.clone();
-        for row in per_row.chunks_exact_mut(self.channels) {
-            let step = row.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
-            to_grid(row, step, 0.0, -127.0, 127.0);
+        let mut best = RoundedRows { error: f64::INFINITY, values: vec![] };
+        if self.scaling != Scaling::Static {
+            let mut values = mapped.clone();
+            for row in values.chunks_exact_mut(self.channels) {
+                let step = row.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+                to_grid(row, step, 0.0, -127.0, 127.0);
+            }
+            best = RoundedRows { error: error(&values), values };
         }
-        let mut best = RoundedRows { error: error(&per_row), values: per_row };
+        if self.scaling == Scaling::Dynamic {
+            return best;
+        }
         let bound = |of: &[f32], pick: fn(f32, f32) -> f32| {
             let shifted = |j: usize| (of[j] - map.shift.as_ref().map_or(0.0, |z| z[j])) / map.scale[j];
             (0..self.channels).map(shifted).fold(0.0, pick)
@@ -153,7 +167,7 @@ impl Operand {
             let mut values = mapped.clone();
             to_grid(&mut values, step, zero, -128.0, 127.0);
             let error = error(&values);
-            if error < best.error {
+            if error < best.error || best.values.is_empty() {
                 best = RoundedRows { values, error };
             }
         }
@@ -164,7 +178,7 @@ impl Operand {
     pub(super) fn measured(&self, map: &ChannelMap) -> f64 {
         let mapped = self.mapped(map);
         let rows = if self.takes_bytes() { self.rounded(map, mapped).values } else { mapped };
-        self.difference(&rows, map, |c| c.stored(map).1)
+        self.difference(&rows, map, |c| c.rounded(map).stored())
     }
 
     /// The error of the products by the map alone, in f32.
@@ -216,10 +230,8 @@ fn to_grid(values: &mut [f32], step: f32, zero: f32, min: f32, max: f32) {
 impl Columns {
     /// Σ_j m_j ‖W'_j - Q(W'_j)‖² for the means `m`, of all columns that these stand for.
     fn error(&self, map: &ChannelMap, means: &[f32]) -> f64 {
-        let (scaled, stored) = self.stored(map);
-        let rows = scaled.chunks_exact(self.count).zip(stored.chunks_exact(self.count)).zip(means);
-        let of_row = |(w, q): (&[f32], &[f32])| w.iter().zip(q).map(|(w, q)| (w - q) * (w - q)).sum::<f32>();
-        self.each * rows.map(|(row, mean)| f64::from(of_row(row)) * f64::from(*mean)).sum::<f64>()
+        let errors = self.rounded(map).row_errors;
+        self.each * errors.iter().zip(means).map(|(error, mean)| error * f64::from(*mean)).sum::<f64>()
     }
 
     /// The columns with every channel's weights multiplied by its scale.
@@ -231,11 +243,9 @@ impl Columns {
         scaled
     }
 
-    /// The same, and as they are stored.
-    fn stored(&self, map: &ChannelMap) -> (Vec<f32>, Vec<f32>) {
-        let scaled = self.scaled(map);
-        let stored = round_to_nearest(&scaled, map.scale.len(), self.count, self.bits, self.group).stored();
-        (scaled, stored)
+    /// The same, rounded.
+    fn rounded(&self, map: &ChannelMap) -> Rounded {
+        round_to_nearest(&self.scaled(map), map.scale.len(), self.count, self.bits, self.group)
     }
 }
 
