@@ -214,6 +214,46 @@ fn the_unused_nibble_of_an_output_is_0() {
     }
 }
 
+/// Numbers between two neighbours become the nearest, ties the even one; a NaN stays one, whatever its payload is.
+#[test]
+fn floats_of_16_bits_are_rounded_to_the_nearest() {
+    for (elem, half) in [(Elem::Bf16, 0x8000u32), (Elem::F16, 0x1000)] {
+        let begins =
+            [0x3f80_0000u32, 0x3f81_0000, 0x3f82_2000, 0x4110_6000, 0x477f_e000, 0x7f7f_0000, 0x7f80_0000, 0x3880_0000, 0x0001_0000];
+        let steps = [0, half - 1, half, half + 1, 2 * half - 1, 2 * half, 3 * half];
+        let all = begins.iter().flat_map(|b| steps.iter().map(move |s| b + s)).flat_map(|bits| [bits, bits | 1 << 31]);
+        let numbers: Vec<f32> = all.map(f32::from_bits).collect();
+        let mut g = Graph::new("rounding");
+        let x = g.add_input("x", Type::fixed(Elem::F32, &[numbers.len() as i64]));
+        let y = g.add(ops::Cast { to: elem }, &[x], &Loc::default()).expect("valid");
+        g.add_output("y", y);
+        let data = [Tensor::of(&[numbers.len()], numbers)];
+        let wanted = g.evaluate(&data, &bind(&g, &data)).expect("it runs");
+        for cpu in cpus() {
+            let found = try_run(&mut compile(&g, Some(cpu)), &g, &data).expect("it runs");
+            compare(&wanted, &found, |_| Tolerance::NONE).unwrap_or_else(|e| panic!("{elem} on {cpu}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn a_nan_is_the_largest_whatever_its_sign() {
+    for (elem, nan) in [(Elem::F32, f64::from(-f32::NAN)), (Elem::F32, f64::NAN), (Elem::F64, -f64::NAN)] {
+        let row = [1.0, f64::INFINITY, nan, f64::NEG_INFINITY, 3.0];
+        let data = [Tensor::build(elem, &[5], |i| Scalar::Float(row[i]))];
+        for (largest, first) in [(true, [2, 1]), (false, [3, 0])] {
+            let mut g = Graph::new("top");
+            let x = g.add_input("x", Type::fixed(elem, &[5]));
+            let y = g.add_node(ops::TopK { largest, axis: 0, k: Dim::from(2) }, &[x], &Loc::default()).expect("valid");
+            g.add_output("places", y[1]);
+            for cpu in cpus() {
+                let found = try_run(&mut compile(&g, Some(cpu)), &g, &data).expect("it runs");
+                assert_eq!(found[0].to_i64s().expect("places"), first, "{nan:?} of {elem} on {cpu}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_step_may_have_any_number_of_arguments() {
     let sizes: Vec<String> = (0..200).map(|i| format!("n+{}", i + 1)).collect();

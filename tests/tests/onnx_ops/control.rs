@@ -100,9 +100,16 @@ fn a_function_does_not_take_the_place_of_an_operator() {
         .output("z")
         .function(function("", "Relu", &["x"], vec![node("Neg", "x", "y", &[])], 17))
         .function(function("ai.onnx", "Unheard", &["x"], vec![node("Neg", "x", "y", &[])], 17));
-    let out = m.run(&[f32s(&[2], &[-1.0, 2.0])]);
+    let x = [f32s(&[2], &[-1.0, 2.0])];
+    let out = m.run(&x);
     close(&out[0], &[2], &[0.0, 2.0]);
     close(&out[1], &[2], &[1.0, -2.0]);
+    // A node that names an overload means the function.
+    let mut other = function("", "Relu", &["x"], vec![node("Neg", "x", "y", &[])], 17);
+    other.overload = "other".into();
+    let mut m = m.function(other);
+    m.graph.node[0].overload = "other".into();
+    close(&m.run(&x)[0], &[2], &[1.0, -2.0]);
 }
 
 #[test]
