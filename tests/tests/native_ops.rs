@@ -255,6 +255,23 @@ fn a_nan_is_the_largest_whatever_its_sign() {
 }
 
 #[test]
+fn gelu_of_infinities_is_what_its_parts_are() {
+    for (elem, tanh) in [Elem::F32, Elem::F16, Elem::Bf16, Elem::F64].into_iter().flat_map(|e| [(e, false), (e, true)]) {
+        let x = [f64::NEG_INFINITY, -3.0, 0.5, f64::INFINITY].map(Scalar::Float);
+        let data = [Tensor::build(elem, &[40], |i| x[i % 4])];
+        let mut g = Graph::new("gelu");
+        let v = g.add_input("x", Type::fixed(elem, &[40]));
+        let y = g.add(ops::Gelu { tanh }, &[v], &Loc::default()).expect("valid");
+        g.add_output("y", y);
+        let wanted = g.evaluate(&data, &bind(&g, &data)).expect("it runs");
+        for cpu in cpus() {
+            let found = try_run(&mut compile(&g, Some(cpu)), &g, &data).expect("it runs");
+            compare(&wanted, &found, |elem| tolerance("gelu", elem, elem)).unwrap_or_else(|e| panic!("{elem} tanh = {tanh} on {cpu}: {e}"));
+        }
+    }
+}
+
+#[test]
 fn a_step_may_have_any_number_of_arguments() {
     let sizes: Vec<String> = (0..200).map(|i| format!("n+{}", i + 1)).collect();
     let dims = format!("%y = dims {{values = [{}], shape = [200]}} : i64[200]\noutput y = %y\n", sizes.join(", "));

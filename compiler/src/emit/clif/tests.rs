@@ -160,6 +160,10 @@ fn edges() -> impl Iterator<Item = f64> {
         // The f32 and the f64 that are nearest to multiples of π/2, and the largest of both.
         16_367_173.0 * f64::powi(2.0, 72),
         6_381_956_970_095_103.0 * f64::powi(2.0, 797),
+        // Near multiples of π/2, where the lower half of the product that tells how near carries into the upper one.
+        5.038202205954096e168,
+        5.974190243666078e41,
+        2.584850962002879e163,
         f64::from(f32::MAX),
         f64::MAX,
         1e-40,
