@@ -92,7 +92,7 @@ mod tests {
     /// How many samples each run had, and what came out.
     fn runs(source: &str, tensors: &[Tensor], fixed: &[(&str, i64)]) -> (Vec<usize>, Vec<Tensor>) {
         let graph = tfc_ir::text::parse(&format!("tfc.ir 1 {source}"), None).unwrap();
-        let model = Arc::new(driver::jit(&Optimized { graph, ledger: vec![], notes: vec![] }).unwrap());
+        let model = Arc::new(driver::jit(&Optimized { graph, ledger: vec![], notes: vec![], accuracy: None }).unwrap());
         let mut session = Session::new(model.clone(), 1).unwrap();
         let mut seen = vec![];
         let outputs = in_parts(&model, tensors, fixed, 2, |part| {

@@ -112,7 +112,7 @@ impl Here {
 
 impl Code for Here {
     fn run(&self, graph: &Graph, inputs: &[Tensor], bindings: &Bindings, way: Way) -> Result<Vec<Tensor>> {
-        let program = driver::lower(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![] })?;
+        let program = driver::lower(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![], accuracy: None })?;
         let cpu = if let Way::Variant(name) = way { Some(name) } else { self.cpu.as_deref() };
         let candidate = if way == Way::Plain { usize::MAX } else { 0 };
         let weights = WeightFile::new(&program)?;
@@ -370,7 +370,7 @@ fn culprit(layers: &[Layer], tolerance: f64) -> Option<usize> {
 /// The launches of a graph that come from any of these nodes; none if these are not known.
 fn launches(graph: &Graph, loc: Option<&Loc>) -> Result<Vec<String>> {
     let Some(loc) = loc else { return Ok(vec![]) };
-    let program = driver::lower(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![] })?;
+    let program = driver::lower(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![], accuracy: None })?;
     let names: BTreeSet<&str> = loc.names().collect();
     let steps = program.steps.iter().enumerate().filter(|(_, s)| s.loc.names().any(|n| names.contains(n)));
     Ok(steps.map(|(i, s)| format!("#{i} {} ({}), from {}", program.kernels[s.kernel].body.kind(), s.label, s.loc)).collect())

@@ -153,13 +153,14 @@ pub fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 /// Columns padded to their widest cell; the last one is not padded.
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
+pub fn table<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let columns = rows.first().map_or(0, |r| r.as_ref().len());
+    let width = |c: usize| rows.iter().map(|r| r.as_ref()[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
-        for (c, cell) in row.iter().enumerate() {
-            if c + 1 == N {
+        for (c, cell) in row.as_ref().iter().enumerate() {
+            if c + 1 == columns {
                 let _ = writeln!(out, "{cell}");
             } else {
                 let _ = write!(out, "{cell:<width$}  ", width = widths[c]);

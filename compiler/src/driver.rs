@@ -10,11 +10,14 @@
 //! What becomes of a program otherwise (objects, bundles, listings) is in [`crate::emit`] and
 //! `artifact`.
 
-use crate::calibration::{Compiled, Data, Holdout, Progress};
+use crate::calibration::contract::{self, Quantized};
+use crate::calibration::data::Batch;
+use crate::calibration::{Accuracy, Compiled, Contract, Data, Holdout, Progress};
 use crate::diag::{self, Diagnostic, Result, list};
 use crate::emit::jit;
 use crate::files::{Pending, Place};
 use crate::kernel::Program;
+use crate::metrics::Promise;
 use crate::onnx::{self, ImportOptions};
 use crate::schedule::schedule;
 use std::ffi::OsString;
@@ -22,10 +25,13 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tfc_ir::graph::Graph;
+use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::text;
 use tfc_ir::verify::verify;
 use tfc_passes::calibrate::Calibration;
+use tfc_passes::quantize::Gates;
+use tfc_passes::reparameterize::{Fold, Folds};
+use tfc_passes::side_data::SideData;
 use tfc_passes::{
     Context, LedgerEntry, OptLevel, Pass, QuantConfig, Ran, calibrating_pipeline, pipeline, quantizing_pipeline, run_pipeline,
 };
@@ -62,14 +68,18 @@ pub struct CalibrationOptions {
     pub threads: usize,
     /// Who is told how far it is.
     pub progress: Arc<dyn Progress>,
+    /// What must hold on the samples that are held out.
+    pub promise: Promise,
+    /// Whether it is measured what part of the error each layer has.
+    pub shares: bool,
 }
 
 impl CalibrationOptions {
-    /// What passes need of the data.
+    /// What passes need of the data, and what is held out.
     ///
     /// # Errors
     /// As [`Data::read`], and when the mask is no input.
-    fn read(&self, graph: &Graph) -> Result<Calibration> {
+    fn read(&self, graph: &Graph) -> Result<(Calibration, Vec<Batch>)> {
         let names: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_deref().unwrap_or_default()).collect();
         if let Some(mask) = self.mask.as_deref().filter(|m| !names.contains(m)) {
             return Err(Diagnostic::usage(format!("--calib-mask {mask}: the model has no such input"))
@@ -77,11 +87,31 @@ impl CalibrationOptions {
         }
         let data = Data::read(&self.paths, graph, self.holdout)?;
         let oracle = Compiled { batches: data.learned, threads: self.threads, progress: self.progress.clone() };
-        Ok(Calibration { oracle: Arc::new(oracle), mask: self.mask.clone() })
+        Ok((Calibration { oracle: Arc::new(oracle), mask: self.mask.clone() }, data.held_out))
     }
 }
 
 impl Options {
+    /// Adds what must hold of the result. `shares` asks for the part of the error that each layer has.
+    ///
+    /// # Errors
+    /// When something is promised that there are no samples to measure on.
+    pub fn promise(&mut self, promise: Promise, shares: bool) -> Result<()> {
+        let options = || list(promise.0.iter().map(|b| format!("--{b}")).collect::<Vec<_>>().iter().map(String::as_str));
+        match &mut self.calibration {
+            None if promise.is_empty() => Ok(()),
+            None => Err(Diagnostic::usage(format!("{} can only be kept on samples", options()))
+                .help("give some with --calib DATA.npz; for a model that is compiled already there is `tfc verify`")),
+            Some(c) if c.holdout == Holdout::Count(0) && !promise.is_empty() => {
+                Err(Diagnostic::usage(format!("--holdout 0 leaves no samples to measure {} on", options())))
+            }
+            Some(c) => {
+                (c.promise, c.shares) = (promise, shares);
+                Ok(())
+            }
+        }
+    }
+
     /// The passes that run, in order.
     pub fn pipeline(&self) -> Vec<&'static Pass> {
         let of_level = || match (&self.quant, &self.calibration) {
@@ -102,6 +132,8 @@ pub struct Optimized {
     pub ledger: Vec<LedgerEntry>,
     /// What a user should know about the results, a sentence each.
     pub notes: Vec<String>,
+    /// How near it is to the model in f32, if samples were held out to measure that.
+    pub accuracy: Option<Accuracy>,
 }
 
 /// A model that was read.
@@ -183,27 +215,128 @@ fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {
     })
 }
 
-/// Runs the passes. `observer` sees the graph after each of them and may stop the pipeline.
+/// Runs the passes. `observer` sees the graph after each of them and may stop the pipeline. With calibration data, the passes from
+/// quantization on run as often as it takes to keep what is promised; the observer sees the last time.
 ///
 /// # Errors
-/// What the observer says; a pass or the verifier only by a bug of ours.
+/// What the observer says; what is wrong with calibration data; a promise that cannot be kept (exit code 4); a pass or the verifier
+/// only by a bug of ours.
 pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Optimized> {
-    let mut cx = Context { quant: options.quant.clone(), ..Context::default() };
-    if let Some(calibration) = &options.calibration {
-        cx.data.insert(calibration.read(&graph)?);
+    let passes = options.pipeline();
+    let cx = Context { quant: options.quant.clone(), ..Context::default() };
+    let Some(calibration) = &options.calibration else {
+        let part = Part { passes: &passes, first: 0, verify_each: options.verify_each };
+        let ran = part.run(graph, &cx, &mut observer)?;
+        return Ok(Optimized { graph: ran.graph, ledger: ran.ledger, notes: ran.notes, accuracy: None });
+    };
+    calibrated(graph, options, calibration, &passes, cx, &mut observer)
+}
+
+/// Runs the passes with calibration data.
+fn calibrated(
+    graph: Graph,
+    options: &Options,
+    calibration: &CalibrationOptions,
+    passes: &[&'static Pass],
+    mut cx: Context,
+    observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>,
+) -> Result<Optimized> {
+    let (provided, held_out) = calibration.read(&graph)?;
+    let mask = provided.mask.as_deref().and_then(|m| graph.inputs().iter().position(|&v| graph.value(v).name.as_deref() == Some(m)));
+    cx.data.insert(provided);
+    let position = |name: &str| passes.iter().position(|p| p.name == name);
+    let quantize = position("quantize").unwrap_or(passes.len());
+    let observe = position("calibrate").unwrap_or(quantize).min(quantize);
+    let part = |passes, first| Part { passes, first, verify_each: options.verify_each };
+    // What comes before the first observation is the model in f32.
+    let exact = part(&passes[..observe], 0).run(graph, &cx, observer)?;
+    if exact.stopped {
+        return Ok(exact.into());
     }
-    let (mut ledger, mut notes) = (vec![], vec![]);
-    let graph = run_pipeline(graph, &options.pipeline(), &cx, |ran: &Ran| {
-        ledger.extend_from_slice(&ran.stats.ledger);
-        notes.extend_from_slice(&ran.stats.notes);
-        // The observer is first: it may write the graph that the verifier refuses.
-        let flow = observer(ran)?;
-        match options.verify_each.then(|| verify(ran.graph)) {
-            Some(Err(errors)) => Err(diag::verifier(&errors, &format!("the pass `{}` (number {})", ran.pass.name, ran.index + 1))),
-            _ => Ok(flow),
+    let mut contract = match held_out.is_empty() {
+        true => None,
+        false => {
+            let (promise, threads) = (calibration.promise.clone(), calibration.threads);
+            Some(Contract::new(&exact.graph, held_out, mask, promise, threads, calibration.progress.clone())?)
         }
-    })?;
-    Ok(Optimized { graph, ledger, notes })
+    };
+    let ready = part(&passes[observe..quantize], observe).run(exact.graph, &cx, observer)?;
+    if ready.stopped {
+        return Ok(Optimized { notes: [exact.notes, ready.notes].concat(), graph: ready.graph, ledger: vec![], accuracy: None });
+    }
+    let rest = part(&passes[quantize..], quantize);
+    let quantized = |config: &QuantConfig, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>| {
+        let cx = Context { quant: Some(config.clone()), data: ready.data.over(&cx.data), ..cx.clone() };
+        rest.run(ready.graph.clone(), &cx, observer)
+    };
+    let mut config = options.quant.clone().unwrap_or_default();
+    let (mut accuracy, mut shares) = (None, vec![]);
+    if let Some(contract) = &mut contract {
+        let mut attempt = |config: &QuantConfig| {
+            let ran = quantized(config, &mut |_| Ok(ControlFlow::Continue(())))?;
+            Ok(Quantized { graph: ran.graph, ledger: ran.ledger, gates: ran.gates })
+        };
+        let (kept, measured, by_layer) = contract::keep(contract, &config, calibration.shares, &mut attempt)?;
+        (config, accuracy, shares) = (kept, Some(measured), by_layer);
+    }
+    let last = quantized(&config, observer)?;
+    let mut ledger = last.ledger;
+    for entry in &mut ledger {
+        let named = |loc: &Loc| loc.names().any(|n| entry.loc.names().any(|m| m == n));
+        entry.fold = ready.folds.iter().find(|f| f.products.iter().any(named)).cloned();
+        entry.share = shares.iter().find(|(loc, _)| *loc == entry.loc).map(|(_, share)| *share);
+    }
+    Ok(Optimized { graph: last.graph, ledger, notes: [exact.notes, ready.notes, last.notes].concat(), accuracy })
+}
+
+/// Passes of a pipeline that run one after the other.
+struct Part<'p> {
+    passes: &'p [&'static Pass],
+    /// Position of the first in the pipeline.
+    first: usize,
+    verify_each: bool,
+}
+
+/// What passes made.
+struct Passed {
+    graph: Graph,
+    ledger: Vec<LedgerEntry>,
+    notes: Vec<String>,
+    folds: Vec<Fold>,
+    gates: Gates,
+    /// What the last pass said of the graph.
+    data: SideData,
+    /// The observer ended the pipeline.
+    stopped: bool,
+}
+
+impl From<Passed> for Optimized {
+    fn from(p: Passed) -> Optimized {
+        Optimized { graph: p.graph, ledger: p.ledger, notes: p.notes, accuracy: None }
+    }
+}
+
+impl Part<'_> {
+    fn run(&self, graph: Graph, cx: &Context, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Passed> {
+        let (mut ledger, mut notes, mut folds, mut gates) = (vec![], vec![], vec![], Gates::default());
+        let (mut data, mut stopped) = (SideData::default(), false);
+        let graph = run_pipeline(graph, self.passes, cx, |ran: &Ran| {
+            let ran = Ran { index: self.first + ran.index, ..*ran };
+            ledger.extend_from_slice(&ran.stats.ledger);
+            notes.extend_from_slice(&ran.stats.notes);
+            folds.extend(ran.stats.data.get::<Folds>().iter().flat_map(|f| f.0.iter().cloned()));
+            gates.0.extend(ran.stats.data.get::<Gates>().iter().flat_map(|g| g.0.iter().cloned()));
+            data = ran.stats.data.clone();
+            // The observer is first: it may write the graph that the verifier refuses.
+            let flow = observer(&ran)?;
+            stopped |= flow.is_break();
+            match self.verify_each.then(|| verify(ran.graph)) {
+                Some(Err(errors)) => Err(diag::verifier(&errors, &format!("the pass `{}` (number {})", ran.pass.name, ran.index + 1))),
+                _ => Ok(flow),
+            }
+        })?;
+        Ok(Passed { graph, ledger, notes, folds, gates, data, stopped })
+    }
 }
 
 /// Verifies and schedules a graph.
@@ -212,7 +345,7 @@ pub fn optimize(graph: Graph, options: &Options, mut observer: impl FnMut(&Ran) 
 /// When there is no kernel for an operator; when the graph is not valid, by a bug of ours.
 pub fn lower(optimized: &Optimized) -> Result<Program> {
     let verified = verify(&optimized.graph).map_err(|errors| diag::verifier(&errors, "the passes"))?;
-    Ok(Program { ledger: optimized.ledger.clone(), ..schedule(&verified)? })
+    Ok(Program { ledger: optimized.ledger.clone(), accuracy: optimized.accuracy.clone(), ..schedule(&verified)? })
 }
 
 /// Compiles a graph for this machine, in memory. The environment variable `TFC_CPU` names the CPU variant.

@@ -39,7 +39,7 @@ pub fn interface(graph: &Graph) -> Result<Model> {
     for &v in graph.inputs() {
         out.add_input(graph.value(v).name.as_deref().unwrap_or_default(), graph.ty(v).clone());
     }
-    driver::jit(&Optimized { graph: out, ledger: vec![], notes: vec![] })
+    driver::jit(&Optimized { graph: out, ledger: vec![], notes: vec![], accuracy: None })
 }
 
 impl Reference {

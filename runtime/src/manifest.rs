@@ -265,6 +265,9 @@ pub struct QuantEntry {
     /// Predicted time of the kernel over that of the f32 kernel.
     #[prost(double, optional, tag = "13")]
     pub relative_time: Option<f64>,
+    /// By what part of itself the error of the whole model is smaller without the roundings of this product.
+    #[prost(double, optional, tag = "14")]
+    pub error_share: Option<f64>,
 }
 
 /// A measured property of the whole model.

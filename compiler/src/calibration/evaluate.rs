@@ -37,7 +37,7 @@ impl Executable {
     /// # Errors
     /// As [`driver::jit`], and when no threads can be had.
     pub fn new(graph: &Graph, threads: usize) -> Result<Executable> {
-        let model = Arc::new(driver::jit(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![] })?);
+        let model = Arc::new(driver::jit(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![], accuracy: None })?);
         let session =
             Session::new(model.clone(), threads).map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))?;
         Ok(Executable { model, session })

@@ -1,9 +1,11 @@
 //! Calibration: what a model does on data, by compiled code.
 //!
-//! [`data`] reads samples, [`evaluate`] runs graphs on them.
+//! [`data`] reads samples, [`evaluate`] runs graphs on them, [`contract`] measures what quantization changed and keeps promises about it.
 
+pub mod contract;
 pub mod data;
 pub mod evaluate;
 
+pub use contract::{Accuracy, Contract};
 pub use data::{Data, Holdout};
 pub use evaluate::{Compiled, Progress, Quiet};

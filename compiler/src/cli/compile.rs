@@ -1,19 +1,20 @@
 //! `tfc compile`.
 
 use super::console::{Console, bytes};
-use super::options::{Debugging, Level, Shapes, driver_options};
-use super::trace::Trace;
+use super::options::{Accuracy, Debugging, Level, Shapes, driver_options};
+use super::{ledger, trace::Trace};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
 use tfc::artifact::{self, Kind, WeightsMode};
-use tfc::diag::{Diagnostic, Result, list};
+use tfc::diag::{Diagnostic, Result, list, table};
 use tfc::driver::{self, Optimized};
 use tfc::emit::clif::target::Cpu;
 use tfc::emit::manifest::c_identifier;
 use tfc::files::{Pending, Place};
 use tfc::kernel::Program;
+use tfc::metrics::{Metric, promises_table};
 use tfc::onnx::DimSpec;
 use tfc_ir::graph::Graph;
 use tfc_passes::OptLevel;
@@ -67,6 +68,8 @@ pub struct Args {
     cpu_variants: Vec<String>,
     #[command(flatten)]
     debugging: Debugging,
+    #[command(flatten)]
+    accuracy: Accuracy,
 }
 
 /// What can be written.
@@ -157,7 +160,8 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     check_folder(&plan)?;
     let target = target(args.target.as_deref())?;
     let cpus = cpus(args, &target)?;
-    let options = driver_options(&args.level, &args.shapes, console)?;
+    let mut options = driver_options(&args.level, &args.shapes, console)?;
+    options.promise(args.accuracy.promise(), args.debugging.opt_report)?;
     let pipeline = options.pipeline();
     let mut trace = Trace::new(&args.debugging, &pipeline, console)?;
 
@@ -170,7 +174,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     trace.step("import");
     trace.imported(&loaded.graph)?;
     let optimized = if trace.stopped() {
-        Optimized { graph: loaded.graph, ledger: vec![], notes: vec![] }
+        Optimized { graph: loaded.graph, ledger: vec![], notes: vec![], accuracy: None }
     } else {
         console.progress(2, steps, &format!("rewrite {} nodes by {} passes", loaded.graph.nodes().len(), pipeline.len()));
         driver::optimize(loaded.graph, &options, |ran| trace.ran(ran))?
@@ -178,6 +182,12 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     trace.step("passes");
     console.notes(&optimized.notes);
     args.level.quantization.note(&optimized.ledger, trace.stopped(), console);
+    if !args.debugging.opt_report {
+        console.info(ledger::short(&optimized.ledger).trim_end());
+    }
+    if let Some(accuracy) = &optimized.accuracy {
+        console.info(accuracy_text(accuracy).trim_end());
+    }
 
     let mut pending = Pending::default();
     let extra = write_graph(&optimized.graph, &plan, &mut pending, console)?;
@@ -197,6 +207,24 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         console.info(&format!("wrote {}", path.display()));
     }
     trace.finish(program.as_ref())
+}
+
+/// What was measured on held-out samples, what was promised, and what was done to keep it.
+fn accuracy_text(a: &tfc::calibration::Accuracy) -> String {
+    let mut rows = vec![["output", "relative error", "divergence", "top-1 agreement"].map(String::from)];
+    for (name, m) in &a.outputs {
+        let text = |metric: Metric| metric.of(m).map_or(String::new(), |x| metric.text(x));
+        rows.push([name.clone(), text(Metric::Error), text(Metric::Divergence), text(Metric::Top1)]);
+    }
+    let mut text = format!("against f32, on {} samples that were held out:\n{}", a.samples, table(&rows));
+    if !a.checked.is_empty() {
+        text += &promises_table(&a.checked);
+    }
+    for r in &a.raised {
+        let name = r.loc.names().next().unwrap_or("a node without a name");
+        text += &format!("`{name}` is {}: {}\n", r.spec, r.reason);
+    }
+    text
 }
 
 /// Writes what shows the graph. Returns what goes into the bundle, if there is one.

@@ -52,7 +52,7 @@ impl Console {
 
     /// Says something unless the user wants quiet.
     pub fn info(&self, what: &str) {
-        if !self.quiet {
+        if !self.quiet && !what.is_empty() {
             self.report(what);
         }
     }

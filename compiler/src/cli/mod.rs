@@ -7,6 +7,7 @@ mod compile;
 mod console;
 mod hwbench;
 mod inspect;
+mod ledger;
 mod options;
 mod run;
 mod source;

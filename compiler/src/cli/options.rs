@@ -116,6 +116,8 @@ impl Quantization {
             holdout: self.holdout.map_or(Holdout::Default, Holdout::Count),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             progress: console.samples(),
+            promise: Promise::default(),
+            shares: false,
         }))
     }
 

@@ -1,6 +1,7 @@
 //! Looking at the graph between passes: printing, dumping, stopping, and statistics.
 
 use super::console::{Console, bytes};
+use super::ledger;
 use super::options::{Debugging, StatsFormat};
 use serde_json::{Value, json};
 use std::fs;
@@ -161,21 +162,7 @@ fn dump(folder: &Path, name: &str, graph: &Graph) -> Result<()> {
 
 /// Every launch with its kind, its operators and the ONNX nodes.
 fn opt_report(program: &Program) -> String {
-    [kernels(program), ledger(program)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
-}
-
-/// What quantization did to every product.
-fn ledger(program: &Program) -> String {
-    if program.ledger.is_empty() {
-        return String::new();
-    }
-    let mut rows = vec![["scheme", "bytes before", "after", "weight error", "why", "ONNX nodes"].map(String::from)];
-    for e in &program.ledger {
-        let size = |n: u64| if n == 0 { String::new() } else { bytes(n) };
-        let error = e.weight_error.map_or(String::new(), |e| format!("{:.2}%", 100.0 * e));
-        rows.push([e.spec.to_string(), size(e.source_bytes), size(e.packed_bytes), error, e.reason.clone(), e.loc.to_string()]);
-    }
-    table(&rows)
+    [kernels(program), ledger::whole(&program.ledger)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 fn kernels(program: &Program) -> String {

@@ -2,12 +2,15 @@
 
 use super::clif::target::Cpu;
 use super::module::{Sizes, kernel_name};
+use crate::calibration::Accuracy;
 use crate::kernel::{Port, Program, Storage, work};
+use crate::metrics::Metric;
 use target_lexicon::Triple;
 use tfc_passes::quantize::{Activations, Scaling};
+use tfc_passes::reparameterize::Method;
 use tfc_passes::{LedgerEntry, QuantSpec};
 use tfc_runtime::abi;
-use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, QuantEntry, Symbol, TensorInfo, VERSION, WeightsInfo};
+use tfc_runtime::manifest::{Check, CpuVariant, Kernel, Manifest, Measure, QuantEntry, Symbol, TensorInfo, VERSION, WeightsInfo};
 use tfc_runtime::weights::Header;
 
 /// Bytes of the stack for what is not code of the object: the functions of the C library that it calls, and what the
@@ -112,9 +115,24 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         table_bytes: 0,
         undefined_symbols: vec![],
         quantization: program.ledger.iter().map(quantized).collect(),
-        accuracy: vec![],
+        accuracy: program.accuracy.as_ref().map_or(vec![], measures),
         stack_bytes: 0,
     }
+}
+
+/// What was measured of the whole model: by the name of the option that limits it and, of several outputs, that of the output.
+fn measures(accuracy: &Accuracy) -> Vec<Measure> {
+    let several = accuracy.outputs.len() > 1;
+    let mut all = vec![];
+    for metric in Metric::ALL {
+        for (output, measured) in &accuracy.outputs {
+            let Some(value) = metric.of(measured) else { continue };
+            let limit = accuracy.checked.iter().find(|c| c.metric == metric && c.output == *output).map(|c| c.wanted);
+            let name = if several { format!("{}:{output}", metric.option()) } else { metric.option().into() };
+            all.push(Measure { name, value, limit });
+        }
+    }
+    all
 }
 
 /// What quantization did to a product.
@@ -125,6 +143,7 @@ fn quantized(entry: &LedgerEntry) -> QuantEntry {
         QuantSpec::Int { activations: Activations::Int8, scaling: Scaling::Static, .. } => ("static per tensor", "nearest"),
         QuantSpec::Int { activations: Activations::Int8, .. } => ("dynamic per row", "nearest"),
     };
+    let fold = entry.fold.as_ref().filter(|f| f.method != Method::None);
     QuantEntry {
         node: entry.loc.to_string(),
         scheme: entry.spec.to_string(),
@@ -135,6 +154,9 @@ fn quantized(entry: &LedgerEntry) -> QuantEntry {
         packed_bytes: entry.packed_bytes,
         weight_error: entry.weight_error,
         total_error: entry.total_error,
+        rewrites: fold.map(|f| f.to_string()).into_iter().collect(),
+        rewrite_error: fold.map(|f| f.map_error),
+        error_share: entry.share,
         ..QuantEntry::default()
     }
 }

@@ -251,6 +251,8 @@ pub struct Program {
     pub constant_bytes: u64,
     /// What quantization did to every product; empty if the model was not quantized.
     pub ledger: Vec<tfc_passes::LedgerEntry>,
+    /// How near it is to the model in f32, if that was measured.
+    pub accuracy: Option<crate::calibration::Accuracy>,
 }
 
 /// A prepacked constant.

@@ -15,25 +15,25 @@ pub mod bias;
 mod spec;
 mod weights;
 
-pub use spec::{Activations, Group, QuantConfig, QuantSpec, Scaling, SpecError, WeightBits};
+pub use spec::{Activations, Group, QuantConfig, QuantSpec, Raised, Scaling, SpecError, WeightBits};
 pub use weights::{Rounded, round_to_nearest};
 
 use crate::calibrate::Statistics;
 use crate::rebuild::Rebuild;
+use crate::reparameterize::Fold;
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use activations::{Range, Rated, rate};
-use regex::Regex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
 use tfc_ir::ops::{
-    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape, Slice,
-    Transpose,
+    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape, Select,
+    Slice, Transpose,
 };
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::Tensor;
-use tfc_ir::types::{Elem, Type};
+use tfc_ir::types::{Elem, Shape, Type};
 
 /// Rounds constant matrices to integers, as `Context::quant` says; without it, it changes nothing.
 pub const PASS: Pass = Pass { name: "quantize", summary: "round constant matrices to integers, as --quant says", run };
@@ -73,12 +73,20 @@ pub struct LedgerEntry {
     pub operand: Option<Rated>,
     /// Relative root mean square error of its result by all roundings, as estimated from calibration data.
     pub total_error: Option<f64>,
+    /// What was done to its operand and its weights before they were rounded.
+    pub fold: Option<Fold>,
+    /// By how much of itself the error of the whole model is smaller without the roundings of this, as far as that was measured;
+    /// negative if it is larger.
+    pub share: Option<f64>,
 }
 
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     let Some(config) = cx.quant.as_ref().filter(|c| !c.is_f32()) else { return Ok((graph, stats)) };
     let mut pass = Quantizer::new(&graph, config);
+    if config.gated {
+        pass.add_gates();
+    }
     if let Some(statistics) = cx.data.get::<Statistics>() {
         pass.rate_operands(statistics);
     }
@@ -117,15 +125,27 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     if pass.rows.len() > dynamic {
         stats.count("rows quantized by fixed ranges", (pass.rows.len() - dynamic) as u64);
     }
+    if let Some((_, gates)) = pass.gates.take() {
+        stats.data.insert(gates);
+    }
     Ok((pass.out.finish(), stats))
 }
 
 impl LedgerEntry {
     fn kept(loc: &Loc, reason: impl Into<String>, bytes: u64) -> LedgerEntry {
         let (source_bytes, packed_bytes) = (bytes, bytes);
-        let (weight_error, operand, total_error) = (None, None, None);
-        let (loc, reason) = (loc.clone(), reason.into());
-        LedgerEntry { loc, spec: QuantSpec::F32, reason, source_bytes, packed_bytes, weight_error, operand, total_error }
+        LedgerEntry {
+            loc: loc.clone(),
+            spec: QuantSpec::F32,
+            reason: reason.into(),
+            source_bytes,
+            packed_bytes,
+            weight_error: None,
+            operand: None,
+            total_error: None,
+            fold: None,
+            share: None,
+        }
     }
 }
 
@@ -167,6 +187,16 @@ struct RatedSite {
     seen: bool,
 }
 
+/// The products and attentions of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
+/// input, [`Gates::INPUT`], says whether the quantized result of number `i` counts.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Gates(pub Vec<Loc>);
+
+impl Gates {
+    /// The name of the input: booleans, at least as many as there are gates.
+    pub const INPUT: &'static str = "tfc.gates";
+}
+
 struct Quantizer<'g> {
     graph: &'g Graph,
     config: &'g QuantConfig,
@@ -175,6 +205,8 @@ struct Quantizer<'g> {
     rows: HashMap<(Value, Range), Vec<Value>>,
     /// Values of the new graph in f32.
     converted: HashMap<Value, Value>,
+    /// The input with the gates, if there are any, and what has one.
+    gates: Option<(Value, Gates)>,
     /// Operands of products, with the axis that is summed over, whose values are known from data.
     rated: HashMap<(Value, usize), RatedSite>,
     /// What was rounded already: by the operand, whether it is the left one, and how.
@@ -190,6 +222,7 @@ impl<'g> Quantizer<'g> {
             config,
             out: Rebuild::new(graph),
             rows: HashMap::new(),
+            gates: None,
             rated: HashMap::new(),
             converted: HashMap::new(),
             weights: HashMap::new(),
@@ -201,7 +234,6 @@ impl<'g> Quantizer<'g> {
     fn quantizable(&self, node: &NodeData) -> Result<(Matrices, QuantSpec, String), String> {
         let matrices = self.matrices(node)?;
         let (spec, by) = self.config.of(&node.loc);
-        let by = said_by(by);
         if spec == QuantSpec::F32 {
             return Err(by);
         }
@@ -278,6 +310,7 @@ impl<'g> Quantizer<'g> {
             Some(axis) => self.out.emit(Concat { axis: wanted.rank() - axis }.into(), &parts, &node.loc)?[0],
             None => parts[0],
         };
+        let y = self.gated(node, y)?;
         self.out.set(node.outputs[0], y);
         Ok(LedgerEntry {
             loc: node.loc.clone(),
@@ -291,7 +324,29 @@ impl<'g> Quantizer<'g> {
                 Activations::Float => s.weight_error,
             }),
             operand: site.filter(|s| s.seen && activations == Activations::Int8).map(|s| s.rated),
+            fold: None,
+            share: None,
         })
+    }
+
+    /// Adds the input that decides which results count.
+    fn add_gates(&mut self) {
+        let most = self.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_) | Op::Attention(_))).count().max(1);
+        let input = self.out.new.add_input(Gates::INPUT, Type::new(Elem::Bool, Shape::fixed(&[most as i64])));
+        self.gates = Some((input, Gates::default()));
+    }
+
+    /// The quantized result of a node or the one that it had, as its gate says, if it gets one.
+    fn gated(&mut self, node: &NodeData, quantized: Value) -> Result<Value, PassError> {
+        let Some((input, gates)) = &mut self.gates else { return Ok(quantized) };
+        let (input, at) = (*input, gates.0.len());
+        gates.0.push(node.loc.clone());
+        let slice = Slice::of_axis(self.out.new.ty(input), 0, Dim::from(at), Dim::from(1));
+        let gate = self.out.emit(slice.into(), &[input], &node.loc)?[0];
+        let gate = self.out.emit(Reshape { shape: Shape::default() }.into(), &[gate], &node.loc)?[0];
+        let operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
+        let exact = self.out.emit(node.op.clone(), &operands, &node.loc)?[0];
+        Ok(self.out.emit(Select {}.into(), &[gate, quantized, exact], &node.loc)?[0])
     }
 
     /// Finds the ranges of all operands that data says something of.
@@ -321,10 +376,10 @@ impl<'g> Quantizer<'g> {
             let (signal, noise) = (weighed(&weights), weighed(&errors));
             let weight_error = if signal > 0.0 { (noise / signal).sqrt() } else { 0.0 };
             let mut rated = rate(observed, &weights, weight_error);
-            // Products that share rows share how these are quantized; the first one that says how decides.
-            match scalings.into_iter().find(|s| *s != Scaling::ByError) {
-                Some(Scaling::Dynamic) => rated.range = Range::Dynamic,
-                Some(Scaling::Static) => {
+            // Products that share rows share how these are quantized: if one wants that at run time, at run time.
+            match () {
+                () if scalings.contains(&Scaling::Dynamic) => rated.range = Range::Dynamic,
+                () if scalings.contains(&Scaling::Static) => {
                     if let Some((op, error)) = activations::best_static(observed, &weights) {
                         (rated.range, rated.error) = (Range::Static(op), error);
                     }
@@ -437,7 +492,7 @@ impl<'g> Quantizer<'g> {
             },
             ..LedgerEntry::kept(&node.loc, reason, bytes)
         };
-        let reason = format!("{}; weights as the model stores them", said_by(by));
+        let reason = format!("{by}; weights as the model stores them");
         if !matches!(spec, QuantSpec::Int { activations: Activations::Int8, .. }) {
             self.out.copy(n)?;
             return Ok(entry(Activations::Float, reason));
@@ -486,7 +541,6 @@ impl<'g> Quantizer<'g> {
     /// Emits attention, quantized if that is wanted and possible.
     fn attention(&mut self, n: Node, node: &NodeData, op: &Attention) -> Result<LedgerEntry, PassError> {
         let (spec, by) = self.config.of(&node.loc);
-        let by = said_by(by);
         let kept = match spec {
             QuantSpec::F32 => Some(format!("{by}: attention in f32")),
             QuantSpec::Int { activations: Activations::Float, .. } => Some(format!("{by}: attention has no weights")),
@@ -503,6 +557,7 @@ impl<'g> Quantizer<'g> {
         let op = QuantizedAttention::from(op.clone());
         let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
         let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
+        let y = self.gated(node, y)?;
         self.out.set(node.outputs[0], y);
         let spec =
             QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel, scaling: Scaling::ByError };
@@ -675,15 +730,11 @@ fn moves_constant(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Transpose(_)) || matches!(op, Op::Cast(c) if c.to.is_float())
 }
 
-/// The option that decided.
-fn said_by(by: Option<&Regex>) -> String {
-    by.map_or_else(|| "--quant".to_string(), |r| format!("--quant-override '{r}'"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cse;
+    use tfc_ir::tensor::Scalar;
     use tfc_ir::text;
 
     fn quantize(source: &str, spec: &str) -> (Graph, Stats) {
@@ -708,6 +759,26 @@ mod tests {
         assert_eq!(ops(&graph).len(), 3);
         let (graph, stats) = quantize(source, "f32");
         assert_eq!((ops(&graph)[0], stats.ledger.len()), ("matmul", 0));
+    }
+
+    /// With all gates open the graph computes what the quantized one does, with none what it did before.
+    #[test]
+    fn gates_decide_which_result_counts() {
+        let source = "tfc.ir 1 input %x: f32[4, 64] const %a: f32[64, 32] = splat 0.013 const %b: f32[32, 48] = splat 0.3
+            %y = matmul %x, %a : f32[4, 32] %z = matmul %y, %b : f32[4, 48] output z = %z";
+        let graph = text::parse(source, None).unwrap();
+        let mut config = QuantConfig::new("w4a8".parse().unwrap());
+        let with = |config: &QuantConfig| run(graph.clone(), &Context { quant: Some(config.clone()), ..Context::default() }).unwrap();
+        let (plain, _) = with(&config);
+        config.gated = true;
+        let (gated, stats) = with(&config);
+        assert_eq!(stats.data.get::<Gates>().unwrap().0.len(), 2);
+        let x = Tensor::of(&[4, 64], (0..256).map(|i| (i as f32 * 0.37).sin()).collect());
+        let of = |g: &Graph, inputs: &[Tensor]| g.evaluate(inputs, &Bindings::new()).unwrap();
+        let by = |gates: [bool; 2]| of(&gated, &[x.clone(), Tensor::build(Elem::Bool, &[2], |i| Scalar::Int(gates[i].into()))]);
+        assert_eq!(by([true, true]), of(&plain, std::slice::from_ref(&x)));
+        assert_eq!(by([false, false]), of(&graph, std::slice::from_ref(&x)));
+        assert!(by([true, false]) != by([true, true]) && by([true, false]) != by([false, false]));
     }
 
     #[test]

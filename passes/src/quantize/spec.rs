@@ -166,12 +166,29 @@ pub struct QuantConfig {
     pub spec: QuantSpec,
     /// For products with an ONNX node whose name the expression finds; the last one that does, holds.
     pub overrides: Vec<(Regex, QuantSpec)>,
+    /// Products that get another scheme than these say, each with the reason, so that a promise about accuracy is kept. They are
+    /// called by all of their ONNX nodes.
+    pub raised: Vec<Raised>,
+    /// Whether every quantized product and attention is computed as it was as well, and an input decides which result counts: see
+    /// [`super::Gates`].
+    pub gated: bool,
+}
+
+/// A product with a scheme of its own.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Raised {
+    /// Its place in the model.
+    pub loc: Loc,
+    /// Its scheme.
+    pub spec: QuantSpec,
+    /// Why it has that.
+    pub reason: String,
 }
 
 impl QuantConfig {
     /// Everything by one scheme.
     pub fn new(spec: QuantSpec) -> QuantConfig {
-        QuantConfig { spec, overrides: vec![] }
+        QuantConfig { spec, ..QuantConfig::default() }
     }
 
     /// Whether it quantizes nothing.
@@ -185,10 +202,13 @@ impl QuantConfig {
         specs.into_iter().any(|s| matches!(s, QuantSpec::Int { scaling: Scaling::Static, .. }))
     }
 
-    /// The scheme for the product that came from `loc`, and the expression that decided it, if one did.
-    pub fn of(&self, loc: &Loc) -> (QuantSpec, Option<&Regex>) {
+    /// The scheme for the product that came from `loc`, and what decided it.
+    pub fn of(&self, loc: &Loc) -> (QuantSpec, String) {
+        if let Some(raised) = self.raised.iter().rev().find(|r| r.loc == *loc) {
+            return (raised.spec, raised.reason.clone());
+        }
         let found = self.overrides.iter().rev().find(|(r, _)| loc.names().any(|n| r.is_match(n)));
-        found.map_or((self.spec, None), |(r, s)| (*s, Some(r)))
+        found.map_or_else(|| (self.spec, "--quant".into()), |(r, s)| (*s, format!("--quant-override '{r}'")))
     }
 }
 
@@ -214,9 +234,14 @@ mod tests {
     #[test]
     fn the_last_override_that_matches_holds() {
         let over = |r: &str, s: &str| (Regex::new(r).unwrap(), s.parse().unwrap());
-        let config = QuantConfig { spec: "w4a8".parse().unwrap(), overrides: vec![over("layer", "w8a8"), over("layer.1/", "f32")] };
+        let overrides = vec![over("layer", "w8a8"), over("layer.1/", "f32")];
+        let mut config = QuantConfig { spec: "w4a8".parse().unwrap(), overrides, ..QuantConfig::default() };
         let of = |name| config.of(&Loc::node(name)).0.to_string();
         assert_eq!([of("head"), of("/layer.0/MatMul"), of("/layer.1/MatMul")], ["w4a8", "w8a8", "f32"]);
         assert!(!config.is_f32() && QuantConfig::default().is_f32());
+        config.raised.push(Raised { loc: Loc::node("/layer.1/MatMul"), spec: "w8a8".parse().unwrap(), reason: "a promise".into() });
+        let of = |name| config.of(&Loc::node(name));
+        assert_eq!(of("/layer.1/MatMul"), ("w8a8".parse().unwrap(), "a promise".to_string()));
+        assert_eq!(of("/layer.1/Gemm").1, "--quant-override 'layer.1/'");
     }
 }
