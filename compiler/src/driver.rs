@@ -276,15 +276,16 @@ fn calibrated(
             let ran = quantized(config, &mut |_| Ok(ControlFlow::Continue(())))?;
             Ok(Quantized { graph: ran.graph, ledger: ran.ledger, gates: ran.gates })
         };
-        let (kept, measured, by_layer) = contract::keep(contract, &config, calibration.shares, &mut attempt)?;
-        (config, accuracy, shares) = (kept, Some(measured), by_layer);
+        let kept = contract::keep(contract, &config, calibration.shares, &mut attempt)?;
+        (config, accuracy, shares) = (kept.config, Some(kept.accuracy), kept.shares);
     }
     let last = quantized(&config, observer)?;
     let mut ledger = last.ledger;
     for entry in &mut ledger {
         let named = |loc: &Loc| loc.names().any(|n| entry.loc.names().any(|m| m == n));
-        entry.fold = ready.folds.iter().find(|f| f.products.iter().any(named)).cloned();
-        entry.share = shares.iter().find(|(loc, _)| *loc == entry.loc).map(|(_, share)| *share);
+        // Of products, since only these have weights.
+        entry.fold = ready.folds.iter().find(|f| entry.source_bytes > 0 && f.products.iter().any(named)).cloned();
+        entry.share = shares.iter().find(|(node, _)| *node == entry.node).map(|(_, share)| *share);
     }
     Ok(Optimized { graph: last.graph, ledger, notes: [exact.notes, ready.notes, last.notes].concat(), accuracy })
 }

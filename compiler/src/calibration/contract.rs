@@ -10,7 +10,7 @@ use super::evaluate::{Executable, Progress};
 use crate::diag::{Diagnostic, Result};
 use crate::metrics::{Accumulator, Checked, Measured, Metric, Promise, missed, promises_table};
 use std::sync::Arc;
-use tfc_ir::graph::{Graph, Loc};
+use tfc_ir::graph::{Graph, Node};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_passes::quantize::{Activations, Gates, Raised, Scaling, WeightBits};
@@ -52,12 +52,6 @@ impl Accuracy {
     pub fn kept(&self) -> bool {
         self.checked.iter().all(Checked::kept)
     }
-}
-
-/// A layer that quantization changes.
-struct Layer {
-    loc: Loc,
-    spec: QuantSpec,
 }
 
 /// How much the model gains without the roundings of a layer.
@@ -175,8 +169,19 @@ pub struct Quantized {
     pub gates: Gates,
 }
 
-/// The configuration by which the promise of a contract holds, and what was measured with it. `quantize` runs the passes from
-/// quantization on. If there are promises, or `shares` asks for it, the second result says what part of the error each layer has.
+/// How a promise is kept.
+pub struct Kept {
+    /// The configuration by which it holds.
+    pub config: QuantConfig,
+    /// What was measured with it.
+    pub accuracy: Accuracy,
+    /// What part of the error each layer has, worst first, if that was measured: by how much it is smaller without the roundings of
+    /// the layer.
+    pub shares: Vec<(Node, f64)>,
+}
+
+/// The configuration by which the promise of a contract holds. `quantize` runs the passes from quantization on. Shares are measured if
+/// the promise does not hold as it is, or if `shares` asks for them.
 ///
 /// # Errors
 /// Exit code 4 when no layers that are raised make the promise hold; the error says what was best. And those of `quantize`.
@@ -185,19 +190,20 @@ pub fn keep(
     config: &QuantConfig,
     shares: bool,
     quantize: &mut dyn FnMut(&QuantConfig) -> Result<Quantized>,
-) -> Result<(QuantConfig, Accuracy, Vec<(Loc, f64)>)> {
+) -> Result<Kept> {
     let plain = quantize(config)?;
     let accuracy = contract.measure(&plain.graph)?;
     if accuracy.kept() && !shares {
-        return Ok((config.clone(), accuracy, vec![]));
+        return Ok(Kept { config: config.clone(), accuracy, shares: vec![] });
     }
     let gated = quantize(&QuantConfig { gated: true, ..config.clone() })?;
     let ranked = contract.rank(&gated.graph, &gated.gates)?;
-    let shares: Vec<(Loc, f64)> = ranked.iter().map(|r| (gated.gates.0[r.layer].clone(), r.share)).collect();
+    let shares: Vec<(Node, f64)> = ranked.iter().map(|r| (gated.gates.0[r.layer], r.share)).collect();
     if accuracy.kept() {
-        return Ok((config.clone(), accuracy, shares));
+        return Ok(Kept { config: config.clone(), accuracy, shares });
     }
-    let by_rank: Vec<Layer> = shares.iter().filter_map(|(loc, _)| Layer::find(&plain.ledger, loc)).collect();
+    let entry = |node: Node| plain.ledger.iter().find(|e| e.node == node && e.spec != QuantSpec::F32);
+    let by_rank: Vec<&LedgerEntry> = shares.iter().filter_map(|(node, _)| entry(*node)).collect();
     let steps = steps(config, &by_rank, &accuracy);
     let with = |count: usize| QuantConfig { raised: steps[..count].to_vec(), ..config.clone() };
     let mut measured = |count: usize, contract: &mut Contract| contract.measure(&quantize(&with(count))?.graph);
@@ -218,28 +224,22 @@ pub fn keep(
     }
     let config = with(high);
     best.raised = latest(&config.raised);
-    Ok((config, best, shares))
-}
-
-impl Layer {
-    fn find(ledger: &[LedgerEntry], loc: &Loc) -> Option<Layer> {
-        let entry = ledger.iter().find(|e| e.loc == *loc && e.spec != QuantSpec::F32)?;
-        Some(Layer { loc: loc.clone(), spec: entry.spec })
-    }
+    Ok(Kept { config, accuracy: best, shares })
 }
 
 /// What is tried, one after the other; every step keeps those before it.
-fn steps(config: &QuantConfig, layers: &[Layer], accuracy: &Accuracy) -> Vec<Raised> {
+fn steps(config: &QuantConfig, layers: &[&LedgerEntry], accuracy: &Accuracy) -> Vec<Raised> {
     let missed: Vec<String> = accuracy.checked.iter().filter(|c| !c.kept()).map(|c| format!("--{}", c.metric.option())).collect();
     let mut reasons = missed;
     reasons.dedup();
-    let raised = |layer: &Layer, spec: QuantSpec| Raised {
+    let raised = |layer: &LedgerEntry, spec: QuantSpec| Raised {
+        node: layer.node,
         loc: layer.loc.clone(),
         spec,
         reason: format!("raised from {} by {}", layer.spec, reasons.join(", ")),
     };
-    let wanted = |layer: &Layer| config.of(&layer.loc).0;
-    let is_static = |layer: &Layer| matches!(wanted(layer), QuantSpec::Int { scaling: Scaling::Static, .. });
+    let wanted = |layer: &LedgerEntry| config.of(layer.node, &layer.loc).0;
+    let is_static = |layer: &LedgerEntry| matches!(wanted(layer), QuantSpec::Int { scaling: Scaling::Static, .. });
     let dynamic = layers.iter().filter(|l| is_static(l)).map(|l| raised(l, wanted(l).with_scaling(Scaling::Dynamic)));
     let eight = layers.iter().filter_map(|l| match wanted(l) {
         QuantSpec::Int { weights: WeightBits::Four, activations: activations @ Activations::Int8, group, scaling } if has_weights(l) => {
@@ -254,7 +254,7 @@ fn steps(config: &QuantConfig, layers: &[Layer], accuracy: &Accuracy) -> Vec<Rai
 }
 
 /// Whether the layer is a product with weights of 4 bits.
-fn has_weights(layer: &Layer) -> bool {
+fn has_weights(layer: &LedgerEntry) -> bool {
     matches!(layer.spec, QuantSpec::Int { weights: WeightBits::Four, .. })
 }
 
@@ -262,7 +262,7 @@ fn has_weights(layer: &Layer) -> bool {
 fn latest(raised: &[Raised]) -> Vec<Raised> {
     let mut latest: Vec<Raised> = vec![];
     for r in raised {
-        match latest.iter_mut().find(|l| l.loc == r.loc) {
+        match latest.iter_mut().find(|l| l.node == r.node) {
             Some(l) => *l = r.clone(),
             None => latest.push(r.clone()),
         }

@@ -57,6 +57,8 @@ const LARGE: u64 = 1 << 20;
 /// something else takes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LedgerEntry {
+    /// The node of the graph that was quantized.
+    pub node: Node,
     /// The ONNX nodes of the product.
     pub loc: Loc,
     /// How it is computed.
@@ -115,7 +117,7 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
                 stats.ledger.push(entry);
             }
             _ => {
-                stats.ledger.extend(pass.large_constants(node));
+                stats.ledger.extend(pass.large_constants(n, node));
                 pass.out.copy(n)?;
             }
         }
@@ -132,9 +134,10 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
 }
 
 impl LedgerEntry {
-    fn kept(loc: &Loc, reason: impl Into<String>, bytes: u64) -> LedgerEntry {
+    fn kept(node: Node, loc: &Loc, reason: impl Into<String>, bytes: u64) -> LedgerEntry {
         let (source_bytes, packed_bytes) = (bytes, bytes);
         LedgerEntry {
+            node,
             loc: loc.clone(),
             spec: QuantSpec::F32,
             reason: reason.into(),
@@ -190,7 +193,7 @@ struct RatedSite {
 /// The products and attentions of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
 /// input, [`Gates::INPUT`], says whether the quantized result of number `i` counts.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Gates(pub Vec<Loc>);
+pub struct Gates(pub Vec<Node>);
 
 impl Gates {
     /// The name of the input: booleans, at least as many as there are gates.
@@ -231,9 +234,9 @@ impl<'g> Quantizer<'g> {
     }
 
     /// The constant matrices of a product, the scheme that it gets and what said so; or why it stays as it is.
-    fn quantizable(&self, node: &NodeData) -> Result<(Matrices, QuantSpec, String), String> {
+    fn quantizable(&self, n: Node, node: &NodeData) -> Result<(Matrices, QuantSpec, String), String> {
         let matrices = self.matrices(node)?;
-        let (spec, by) = self.config.of(&node.loc);
+        let (spec, by) = self.config.of(n, &node.loc);
         if spec == QuantSpec::F32 {
             return Err(by);
         }
@@ -255,11 +258,11 @@ impl<'g> Quantizer<'g> {
     /// Emits a product, quantized if that is wanted and possible.
     fn product(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
         let bytes = self.constant_bytes(node);
-        let (matrices, mut spec, mut reason) = match self.quantizable(node) {
+        let (matrices, mut spec, mut reason) = match self.quantizable(n, node) {
             Ok(found) => found,
             Err(why_not) => {
                 self.out.copy(n)?;
-                return Ok(LedgerEntry::kept(&node.loc, why_not, bytes));
+                return Ok(LedgerEntry::kept(n, &node.loc, why_not, bytes));
             }
         };
         let QuantSpec::Int { weights: bits, activations, group: wanted_group, .. } = spec else { unreachable!("f32 is not quantizable") };
@@ -310,9 +313,10 @@ impl<'g> Quantizer<'g> {
             Some(axis) => self.out.emit(Concat { axis: wanted.rank() - axis }.into(), &parts, &node.loc)?[0],
             None => parts[0],
         };
-        let y = self.gated(node, y)?;
+        let y = self.gated(n, node, y)?;
         self.out.set(node.outputs[0], y);
         Ok(LedgerEntry {
+            node: n,
             loc: node.loc.clone(),
             spec,
             reason,
@@ -337,10 +341,10 @@ impl<'g> Quantizer<'g> {
     }
 
     /// The quantized result of a node or the one that it had, as its gate says, if it gets one.
-    fn gated(&mut self, node: &NodeData, quantized: Value) -> Result<Value, PassError> {
+    fn gated(&mut self, n: Node, node: &NodeData, quantized: Value) -> Result<Value, PassError> {
         let Some((input, gates)) = &mut self.gates else { return Ok(quantized) };
         let (input, at) = (*input, gates.0.len());
-        gates.0.push(node.loc.clone());
+        gates.0.push(n);
         let slice = Slice::of_axis(self.out.new.ty(input), 0, Dim::from(at), Dim::from(1));
         let gate = self.out.emit(slice.into(), &[input], &node.loc)?[0];
         let gate = self.out.emit(Reshape { shape: Shape::default() }.into(), &[gate], &node.loc)?[0];
@@ -359,7 +363,7 @@ impl<'g> Quantizer<'g> {
             let mut scalings = vec![];
             for &n in &site.products {
                 let node = self.graph.node(n);
-                let Ok((matrices, spec, _)) = self.quantizable(node) else { continue };
+                let Ok((matrices, spec, _)) = self.quantizable(n, node) else { continue };
                 let rounded = self.weights(node, &matrices, spec);
                 for (matrix, rounded) in matrices.data.iter().zip(&rounded) {
                     let columns = matrix.sizes()[1];
@@ -477,7 +481,7 @@ impl<'g> Quantizer<'g> {
 
     /// Emits a product with weights that the model stores as integers. Only its activations follow the scheme.
     fn stored_product(&mut self, n: Node, node: &NodeData, op: &QuantizedMatmul) -> Result<LedgerEntry, PassError> {
-        let (spec, by) = self.config.of(&node.loc);
+        let (spec, by) = self.config.of(n, &node.loc);
         let stored = &node.inputs[1..];
         let bytes = stored.iter().filter_map(|&v| self.graph.as_const(v)).map(|t| t.bytes().len() as u64).sum();
         let entry = |activations, reason| LedgerEntry {
@@ -490,7 +494,7 @@ impl<'g> Quantizer<'g> {
                 },
                 scaling: Scaling::ByError,
             },
-            ..LedgerEntry::kept(&node.loc, reason, bytes)
+            ..LedgerEntry::kept(n, &node.loc, reason, bytes)
         };
         let reason = format!("{by}; weights as the model stores them");
         if !matches!(spec, QuantSpec::Int { activations: Activations::Int8, .. }) {
@@ -521,7 +525,7 @@ impl<'g> Quantizer<'g> {
     }
 
     /// Large constants of floats that a node takes which is no product, each once.
-    fn large_constants(&mut self, node: &NodeData) -> Vec<LedgerEntry> {
+    fn large_constants(&mut self, n: Node, node: &NodeData) -> Vec<LedgerEntry> {
         let mut entries = vec![];
         if moves_constant(&node.op) {
             return entries;
@@ -532,7 +536,7 @@ impl<'g> Quantizer<'g> {
             let bytes = self.graph.as_const(v).map_or(0, |t| t.bytes().len() as u64);
             if bytes >= LARGE && ty.elem.is_float() && ty.quant.is_none() && self.mentioned.insert(v) {
                 let reason = format!("the operator {} of a constant {ty} is no product", node.op.mnemonic());
-                entries.push(LedgerEntry::kept(&node.loc, reason, bytes));
+                entries.push(LedgerEntry::kept(n, &node.loc, reason, bytes));
             }
         }
         entries
@@ -540,7 +544,7 @@ impl<'g> Quantizer<'g> {
 
     /// Emits attention, quantized if that is wanted and possible.
     fn attention(&mut self, n: Node, node: &NodeData, op: &Attention) -> Result<LedgerEntry, PassError> {
-        let (spec, by) = self.config.of(&node.loc);
+        let (spec, by) = self.config.of(n, &node.loc);
         let kept = match spec {
             QuantSpec::F32 => Some(format!("{by}: attention in f32")),
             QuantSpec::Int { activations: Activations::Float, .. } => Some(format!("{by}: attention has no weights")),
@@ -548,7 +552,7 @@ impl<'g> Quantizer<'g> {
         };
         if let Some(kept) = kept {
             self.out.copy(n)?;
-            return Ok(LedgerEntry::kept(&node.loc, kept, 0));
+            return Ok(LedgerEntry::kept(n, &node.loc, kept, 0));
         }
         let mut operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
         for v in &mut operands {
@@ -557,12 +561,12 @@ impl<'g> Quantizer<'g> {
         let op = QuantizedAttention::from(op.clone());
         let y = self.out.emit(op.into(), &operands, &node.loc)?[0];
         let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
-        let y = self.gated(node, y)?;
+        let y = self.gated(n, node, y)?;
         self.out.set(node.outputs[0], y);
         let spec =
             QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Int8, group: Group::Channel, scaling: Scaling::ByError };
         let reason = format!("{by}: attention by rows of queries and keys and columns of values");
-        Ok(LedgerEntry { spec, ..LedgerEntry::kept(&node.loc, reason, 0) })
+        Ok(LedgerEntry { spec, ..LedgerEntry::kept(n, &node.loc, reason, 0) })
     }
 
     fn why_not_attention(&self, node: &NodeData) -> Option<String> {
@@ -707,7 +711,7 @@ pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
     let pass = Quantizer::new(graph, config);
     let mut sites: Vec<Site> = vec![];
     for (n, node) in graph.nodes().filter(|(_, node)| matches!(node.op, Op::Matmul(_))) {
-        let Ok((matrices, ..)) = pass.quantizable(node) else { continue };
+        let Ok((matrices, ..)) = pass.quantizable(n, node) else { continue };
         let operand = node.inputs[usize::from(matrices.left)];
         let axis = channel_axis(graph.ty(operand), matrices.left);
         match sites.iter_mut().find(|s| (s.operand, s.axis) == (operand, axis)) {
@@ -721,7 +725,7 @@ pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
 /// The constant matrices of a site's products, `[k, n]` in f32 with the channels of the operand as rows, and how each is quantized.
 pub(crate) fn weights(graph: &Graph, config: &QuantConfig, site: &Site) -> Vec<(Tensor, QuantSpec)> {
     let pass = Quantizer::new(graph, config);
-    let found = site.products.iter().filter_map(|&n| pass.quantizable(graph.node(n)).ok());
+    let found = site.products.iter().filter_map(|&n| pass.quantizable(n, graph.node(n)).ok());
     found.flat_map(|(matrices, spec, _)| matrices.data.into_iter().map(move |w| (w, spec))).collect()
 }
 

@@ -3,7 +3,7 @@
 use regex::Regex;
 use std::fmt;
 use std::str::FromStr;
-use tfc_ir::graph::Loc;
+use tfc_ir::graph::{Loc, Node};
 
 /// How one matrix product is computed: `f32`, `w8a8`, `w4a8:g64`, `w4a16:g128`, …
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -166,8 +166,8 @@ pub struct QuantConfig {
     pub spec: QuantSpec,
     /// For products with an ONNX node whose name the expression finds; the last one that does, holds.
     pub overrides: Vec<(Regex, QuantSpec)>,
-    /// Products that get another scheme than these say, each with the reason, so that a promise about accuracy is kept. They are
-    /// called by all of their ONNX nodes.
+    /// Nodes of the graph to quantize that get another scheme than these say, each with the reason, so that a promise about accuracy
+    /// is kept.
     pub raised: Vec<Raised>,
     /// Whether every quantized product and attention is computed as it was as well, and an input decides which result counts: see
     /// [`super::Gates`].
@@ -177,6 +177,8 @@ pub struct QuantConfig {
 /// A product with a scheme of its own.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Raised {
+    /// The node.
+    pub node: Node,
     /// Its place in the model.
     pub loc: Loc,
     /// Its scheme.
@@ -202,9 +204,9 @@ impl QuantConfig {
         specs.into_iter().any(|s| matches!(s, QuantSpec::Int { scaling: Scaling::Static, .. }))
     }
 
-    /// The scheme for the product that came from `loc`, and what decided it.
-    pub fn of(&self, loc: &Loc) -> (QuantSpec, String) {
-        if let Some(raised) = self.raised.iter().rev().find(|r| r.loc == *loc) {
+    /// The scheme for a node, and what decided it.
+    pub fn of(&self, node: Node, loc: &Loc) -> (QuantSpec, String) {
+        if let Some(raised) = self.raised.iter().rev().find(|r| r.node == node) {
             return (raised.spec, raised.reason.clone());
         }
         let found = self.overrides.iter().rev().find(|(r, _)| loc.names().any(|n| r.is_match(n)));
@@ -236,12 +238,18 @@ mod tests {
         let over = |r: &str, s: &str| (Regex::new(r).unwrap(), s.parse().unwrap());
         let overrides = vec![over("layer", "w8a8"), over("layer.1/", "f32")];
         let mut config = QuantConfig { spec: "w4a8".parse().unwrap(), overrides, ..QuantConfig::default() };
-        let of = |name| config.of(&Loc::node(name)).0.to_string();
+        let [first, second] = [0, 1].map(Node::from_u32);
+        let of = |name| config.of(first, &Loc::node(name)).0.to_string();
         assert_eq!([of("head"), of("/layer.0/MatMul"), of("/layer.1/MatMul")], ["w4a8", "w8a8", "f32"]);
         assert!(!config.is_f32() && QuantConfig::default().is_f32());
-        config.raised.push(Raised { loc: Loc::node("/layer.1/MatMul"), spec: "w8a8".parse().unwrap(), reason: "a promise".into() });
-        let of = |name| config.of(&Loc::node(name));
-        assert_eq!(of("/layer.1/MatMul"), ("w8a8".parse().unwrap(), "a promise".to_string()));
-        assert_eq!(of("/layer.1/Gemm").1, "--quant-override 'layer.1/'");
+        config.raised.push(Raised {
+            node: second,
+            loc: Loc::node("/layer.1/MatMul"),
+            spec: "w8a8".parse().unwrap(),
+            reason: "a promise".into(),
+        });
+        let of = |node, name| config.of(node, &Loc::node(name));
+        assert_eq!(of(second, "/layer.1/MatMul"), ("w8a8".parse().unwrap(), "a promise".to_string()));
+        assert_eq!(of(first, "/layer.1/MatMul").1, "--quant-override 'layer.1/'");
     }
 }
