@@ -306,8 +306,8 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_real_function_or_near_a_half() {
-        for scale in [1e-5f32, 0.001, 0.0026, 0.03125, 0.7] {
-            let op = ops::QuantizeStatic { scale: scale.into(), zero_point: -7 };
+        for (scale, zero_point) in [(1e-5f32, -7), (0.001, 0), (0.0026, 0), (0.0026, -127), (0.03125, -7), (0.7, 100)] {
+            let op = ops::QuantizeStatic { scale: scale.into(), zero_point };
             let ends = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::MAX, -1e30, 1e30, f32::MAX, -0.0, 1e-30, -1e-30];
             let xs: Vec<f32> = (-60_000..60_000).map(|i| i as f32 / 9_973.0).chain(ends).collect();
             let mut kernel = kernel(xs.len(), |exprs, x| {
@@ -321,7 +321,7 @@ mod tests {
                 for (&x, &y) in xs.iter().zip(bytemuck::cast_slice::<u8, i8>(&buffers[1])) {
                     let exact = 0.5 * f64::from(x) * (1.0 + libm::erf(f64::from(x) * FRAC_1_SQRT_2)) / f64::from(scale);
                     let exact = if exact.is_nan() { 0.0 } else { exact };
-                    let off = (exact - 7.0).clamp(-128.0, 127.0) - f64::from(y);
+                    let off = (exact + zero_point as f64).clamp(op.scheme().min.into(), 127.0) - f64::from(y);
                     assert!(off.abs() <= 0.5 + 1.0 / 30.0, "{}: {y} for {x}, off by {off}", cpu.name);
                 }
             }
