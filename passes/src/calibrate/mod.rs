@@ -32,6 +32,9 @@ pub const MAX_ROWS_BYTES: usize = 256 << 20;
 /// The fewest rows of a value that are kept, if the data has so many.
 pub const MIN_ROWS: usize = 64;
 
+/// The fewest rows that each part of the data offers.
+const OFFERED: usize = 64;
+
 /// What can evaluate graphs on calibration data.
 pub trait Oracle: Send + Sync {
     /// In how many parts the data is evaluated.
@@ -91,14 +94,22 @@ pub fn observe(graph: &Graph, taps: &[Tap], calibration: &Calibration) -> Result
     let rows = (MAX_ROWS_BYTES / row_bytes.max(1)).clamp(MIN_ROWS, MAX_ROWS);
     // Every so many parts give rows, so many each.
     let (every, of_each) = (batches.div_ceil(rows), (rows / batches).max(1));
-    let Taps { graph: observer, layout } = tapped(graph, taps, mask, of_each)?;
+    // Parts offer rows at the same places, so each gives others of them: tokens at one place are alike in many models.
+    let places = OFFERED.div_ceil(of_each);
+    let Taps { graph: observer, layout } = tapped(graph, taps, mask, of_each * places)?;
     let mut accumulators: Vec<Accumulator> = taps.iter().map(|t| Accumulator::new(t.channels(graph))).collect();
     calibration.oracle.evaluate(&observer, &mut |batch, results| {
         for (part, accumulator) in layout.parts(&results).zip(&mut accumulators) {
-            accumulator.add(&part, batch % every == 0);
+            accumulator.add(&part, (0..if batch % every == 0 { of_each } else { 0 }).map(|i| i * places + place(batch, i, places)));
         }
     })?;
     Ok(taps.iter().zip(accumulators).map(|(t, a)| (t.value, a.finish(t.axis))).collect())
+}
+
+/// Which of so many places row `i` of a part comes from: all of them are as likely, and the first part gives the first.
+fn place(part: usize, i: usize, places: usize) -> usize {
+    let mixed = (part as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7 * (i % 64) as u32);
+    (mixed >> 32) as usize % places
 }
 
 #[cfg(test)]

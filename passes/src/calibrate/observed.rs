@@ -20,8 +20,8 @@ pub struct Observed {
     pub mean: Vec<f64>,
     /// The mean of the squares of each channel.
     pub mean_square: Vec<f64>,
-    /// Some of the rows, `[rows, channels]` in row-major order: of every part of the data as many, at equal distances, the
-    /// first one among them.
+    /// Some of the rows, `[rows, channels]` in row-major order: of every part of the data as many, at about equal distances, from
+    /// other places of each part; the first row of the first part is among them.
     pub rows: Vec<f32>,
 }
 
@@ -83,8 +83,8 @@ impl Accumulator {
         Accumulator { count: 0, min, max, sum_of_squares: sum.clone(), sum, rows: vec![] }
     }
 
-    /// Adds what was seen in one part; its rows only if they are wanted.
-    pub(super) fn add(&mut self, part: &Part, with_rows: bool) {
+    /// Adds what was seen in one part, and those of its rows that count among the given ones.
+    pub(super) fn add(&mut self, part: &Part, rows: impl Iterator<Item = usize>) {
         // A NaN stays, on either side.
         let pick = |to: &mut f32, x: f32, better: bool| {
             if x.is_nan() || better {
@@ -96,9 +96,9 @@ impl Accumulator {
         self.max.iter_mut().zip(&*part.max).for_each(|(to, &x)| pick(to, x, x > *to));
         self.sum.iter_mut().zip(&*part.sum).for_each(|(to, &x)| *to += f64::from(x));
         self.sum_of_squares.iter_mut().zip(&*part.sum_of_squares).for_each(|(to, &x)| *to += f64::from(x));
-        if with_rows {
-            let rows = part.rows.chunks_exact(self.min.len().max(1));
-            rows.zip(part.valid.iter()).filter(|(_, valid)| **valid).for_each(|(row, _)| self.rows.extend(row));
+        let channels = self.min.len();
+        for row in rows.filter(|&row| part.valid[row]) {
+            self.rows.extend(&part.rows[row * channels..][..channels]);
         }
     }
 

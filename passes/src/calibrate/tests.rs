@@ -91,6 +91,21 @@ fn rows_do_not_grow_with_the_data() {
     assert_eq!(first.sample().next().unwrap(), x);
 }
 
+/// Parts of few rows, of which each gives one: rows of all places are there, not those of one place only.
+#[test]
+fn rows_come_from_all_places() {
+    let source =
+        "tfc.ir 1 symbol s 0..9 input %x: f32[s, 32] const %w: f32[32, 16] = splat 0.5 %y = matmul %x, %w : f32[s, 16] output y = %y";
+    let graph = text::parse(source, None).unwrap();
+    let part = |_| (Bindings::from([(Symbol::new("s"), 8)]), vec![Tensor::of(&[8, 32], (0..256).map(|i| (i / 32) as f32).collect())]);
+    let oracle = Arc::new(Interpreter { parts: (0..MAX_ROWS).map(part).collect() });
+    let tap = Tap { value: graph.inputs()[0], axis: 1 };
+    let statistics = observe(&graph, &[tap], &Calibration { oracle, mask: None }).unwrap();
+    let mut seen = [0; 8];
+    statistics.of(tap.value).unwrap().sample().for_each(|row| seen[row[0] as usize] += 1);
+    assert!(seen.iter().all(|n| (MAX_ROWS / 12..MAX_ROWS / 5).contains(n)), "{seen:?}");
+}
+
 #[test]
 fn all_positions_may_be_hidden() {
     let graph = text::parse(SOURCE, None).unwrap();
