@@ -56,7 +56,7 @@ impl Channels {
         Channels { sizes, of: (0..count as u32).collect() }
     }
 
-    /// The same channels for a value with the other size 1 at an axis, which elements there agree on if all of `ties` are kept.
+    /// Those of a value that is repeated along an axis: of what is different there, `ties` get pairs.
     fn tied(&self, axis: usize, ties: &mut Vec<(u32, u32)>) -> Channels {
         self.replaced(axis, |line| {
             ties.extend(line[1..].iter().filter(|&&c| c != line[0]).map(|&c| (line[0], c)));
@@ -143,6 +143,7 @@ impl Channels {
         Some(all)
     }
 
+    /// Whether all elements along an axis belong to one channel, for every index of the others.
     fn is_constant_along(&self, axis: usize) -> bool {
         let mut constant = true;
         self.replaced(axis, |line| {
@@ -152,7 +153,7 @@ impl Channels {
         constant
     }
 
-    /// The element at a place counts as one of the channel.
+    /// The channel of every element, `None` where it stays as it is.
     fn iter(&self) -> impl Iterator<Item = Option<usize>> + '_ {
         self.of.iter().map(|&c| (c != Channels::NONE).then_some(c as usize))
     }
@@ -289,7 +290,9 @@ impl Path {
             }
             How::Again { op, args, mapped } => {
                 let mut operands = args.clone();
-                for (i, path) in mapped {
+                // Zeros that are only scaled stay absent.
+                let absent = |path: &Path| matches!(path.how, How::Zeros(_)) && map.shift.is_none();
+                for (i, path) in mapped.iter().filter(|(_, path)| !absent(path)) {
                     let shared = t.plan(path.term).filter(|plan| plan.axis.is_none() && matches!(**op, Op::Slice(_))).cloned();
                     let operand = match shared {
                         Some(plan) => plan.build(t)?,
@@ -601,5 +604,47 @@ impl Plan {
             x = t.add(Add {}.into(), &[x, shift])?;
         }
         Some(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eqsat::Program;
+    use tfc_ir::text;
+
+    fn shape(dims: &[&str]) -> Shape {
+        dims.iter().map(|d| d.parse::<i64>().map_or_else(|_| Dim::symbol(d), Dim::from)).collect()
+    }
+
+    #[test]
+    fn reshapes_regroup_the_axes_of_channels_only() {
+        let along = |sizes: &[usize]| Channels { sizes: sizes.to_vec(), of: (0..sizes.iter().product::<usize>() as u32).collect() };
+        let before = |from: &[&str], to: &[&str], sizes: &[usize]| along(sizes).before_reshape(&shape(from), &shape(to)).map(|c| c.sizes);
+        assert_eq!(before(&["b", "n", "4", "8"], &["b", "n", "32"], &[1, 1, 32]), Some(vec![1, 1, 4, 8]));
+        assert_eq!(before(&["b", "n", "32"], &["b", "n", "4", "8"], &[1, 1, 4, 8]), Some(vec![1, 1, 32]));
+        assert_eq!(before(&["b", "1", "n", "32"], &["b", "n", "32"], &[1, 1, 32]), Some(vec![1, 1, 1, 32]));
+        // One number for all of a head: its elements share it, and heads are apart.
+        let per_head = along(&[1, 1, 4, 1]).before_reshape(&shape(&["b", "n", "32"]), &shape(&["b", "n", "4", "8"])).unwrap();
+        assert_eq!((per_head.sizes, &per_head.of[6..10]), (vec![1, 1, 32], &[0, 0, 1, 1][..]));
+        // Channels and positions become one axis of unknown size.
+        assert_eq!(before(&["n", "32"], &["32", "n"], &[32, 1]), None);
+    }
+
+    /// A norm without bias gets one only if it is shifted.
+    #[test]
+    fn zeros_are_added_for_shifts_only() {
+        let source = "tfc.ir 1 symbol n 1..9 input %x: f32[n, 4] const %g: f32[4] = splat 2.0
+            %y = layer_norm %x, %g {axes = 1, epsilon = 0.001} : f32[n, 4] output y = %y";
+        let graph = text::parse(source, None).unwrap();
+        let mut program = Program::new(&graph);
+        let y = program.term(graph.outputs()[0].value);
+        let mut terms = program.terms();
+        let (path, ties) = Path::find(&terms, y, Channels::along(1, 2, 4), true).unwrap();
+        assert_eq!((path.family(), ties), (Family::LayerNorm, vec![]));
+        for (shift, operands) in [(None, 2), (Some(vec![1.0; 4]), 3)] {
+            let mapped = path.build(&mut terms, &ChannelMap { scale: vec![2.0; 4], shift }).unwrap();
+            assert_eq!(terms.forms(mapped)[0].args.len(), operands);
+        }
     }
 }

@@ -39,7 +39,8 @@ mod tests {
         /// The mean error of all rows vanishes, and the squared error does not grow.
         #[test]
         fn the_mean_error_vanishes(
-            w in prop::collection::vec(-1f32..1.0, 60), rows in prop::collection::vec(-1f64..3.0, 100), group in prop::option::of(3u32..6), four: bool,
+            w in prop::collection::vec(-1f32..1.0, 60), rows in prop::collection::vec(-1f64..3.0, 100),
+            group in prop::option::of(3u32..6), four: bool,
         ) {
             let (k, n) = (20, 3);
             let bits = if four { WeightBits::Four } else { WeightBits::Eight };

@@ -86,8 +86,10 @@ pub(super) fn affine(lo: f64, hi: f64, levels: f64) -> (f64, f64) {
 }
 
 /// The map after which one scale and one zero point do for all channels what those of each channel did before (RepQ-ViT, Li et al.
-/// 2023): with the target `s` and a whole `z`, `x' = s (x / s_j + z_j - z)`, so `x' / s + z = x / s_j + z_j`. Rounding the zero point before the
-/// shift is formed is what makes the codes equal. A channel without a range keeps its scale.
+/// 2023): with the target `s` and a whole `z`, `x' = s (x / s_j + z_j - z)`, so `x' / s + z = x / s_j + z_j`. Rounding the zero point
+/// before the shift is formed is what makes the codes equal. A channel without a range keeps its scale.
+///
+/// Returns scales and shifts by channel, and the target's scale and zero point.
 pub(super) fn reparameterized(quantizers: &[(f64, f64)], target: Target) -> (Vec<f64>, Vec<f64>, (f64, f64)) {
     let ranged = || quantizers.iter().filter(|(s, _)| *s > 0.0);
     let scale = target.of(&ranged().map(|q| q.0).collect::<Vec<_>>());

@@ -3,8 +3,8 @@
 //! For every operand of products that `quantize` will round, and that `calibrate` observed, it asks which maps `x' = (x - z) / s` by
 //! channel what computes the operand can absorb ([`Path`]), lets methods propose numbers, and takes those after which rounding loses
 //! least ([`search`]). The maps are plans in an e-graph, where rules ([`rules::folding`]) add the products with mapped operands; what is
-//! extracted pays for a second norm, or for the way back, only where that is worth it. Nothing but f32 and f64 is mapped: weights in 16 bits
-//! would lose to the map what they gain.
+//! extracted pays for a second norm, or for the way back, only where that is worth it. Nothing but f32 and f64 is mapped: weights in
+//! 16 bits would lose to the map what they gain.
 
 mod candidates;
 mod objective;
@@ -77,7 +77,8 @@ pub struct Fold {
     pub strength: Option<f32>,
     /// Channels with a range above five times the median.
     pub outliers: usize,
-    /// The estimated relative error of the products by rounding, the root of the mean of ‖y - ŷ‖² / ‖y‖² over rows, of the operand as it is,
+    /// The estimated relative error of the products by rounding, the root of the mean of ‖y - ŷ‖² / ‖y‖² over rows, of the operand as it
+    /// is,
     pub plain_error: f64,
     /// and of the mapped one.
     pub folded_error: f64,

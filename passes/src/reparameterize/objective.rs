@@ -136,7 +136,8 @@ impl Operand {
         mapped
     }
 
-    /// Mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less where the scheme leaves the choice.
+    /// Mapped rows in 8 bits: symmetric with a scale per row, or by one range for all, whichever costs less where the scheme leaves the
+    /// choice.
     fn rounded(&self, map: &ChannelMap, mapped: Vec<f32>) -> RoundedRows {
         let weights: Vec<f32> = self.squares.iter().zip(&map.scale).map(|(w, s)| w * s * s).collect();
         let error = |values: &[f32]| -> f64 {

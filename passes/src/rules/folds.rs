@@ -1,9 +1,9 @@
 //! Folds: a map by channel before a product is undone by its matrix and absorbed by what computes the operand.
 //!
 //! They fire for values that have a [`Plan`](crate::absorb::Plan), which says with which numbers; `reparameterize` makes plans and
-//! is the only pass that uses these rules. The identity is `x · W = x' · (diag(s) W) + z · W` with `x' = (x - z) / s`. Whatever else takes
-//! `x` keeps it. Sources: LayerNorm and RMSNorm SmoothQuant (Xiao et al. 2023), with a shift Outlier Suppression+ (Wei et
-//! al. 2023) and RepQ-ViT (Li et al. 2023); values and gated projections AWQ (Lin et al. 2024).
+//! is the only pass that uses these rules. The identity is `x · W = x' · (diag(s) W) + z · W` with `x' = (x - z) / s`. Whatever else
+//! takes `x` keeps it. Sources: for norms SmoothQuant (Xiao et al. 2023), with a shift Outlier Suppression+ (Wei et al. 2023) and
+//! RepQ-ViT (Li et al. 2023); for values and gated projections AWQ (Lin et al. 2024).
 
 use super::Numerics::Rounding;
 use super::Use::Explore;
