@@ -501,9 +501,17 @@ fn the_same_graph_gives_the_same_text() {
     assert_eq!(text(), text());
 }
 
-/// What else takes a norm gets it back by a product with the scales, which costs less than a second norm.
+/// What else takes a norm gets it back by a product with the scales and a sum with the shifts, which cost less than a second norm.
 #[test]
 fn what_else_takes_a_norm_undoes_the_map() {
+    let (out, _) = folds_by("unfold-norm", |m| {
+        let x = m.input("2, seq, 32");
+        let n = m.layer_norm(x);
+        let y = m.linear(n, 32);
+        let y = m.op(Gelu { tanh: false }, &[y]);
+        m.op(Add {}, &[n, y])
+    });
+    assert_eq!(count(&out, "layer_norm"), 1);
     let (out, _) = folds_by("unfold-norm", |m| {
         let x = m.input("2, seq, 32");
         let gamma = m.outliers(WIDTH, 60.0);

@@ -299,10 +299,21 @@ fn own_cost(egraph: &Classes, class: Id, enode: &ENode, cx: &Context) -> f64 {
             if foldable {
                 return cost::folded(&types, result, cx);
             }
+            if gives_norm_back(egraph, class, op) {
+                return cost::work(op, &types, &[result], cx);
+            }
             let cost = cost::node(op, &types, &[result], cx);
             cost + unmapped(egraph, op, args, cost)
         }
     }
+}
+
+/// Whether a sum or product gives back a norm that a plan maps: the kernel that makes the mapped norm makes it as well, without a
+/// launch or reading anything.
+fn gives_norm_back(egraph: &Classes, class: Id, op: &Op) -> bool {
+    let is_norm = |n: &ENode| matches!(n, ENode::Apply { op, .. } if matches!(**op, Op::LayerNorm(_) | Op::RmsNorm(_)));
+    let class = &egraph[class];
+    matches!(op, Op::Add(_) | Op::Mul(_)) && class.data.plan.is_some() && class.iter().any(is_norm)
 }
 
 /// What a product or a slice loses, which costs `cost` itself, if its operand is to be mapped and is not.
