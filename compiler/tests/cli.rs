@@ -683,6 +683,101 @@ fn models_are_quantized() {
     p.run("check p.tir --quant w4a8").expect(0, &["everything is supported"]);
 }
 
+/// `y = relu(x w1) w2` with numbers that no grid hits, all of different sizes.
+fn perceptron() -> Vec<u8> {
+    let weight = |name: &str, dims: &[i64], seed: i64| {
+        let n = dims.iter().product::<i64>();
+        let raw_data = (0..n).flat_map(|i| (((i * 7919 + seed) % 1009) as f32 / 504.0 - 1.0).powi(3).to_le_bytes()).collect();
+        TensorProto { name: name.into(), data_type: F32, dims: dims.to_vec(), raw_data, ..Default::default() }
+    };
+    let named = |name: &str, node: NodeProto| NodeProto { name: name.into(), ..node };
+    let graph = GraphProto {
+        name: "perceptron".into(),
+        node: vec![
+            named("/first/MatMul", node("MatMul", &["x", "w1"], "h")),
+            node("Relu", &["h"], "r"),
+            named("/second/MatMul", node("MatMul", &["r", "w2"], "y")),
+        ],
+        input: vec![value("x", F32, &["batch", "64"])],
+        output: vec![value("y", F32, &["batch", "32"])],
+        initializer: vec![weight("w1", &[64, 96], 17), weight("w2", &[96, 32], 5)],
+        ..Default::default()
+    };
+    let opset = OperatorSetIdProto { version: 17, ..Default::default() };
+    let model = ModelProto { ir_version: 8, opset_import: vec![opset], graph: MessageField::some(graph), ..Default::default() };
+    model.write_to_bytes().expect("a message")
+}
+
+/// A budget that holds at once, one that raises layers, one that cannot be met; and what contradicts itself.
+#[test]
+fn promises_are_kept_by_raising_layers() {
+    let p = Place::new();
+    fs::write(p.path("p.onnx"), perceptron()).unwrap();
+    let write = |file: &str, name: &str, sizes: &[usize], at: &dyn Fn(usize) -> f64| {
+        let t = tfc_ir::tensor::Tensor::build(Elem::F32, sizes, |i| tfc_ir::tensor::Scalar::Float(at(i)));
+        tfc::npz::write(File::create(p.path(file)).unwrap(), [(name, t.elem(), t.sizes(), &t.bytes()[..])]).unwrap();
+    };
+    let sample = |i: usize| ((i * 7919 + i / 64 * 31) % 1013) as f64 / 500.0 - 1.0;
+    write("s.npz", "x", &[40, 64], &sample);
+    let line = "compile p.onnx --quant w4a8 --calib s.npz --cpu-variants baseline,avx2";
+    let json =
+        |file: &str| -> serde_json::Value { serde_json::from_str(&p.run(&format!("inspect {file} --json")).expect(0, &[]).out).unwrap() };
+
+    let r = p.run(&format!("{line} --max-error 0.5 -o easy.so")).expect(0, &["on 8 samples that were held out", "kept", "2 products"]);
+    assert!(!r.err.contains("raised"), "{}", r.err);
+    let measured = json("easy.so")["accuracy"][0].clone();
+    assert_eq!((&measured["name"], &measured["limit"]), (&"max-error".into(), &0.5.into()));
+    let error = measured["value"].as_f64().unwrap();
+    assert!((0.02..0.5).contains(&error), "{error}");
+
+    // Half of what 4 bits reach.
+    let raising = format!("{line} --max-error {} -o raised.so", error / 2.0);
+    p.run(&raising).expect(0, &["raised from w4a8", "by --max-error", "kept"]);
+    let manifest = json("raised.so");
+    assert!(manifest["accuracy"][0]["value"].as_f64().unwrap() <= error / 2.0, "{manifest}");
+    let raised = |e: &serde_json::Value| e["reason"].as_str().unwrap().contains("raised from");
+    assert!(manifest["quantization"].as_array().unwrap().iter().any(raised), "{}", manifest["quantization"]);
+    let first = p.read("raised.so");
+    p.run(&raising).expect(0, &[]);
+    assert!(first == p.read("raised.so"), "the same data gave other code");
+
+    let files = p.files();
+    let hopeless = ["an accuracy budget was missed", "with every layer in f32", "as it was asked for"];
+    p.run(&format!("{line} --quant-override /first=w4a8 --max-error 1e-30 -o hopeless.so")).expect(4, &hopeless);
+    assert_eq!(files, p.files());
+
+    write("nan.npz", "x", &[40, 64], &|i| if i == 70 { f64::NAN } else { sample(i) });
+    write("other.npz", "z", &[40, 64], &sample);
+    write("narrow.npz", "x", &[40, 63], &sample);
+    write("few.npz", "x", &[8, 64], &sample);
+    write("none.npz", "x", &[0, 64], &sample);
+    write("zeros.npz", "x", &[40, 64], &|_| 0.0);
+    for (options, code, pieces) in [
+        ("--max-error 0.1", 2, &["--max-error", "--calib"][..]),
+        ("--quant w8a8:static", 2, &["static activations", "--calib", ":dynamic"]),
+        ("--calib s.npz", 2, &["--quant"]),
+        ("--quant w8a8 --calib-mask x", 2, &["--calib"]),
+        ("--quant w8a8 --calib s.npz --holdout 0 --max-kl 1", 2, &["--holdout 0", "--max-kl"]),
+        ("--quant w8a8 --calib s.npz --calib-mask m", 2, &["--calib-mask m", "`x`"]),
+        ("--quant w8a8 --calib s.npz --max-error z=1", 2, &["`z`", "`y`"]),
+        ("--quant w8a8 --calib s.npz --holdout 40", 1, &["40 samples, of which 40"]),
+        ("--quant w8a8 --calib few.npz", 1, &["8 samples, of which 8", "--holdout"]),
+        ("--quant w8a8 --calib none.npz", 1, &["no samples", "none.npz"]),
+        ("--quant w8a8 --calib nan.npz", 1, &["element 70", "NaN", "nan.npz", "`x`"]),
+        ("--quant w8a8 --calib other.npz", 1, &["`x`", "`z`", "no such member"]),
+        ("--quant w8a8 --calib narrow.npz", 1, &["f32[batch, 64]", "[40, 63]"]),
+        ("--quant w8a8 --calib absent.npz", 1, &["absent.npz"]),
+    ] {
+        p.run(&format!("compile p.onnx -o bad.so {options}")).expect(code, pieces);
+        assert!(!p.path("bad.so").exists(), "{options}");
+    }
+    // Nothing but zeros is no range, and no error.
+    p.run("compile p.onnx --quant w8a8:static --calib zeros.npz -o zeros.so").expect(0, &[]);
+    // All samples may be learned from; then nothing is measured.
+    let r = p.run("compile p.onnx --quant w8a8 --calib s.npz --holdout 0 -o all.so").expect(0, &[]);
+    assert!(!r.err.contains("held out"), "{}", r.err);
+}
+
 /// Logits of two classes with a mask over positions.
 const CLASSES: &str = "tfc.ir 1
 symbol batch 1..1000

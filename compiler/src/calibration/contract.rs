@@ -2,7 +2,7 @@
 //!
 //! If a promise does not hold, layers are raised, worst first, until it does: to ranges that are found at run time, where these were
 //! fixed by the user, then to weights of 8 bits, then to f32. Worst is the layer without whose roundings the error of the whole model is
-//! smallest. That is measured by one program in which gates choose between the quantized and the exact result of every layer
+//! smallest; what `--quant-override` says of a layer holds. That is measured by one program in which gates choose between the quantized and the exact result of every layer
 //! ([`Gates`]). How many steps of this ranking it takes is found by bisection, each step measured by the code that would ship.
 
 use super::data::Batch;
@@ -202,7 +202,9 @@ pub fn keep(
     if accuracy.kept() {
         return Ok(Kept { config: config.clone(), accuracy, shares });
     }
-    let entry = |node: Node| plain.ledger.iter().find(|e| e.node == node && e.spec != QuantSpec::F32);
+    // What the user decided for a layer holds.
+    let free = |e: &&LedgerEntry| e.spec != QuantSpec::F32 && !config.overrides(&e.loc);
+    let entry = |node: Node| plain.ledger.iter().filter(free).find(|e| e.node == node);
     let by_rank: Vec<&LedgerEntry> = shares.iter().filter_map(|(node, _)| entry(*node)).collect();
     let steps = steps(config, &by_rank, &accuracy);
     let with = |count: usize| QuantConfig { raised: steps[..count].to_vec(), ..config.clone() };
@@ -273,7 +275,11 @@ fn latest(raised: &[Raised]) -> Vec<Raised> {
 fn unkept(first: &Accuracy, best: &Accuracy) -> Box<Diagnostic> {
     let failure = missed(&best.checked).unwrap_or_else(|| Diagnostic::bug("a promise is missed and kept"));
     failure
-        .note(format!("with every layer in f32, on {} held-out samples:\n{}", best.samples, promises_table(&best.checked)))
+        .note(format!(
+            "with every layer in f32 that no --quant-override fixes, on {} held-out samples:\n{}",
+            best.samples,
+            promises_table(&best.checked)
+        ))
         .note(format!("as it was asked for:\n{}", promises_table(&first.checked)))
-        .help("promise less; what is left is what rewrites in f32 change")
+        .help("promise less, or override less; what is left without overrides is what rewrites in f32 change")
 }

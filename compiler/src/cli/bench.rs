@@ -69,6 +69,7 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let before_main = time_before_main(start);
     let load = Instant::now();
+    args.level.quantization.mask_has_samples()?;
     let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
     let load = load.elapsed();
     let model = Arc::new(source.model);

@@ -160,6 +160,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     check_folder(&plan)?;
     let target = target(args.target.as_deref())?;
     let cpus = cpus(args, &target)?;
+    args.level.quantization.mask_has_samples()?;
     let mut options = driver_options(&args.level, &args.shapes, console)?;
     options.promise(args.accuracy.promise(), args.debugging.opt_report)?;
     let pipeline = options.pipeline();

@@ -121,6 +121,20 @@ impl Quantization {
         }))
     }
 
+    /// For commands that use the mask for calibration only.
+    ///
+    /// # Errors
+    /// When there is a mask and nothing to calibrate on.
+    pub fn mask_has_samples(&self) -> Result<()> {
+        match &self.calib_mask {
+            Some(mask) if self.calib.is_empty() => {
+                Err(Diagnostic::usage(format!("--calib-mask {mask} hides positions of samples, and there are none"))
+                    .help("give samples with --calib DATA.npz"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The options in a fixed form.
     pub fn canonical(&self) -> Vec<String> {
         let quant = format!("--quant={}", self.quant.as_deref().unwrap_or("f32"));

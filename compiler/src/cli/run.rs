@@ -41,6 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
+    args.level.quantization.mask_has_samples()?;
     let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
     let model = Arc::new(source.model);
     if let Some(port) = model.outputs().iter().find(|p| args.outputs.is_some() && !npz::has_type(inputs::elem_of(p.elem))) {

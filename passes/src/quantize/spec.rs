@@ -204,6 +204,11 @@ impl QuantConfig {
         specs.into_iter().any(|s| matches!(s, QuantSpec::Int { scaling: Scaling::Static, .. }))
     }
 
+    /// Whether an override says how a product is computed.
+    pub fn overrides(&self, loc: &Loc) -> bool {
+        self.overrides.iter().any(|(r, _)| loc.names().any(|n| r.is_match(n)))
+    }
+
     /// The scheme for a node, and what decided it.
     pub fn of(&self, node: Node, loc: &Loc) -> (QuantSpec, String) {
         if let Some(raised) = self.raised.iter().rev().find(|r| r.node == node) {
