@@ -303,7 +303,11 @@ impl Path {
                     operands[*i] = operand;
                 }
                 let found = t.add((**op).clone(), &operands)?;
-                (t.ty(found) == t.ty(self.term)).then_some(found)
+                if t.ty(found) != t.ty(self.term) {
+                    return None;
+                }
+                t.stands_for(found, self.term);
+                Some(found)
             }
         }
     }

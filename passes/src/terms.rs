@@ -44,6 +44,9 @@ pub trait Terms {
     /// The value that all of its elements have, if that is known.
     fn splat(&self, t: Term) -> Option<Scalar>;
 
+    /// Says that a term which a rule made computes what `original` does for other numbers: it gets the place in the model that this has.
+    fn stands_for(&mut self, _made: Term, _original: Term) {}
+
     /// The map that it is to get by channel, if one is planned.
     fn plan(&self, _: Term) -> Option<&Arc<Plan>> {
         None

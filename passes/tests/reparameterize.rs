@@ -269,8 +269,16 @@ fn attention(m: &mut Model, groups: usize, fused: bool) -> Value {
 
 #[test]
 fn values_of_attention() {
-    let (_, found) = folds_by("fold-into-value-projection", |m| attention(m, 4, false));
+    let (out, found) = folds_by("fold-into-value-projection", |m| attention(m, 4, false));
     assert_eq!(found.last().unwrap().legal, Legal::ScaleAndShift);
+    // What is made in place of a node is called after that, and nothing else is.
+    let mut names: Vec<&str> = out
+        .nodes()
+        .filter(|(_, n)| ["matmul", "attention"].contains(&n.op.mnemonic()))
+        .flat_map(|(_, n)| n.loc.names().collect::<Vec<_>>())
+        .collect();
+    names.sort_unstable();
+    assert!(names.len() > 4 && names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
     // Without keys the result is 0, shifted or not.
     let (_, found) = folds_by("fold-into-value-projection", |m| {
         m.b.g.symbols.insert(Symbol::new("seq"), Range::ANY);

@@ -41,6 +41,8 @@ pub(super) struct Knowledge {
     /// The constants; equal ones are shared.
     pub(super) constants: Vec<Constant>,
     by_content: HashMap<(u128, Type), u32>,
+    /// Terms that rules made, and those whose place in the model they have.
+    pub(super) stand_ins: Vec<(Id, Id)>,
     /// The type of the e-node that is being added.
     next: Option<Type>,
 }
@@ -53,6 +55,7 @@ impl Knowledge {
             checks: graph.checks.clone(),
             constants: vec![],
             by_content: HashMap::new(),
+            stand_ins: vec![],
             next: None,
         }
     }
@@ -196,6 +199,12 @@ impl Terms for View<'_> {
 
     fn splat(&self, t: Term) -> Option<Scalar> {
         self.0[t].data.splat
+    }
+
+    fn stands_for(&mut self, made: Term, original: Term) {
+        if !self.0.analysis.stand_ins.contains(&(made, original)) {
+            self.0.analysis.stand_ins.push((made, original));
+        }
     }
 
     fn plan(&self, t: Term) -> Option<&Arc<Plan>> {

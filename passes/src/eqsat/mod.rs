@@ -218,6 +218,8 @@ struct Export<'a> {
     constants: HashMap<u32, Value>,
     /// The nodes of the old graph in each class.
     members: HashMap<Id, Vec<Node>>,
+    /// For classes without such nodes, the class in whose place they are, if they are in one's.
+    originals: HashMap<Id, Id>,
     values: &'a [Option<Id>],
 }
 
@@ -229,7 +231,14 @@ impl<'a> Export<'a> {
                 members.entry(egraph.find(values[index(v)].expect("imported"))).or_default().push(n);
             }
         }
-        Export { old, egraph, choice, new: old.emptied(), done: HashMap::new(), constants: HashMap::new(), members, values }
+        // What a rule made in place of something is where that was.
+        let mut originals = HashMap::new();
+        for (made, original) in egraph.analysis.stand_ins.iter().map(|(a, b)| (egraph.find(*a), egraph.find(*b))) {
+            if !members.contains_key(&made) {
+                originals.entry(made).or_insert(original);
+            }
+        }
+        Export { old, egraph, choice, new: old.emptied(), done: HashMap::new(), constants: HashMap::new(), members, originals, values }
     }
 
     fn run(mut self, outputs: &[Id]) -> Result<Graph, PassError> {
@@ -241,7 +250,8 @@ impl<'a> Export<'a> {
             self.done.insert(id, new);
         }
         let order = self.order(outputs);
-        let emitted: BTreeSet<Id> = order.iter().copied().collect();
+        let places = order.iter().filter_map(|id| self.originals.get(id));
+        let emitted: BTreeSet<Id> = order.iter().chain(places).copied().collect();
         let locs = self.locs(&order, &emitted);
         for id in order {
             if !self.done.contains_key(&id) {
@@ -289,7 +299,8 @@ impl<'a> Export<'a> {
         for &id in order.iter().rev() {
             let mut names = locs.remove(&id).unwrap_or_default();
             let mut seen = BTreeSet::new();
-            let mut stack: Vec<Node> = self.members.get(&id).cloned().unwrap_or_default();
+            let place = self.originals.get(&id).unwrap_or(&id);
+            let mut stack: Vec<Node> = self.members.get(place).cloned().unwrap_or_default();
             if !stack.is_empty() {
                 names = Loc::default();
             }
@@ -300,14 +311,14 @@ impl<'a> Export<'a> {
                 names = names.join(&self.old.node(n).loc);
                 for &v in &self.old.node(n).inputs {
                     let class = self.egraph.find(self.values[index(v)].expect("imported"));
-                    if class != id && !emitted.contains(&class) {
+                    if class != *place && !emitted.contains(&class) {
                         stack.extend(self.members.get(&class).into_iter().flatten());
                     }
                 }
             }
             for &child in self.choice.of(id).children() {
                 let child = self.egraph.find(child);
-                if !self.members.contains_key(&child) {
+                if !self.members.contains_key(&child) && !self.originals.contains_key(&child) {
                     locs.entry(child).or_insert_with(|| names.clone());
                 }
             }
