@@ -1,8 +1,8 @@
 //! Samples for a model, from `.npz` archives.
 //!
-//! Members are named like the model's inputs. A member has the input's axes, of which the first is free in the model, and then
+//! Members are named like the model's inputs. A member has the input's axes, of which the first is free in the model or 1, and then
 //! holds one sample per index of it; or it has an axis more in front, and then holds a whole input per index of that. A
-//! member with the input's axes whose first is fixed belongs to all samples of its archive. Archives may differ in all
+//! member of just the shape that the input has in the model, whose first axis is fixed, belongs to all samples of its archive. Archives may differ in all
 //! sizes that are free.
 
 use crate::diag::{Diagnostic, Result, list, table};
@@ -141,6 +141,7 @@ impl Port {
             |sizes: &[usize]| sizes.len() == own.len() && own.iter().zip(sizes).all(|(d, &n)| d.as_const().is_none_or(|d| d == n as i64));
         match shape.split_first() {
             Some((_, rest)) if fits(rest) => Some(Layout::Whole),
+            Some((_, rest)) if own.first().is_some_and(|d| d.is(1)) && !fits(shape) && fits(&[&[1], rest].concat()) => Some(Layout::One),
             _ if !fits(shape) => None,
             _ if own.first().is_some_and(|d| d.as_const().is_none()) => Some(Layout::Batch),
             _ => Some(Layout::Shared),
@@ -153,6 +154,8 @@ impl Port {
 enum Layout {
     /// Along the first axis of the input.
     Batch,
+    /// Along the first axis of the input, which has one index in the model.
+    One,
     /// Along an axis before those of the input.
     Whole,
     /// One value for all samples.
@@ -173,10 +176,9 @@ impl File {
         let faults = mismatches(&archive, ports);
         if !faults.is_empty() {
             let names = list(ports.iter().map(|p| p.name.as_str()));
-            return Err(Diagnostic::failed("the calibration data does not fit the model")
-                .at(place())
-                .note(table(&faults))
-                .help(format!("the model's inputs are: {names}; samples are along the first free axis, or along one more in front")));
+            return Err(Diagnostic::failed("the calibration data does not fit the model").at(place()).note(table(&faults)).help(format!(
+                "the model's inputs are: {names}; samples are along the first axis if it is free or 1, or along one more in front"
+            )));
         }
         let mut members = vec![];
         for port in ports {
@@ -224,6 +226,7 @@ impl File {
             let (sizes, bytes) = match layout {
                 Layout::Shared => return Ok(t.clone()),
                 Layout::Whole => (t.sizes()[1..].to_vec(), part(samples[0])),
+                Layout::One => ([&[1], &t.sizes()[1..]].concat(), part(samples[0])),
                 Layout::Batch => {
                     let mut sizes = t.sizes().to_vec();
                     sizes[0] = samples.len();
@@ -327,7 +330,11 @@ mod tests {
         let path = archive(folder.path(), "x.npz", &[("x", x), ("table", table.clone())]);
         let data = Data::read(&[path], &g, Holdout::Count(0)).unwrap();
         assert_eq!((data.counts(), data.learned.len()), ([3, 0], 3));
-        assert_eq!(data.learned[1].inputs, [Tensor::of(&[1, 4], vec![4f32, 5.0, 6.0, 7.0]), table]);
+        assert_eq!(data.learned[1].inputs, [Tensor::of(&[1, 4], vec![4f32, 5.0, 6.0, 7.0]), table.clone()]);
+        // Along an axis that the model fixes at 1.
+        let rows = Tensor::of(&[3, 4], (0..12).map(|i| i as f32).collect());
+        let path = archive(folder.path(), "rows.npz", &[("x", rows), ("table", table.clone())]);
+        assert_eq!(Data::read(&[path], &g, Holdout::Count(0)).unwrap().learned[1].inputs, data.learned[1].inputs);
         // One whole input is a sample.
         let path =
             archive(folder.path(), "one.npz", &[("x", Tensor::of(&[1, 4], vec![0f32; 4])), ("table", Tensor::of(&[2], vec![0f32; 2]))]);

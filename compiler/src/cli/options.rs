@@ -58,7 +58,7 @@ pub struct Quantization {
     #[arg(long = "quant-override", value_name = "REGEX=SPEC", help_heading = "Quantization")]
     overrides: Vec<String>,
     /// Samples that show what values are like: an archive with members that are named like the inputs. Samples are along the
-    /// first axis of an input if it is free, else along one more in front. Repeatable; files may differ in free sizes.
+    /// first axis of an input if it is free or 1 in the model, else along one more in front. Repeatable; files may differ in free sizes.
     #[arg(long = "calib", value_name = "DATA.npz", help_heading = "Quantization")]
     calib: Vec<PathBuf>,
     /// An input whose zeros are positions that do not count, such as attention_mask.
