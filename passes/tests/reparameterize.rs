@@ -1,5 +1,6 @@
 //! reparameterize: outliers of channels move into weights wherever something absorbs them, nothing else changes, and what is rounded
-//! afterwards loses less.
+//! afterwards loses less. What each fold makes of a graph is in `snapshots`; if a change of it is right, accept it:
+//! `INSTA_UPDATE=always cargo test -p tfc-passes --test reparameterize`.
 
 mod common;
 
@@ -7,9 +8,10 @@ use common::{Build, count, random, random_inputs};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim, Range, Symbol};
-use tfc_ir::graph::{Graph, Value};
+use tfc_ir::graph::{Def, Graph, Value};
 use tfc_ir::ops::*;
 use tfc_ir::tensor::{Scalar, Tensor};
+use tfc_ir::text;
 use tfc_ir::types::Elem;
 use tfc_ir::verify::verify;
 use tfc_passes::calibrate::{Calibration, Oracle, OracleError};
@@ -159,10 +161,37 @@ impl Model {
     }
 }
 
+/// The text form without the elements of constants, but for scalars: behind a fold, what stands for them is which constant of the
+/// graph `before` has the same, or `new`.
+fn abbreviated(graph: &Graph, before: Option<&Graph>) -> String {
+    let labels = text::labels(graph);
+    let as_before = |t: &Tensor, before: &Graph| {
+        let same = before.values().find(|(_, d)| matches!(&d.def, Def::Const(other) if other == t));
+        same.map_or("new".to_string(), |(v, _)| format!("before {}", text::labels(before).get(v)))
+    };
+    let mut written = graph.to_string();
+    for (v, data) in graph.values() {
+        let Def::Const(t) = &data.def else { continue };
+        let declared = format!("\nconst {}: {} = ", labels.get(v), data.ty);
+        let Some(at) = written.find(&declared).map(|at| at + declared.len()).filter(|_| t.rank() > 0) else { continue };
+        let end = at + written[at..].find('\n').expect("a line ends");
+        written.replace_range(at..end, &before.map_or("...".into(), |before| as_before(t, before)));
+    }
+    written
+}
+
+/// Compares a graph before and after passes with the snapshot of a case.
+fn assert_snapshot_of(case: &str, before: &Graph, after: &Graph) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_omit_expression(true);
+    let text = format!("{}\n==== after ====\n{}", abbreviated(before, None), abbreviated(after, Some(before)));
+    settings.bind(|| insta::assert_snapshot!(case, text));
+}
+
 /// Both element types: the fold is exact but for the rounding of one; products that are rounded behind it lose far less than
-/// without it; the rule that is named did it. Returns the f32 graph after the folds, and the report.
+/// without it; the rule that is named did it, and the graph is what the snapshot of the case shows. Returns the f32 graph after the folds, and the report.
 #[track_caller]
-fn folds_by(rule: &str, build: impl Fn(&mut Model) -> Value) -> (Graph, Vec<Fold>) {
+fn folds_by(rule: &str, case: &str, build: impl Fn(&mut Model) -> Value) -> (Graph, Vec<Fold>) {
     let graph = |elem| {
         let mut m = Model::new(elem);
         let y = build(&mut m);
@@ -183,10 +212,11 @@ fn folds_by(rule: &str, build: impl Fn(&mut Model) -> Value) -> (Graph, Vec<Fold
     let quantized = |passes: &str| difference(&narrow, &run(&narrow, passes, "w8a8").0);
     let (plain, folded) = (quantized("quantize"), quantized(&format!("{FOLDED},quantize")));
     assert!(folded < 0.9 * plain, "{plain} without, {folded} with the folds");
+    assert_snapshot_of(case, &narrow, &out);
     (out, found)
 }
 
-/// No operand gets a map.
+/// No operand gets a map, and the graph stays.
 #[track_caller]
 fn never(build: impl Fn(&mut Model) -> Value) -> Vec<Fold> {
     let mut m = Model::new(Elem::F32);
@@ -196,12 +226,14 @@ fn never(build: impl Fn(&mut Model) -> Value) -> Vec<Fold> {
     let found = folds(&stats);
     assert!(found.iter().all(|f| f.method == Method::None), "{found:?}");
     assert!(difference(&g, &out) < 1e-6);
+    let (out, _) = run(&g, "calibrate,reparameterize", "w8a8");
+    assert_eq!(g.to_string(), out.to_string());
     found
 }
 
 #[test]
 fn pre_norm() {
-    let (out, found) = folds_by("fold-into-layer-norm", |m| {
+    let (out, found) = folds_by("fold-into-layer-norm", "pre_norm", |m| {
         let x = m.input("2, seq, 32");
         let n = m.layer_norm(x);
         let (q, k) = (m.linear(n, 32), m.linear(n, 32));
@@ -214,7 +246,7 @@ fn pre_norm() {
 
 #[test]
 fn post_norm_keeps_its_residual() {
-    let (out, _) = folds_by("fold-into-layer-norm", |m| {
+    let (out, _) = folds_by("fold-into-layer-norm", "post_norm_keeps_its_residual", |m| {
         let x = m.input("2, seq, 32");
         let n = m.layer_norm(x);
         let y = m.linear(n, 32);
@@ -227,7 +259,7 @@ fn post_norm_keeps_its_residual() {
 
 #[test]
 fn norms_without_bias_get_one() {
-    let (out, _) = folds_by("fold-into-layer-norm", |m| {
+    let (out, _) = folds_by("fold-into-layer-norm", "norms_without_bias_get_one", |m| {
         let x = m.input("2, seq, 32");
         let (moved, gamma) = (m.outliers(WIDTH, 20.0), m.outliers(WIDTH, 60.0));
         let x = m.op(Add {}, &[x, moved]);
@@ -240,7 +272,7 @@ fn norms_without_bias_get_one() {
 
 #[test]
 fn rms_norm() {
-    let (out, found) = folds_by("fold-into-rms-norm", |m| {
+    let (out, found) = folds_by("fold-into-rms-norm", "rms_norm", |m| {
         let x = m.input("2, seq, 32");
         let gamma = m.outliers(WIDTH, 60.0);
         let n = m.op(RmsNorm { axes: 1, epsilon: 1e-5.into() }, &[x, gamma]);
@@ -269,7 +301,7 @@ fn attention(m: &mut Model, groups: usize, fused: bool) -> Value {
 
 #[test]
 fn values_of_attention() {
-    let (out, found) = folds_by("fold-into-value-projection", |m| attention(m, 4, false));
+    let (out, found) = folds_by("fold-into-value-projection", "values_of_attention", |m| attention(m, 4, false));
     assert_eq!(found.last().unwrap().legal, Legal::ScaleAndShift);
     // What is made in place of a node is called after that, and nothing else is.
     let mut names: Vec<&str> = out
@@ -280,7 +312,7 @@ fn values_of_attention() {
     names.sort_unstable();
     assert!(names.len() > 4 && names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
     // Without keys the result is 0, shifted or not.
-    let (_, found) = folds_by("fold-into-value-projection", |m| {
+    let (_, found) = folds_by("fold-into-value-projection", "values_of_attention_perhaps_without_keys", |m| {
         m.b.g.symbols.insert(Symbol::new("seq"), Range::ANY);
         attention(m, 4, false)
     });
@@ -290,13 +322,13 @@ fn values_of_attention() {
 #[test]
 fn heads_that_share_values_share_numbers() {
     for groups in [1, 2] {
-        folds_by("fold-into-value-projection", |m| attention(m, groups, false));
+        folds_by("fold-into-value-projection", &format!("{groups}_heads_of_values"), |m| attention(m, groups, false));
     }
 }
 
 #[test]
 fn values_repeated_for_all_heads_share_numbers() {
-    folds_by("fold-into-value-projection", |m| {
+    folds_by("fold-into-value-projection", "values_repeated_for_all_heads_share_numbers", |m| {
         let x = m.input("2, seq, 32");
         let (q, k, v) = (m.linear(x, 32), m.linear(x, 16), m.uneven(x, 16));
         let (q, k, v) = (m.heads(q, 4), m.heads(k, 2), m.heads(v, 2));
@@ -315,14 +347,14 @@ fn values_repeated_for_all_heads_share_numbers() {
 
 #[test]
 fn values_that_are_a_slice_leave_the_other_slices() {
-    let (out, _) = folds_by("slice-beside-fold", |m| attention(m, 4, true));
+    let (out, _) = folds_by("slice-beside-fold", "values_that_are_a_slice_leave_the_other_slices", |m| attention(m, 4, true));
     // One product makes queries, keys and values, as before.
     assert_eq!(count(&out, "matmul"), 2);
 }
 
 #[test]
 fn values_of_attention_in_steps() {
-    folds_by("fold-into-product", |m| {
+    folds_by("fold-into-product", "values_of_attention_in_steps", |m| {
         let x = m.input("2, seq, 32");
         let (q, k, v) = (m.linear(x, 32), m.linear(x, 32), m.uneven(x, 32));
         let (q, k, v) = (m.heads(q, 4), m.heads(k, 4), m.heads(v, 4));
@@ -338,7 +370,7 @@ fn values_of_attention_in_steps() {
 #[test]
 fn gated_projections() {
     for swapped in [false, true] {
-        let (_, found) = folds_by("fold-into-gated-up", |m| {
+        let (_, found) = folds_by("fold-into-gated-up", if swapped { "gated_projections_swapped" } else { "gated_projections" }, |m| {
             let x = m.input("2, seq, 32");
             let (gate, up) = (m.linear(x, 64), m.uneven(x, 64));
             let gate = m.op(Silu {}, &[gate]);
@@ -352,7 +384,7 @@ fn gated_projections() {
 #[test]
 fn rectifiers_and_their_squares() {
     for squared in [false, true] {
-        let (_, found) = folds_by("fold-behind-relu", |m| {
+        let (_, found) = folds_by("fold-behind-relu", if squared { "squares_of_rectifiers" } else { "rectifiers" }, |m| {
             let x = m.input("2, seq, 32");
             let y = m.uneven(x, 64);
             let y = m.op(Relu {}, &[y]);
@@ -365,7 +397,7 @@ fn rectifiers_and_their_squares() {
 
 #[test]
 fn products_behind_each_other() {
-    let (_, found) = folds_by("fold-into-product", |m| {
+    let (_, found) = folds_by("fold-into-product", "products_behind_each_other", |m| {
         let x = m.input("2, seq, 32");
         let y = m.uneven(x, 64);
         m.linear(y, 32)
@@ -376,7 +408,7 @@ fn products_behind_each_other() {
 /// A norm without own scale that is scaled and shifted by what is computed from another input.
 #[test]
 fn modulated_norms() {
-    let (_, found) = folds_by("fold-into-summands", |m| {
+    let (_, found) = folds_by("fold-into-summands", "modulated_norms", |m| {
         let (x, c) = (m.input("2, seq, 32"), m.input("2, 32"));
         let ones = m.b.constant(Tensor::build(m.elem, &[32], |_| Scalar::Float(1.0)));
         let n = m.op(LayerNorm { axes: 1, epsilon: 1e-5.into() }, &[x, ones]);
@@ -395,7 +427,7 @@ fn modulated_norms() {
 /// One product makes what modulates two norms and gates both branches: it is still one product afterwards.
 #[test]
 fn modulated_norms_share_a_product() {
-    let (out, found) = folds_by("fold-into-summands", |m| {
+    let (out, found) = folds_by("fold-into-summands", "modulated_norms_share_a_product", |m| {
         let (x, c) = (m.input("2, seq, 32"), m.input("2, 32"));
         let all = m.uneven(c, 6 * 32);
         let all = m.op(Reshape { shape: [2, 1, 192].into_iter().map(Dim::from).collect() }, &[all]);
@@ -421,7 +453,7 @@ fn modulated_norms_share_a_product() {
 
 #[test]
 fn branches_beside_each_other_share_a_norm() {
-    let (out, found) = folds_by("fold-into-layer-norm", |m| {
+    let (out, found) = folds_by("fold-into-layer-norm", "branches_beside_each_other_share_a_norm", |m| {
         let x = m.input("2, seq, 32");
         let n = m.layer_norm(x);
         let (v, h) = (m.linear(n, 32), m.linear(n, 64));
@@ -438,7 +470,7 @@ fn branches_beside_each_other_share_a_norm() {
 /// of a window.
 #[test]
 fn convolutions_take_scales_across_borders() {
-    let (_, found) = folds_by("fold-behind-relu", |m| {
+    let (_, found) = folds_by("fold-behind-relu", "convolutions_take_scales_across_borders", |m| {
         let x = m.input("2, 25, 32");
         let y = m.uneven(x, 16);
         let y = m.op(Relu {}, &[y]);
@@ -501,18 +533,18 @@ fn even_operands_stay() {
 
 #[test]
 fn the_same_graph_gives_the_same_text() {
-    let text = || {
+    let written = || {
         let mut m = Model::new(Elem::F32);
         let y = attention(&mut m, 4, true);
         run(&m.b.done(y), FOLDED, "w4a8:g32").0.to_string()
     };
-    assert_eq!(text(), text());
+    assert_eq!(written(), written());
 }
 
 /// What else takes a norm gets it back by a product with the scales and a sum with the shifts, which cost less than a second norm.
 #[test]
 fn what_else_takes_a_norm_undoes_the_map() {
-    let (out, _) = folds_by("unfold-norm", |m| {
+    let (out, _) = folds_by("unfold-norm", "layer_norm_that_something_else_takes", |m| {
         let x = m.input("2, seq, 32");
         let n = m.layer_norm(x);
         let y = m.linear(n, 32);
@@ -520,7 +552,7 @@ fn what_else_takes_a_norm_undoes_the_map() {
         m.op(Add {}, &[n, y])
     });
     assert_eq!(count(&out, "layer_norm"), 1);
-    let (out, _) = folds_by("unfold-norm", |m| {
+    let (out, _) = folds_by("unfold-norm", "rms_norm_that_something_else_takes", |m| {
         let x = m.input("2, seq, 32");
         let gamma = m.outliers(WIDTH, 60.0);
         let n = m.op(RmsNorm { axes: 1, epsilon: 1e-5.into() }, &[x, gamma]);
