@@ -12,10 +12,10 @@
 
 use crate::calibration::contract::{self, Quantized};
 use crate::calibration::data::Batch;
-use crate::calibration::{Accuracy, Compiled, Contract, Data, Holdout, Progress};
+use crate::calibration::{Accuracy, Compiled, Contract, Data, Holdout, Progress, cache, evaluate};
 use crate::diag::{self, Diagnostic, Result, list};
 use crate::emit::jit;
-use crate::files::{Pending, Place};
+use crate::files::{Pending, Place, folder};
 use crate::kernel::Program;
 use crate::metrics::Promise;
 use crate::onnx::{self, ImportOptions};
@@ -28,12 +28,12 @@ use std::sync::Arc;
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::text;
 use tfc_ir::verify::verify;
-use tfc_passes::calibrate::Calibration;
+use tfc_passes::calibrate::{Calibration, Record, Source, Statistics};
 use tfc_passes::quantize::Gates;
 use tfc_passes::reparameterize::{Fold, Folds};
 use tfc_passes::side_data::SideData;
 use tfc_passes::{
-    Context, LedgerEntry, OptLevel, Pass, QuantConfig, Ran, calibrating_pipeline, pipeline, quantizing_pipeline, run_pipeline,
+    Context, LedgerEntry, OptLevel, Pass, PassError, QuantConfig, Ran, calibrating_pipeline, pipeline, quantizing_pipeline, run_pipeline,
 };
 use tfc_runtime::Model;
 use xxhash_rust::xxh3::Xxh3;
@@ -58,8 +58,11 @@ pub struct Options {
 /// What a model is calibrated on.
 #[derive(Clone)]
 pub struct CalibrationOptions {
-    /// Archives with samples.
+    /// Archives with samples; none if a cache has all that is needed.
     pub paths: Vec<PathBuf>,
+    /// The file that keeps what is observed ([`cache`]): if it is there, it is used and the samples are only measured on; else it is
+    /// written.
+    pub cache: Option<PathBuf>,
     /// The input whose zeros are positions that do not count.
     pub mask: Option<String>,
     /// How many samples are only measured on.
@@ -75,20 +78,52 @@ pub struct CalibrationOptions {
 }
 
 impl CalibrationOptions {
-    /// What passes need of the data, and what is held out.
+    /// What the data and the cache provide.
     ///
     /// # Errors
-    /// As [`Data::read`], and when the mask is no input.
-    fn read(&self, graph: &Graph) -> Result<(Calibration, Vec<Batch>)> {
+    /// As [`Data::read`] and [`cache::read`], when the mask is no input, and when there is neither data nor a cache.
+    fn read(&self, graph: &Graph, options: &Options) -> Result<Provided> {
         let names: Vec<&str> = graph.inputs().iter().map(|&v| graph.value(v).name.as_deref().unwrap_or_default()).collect();
         if let Some(mask) = self.mask.as_deref().filter(|m| !names.contains(m)) {
             return Err(Diagnostic::usage(format!("--calib-mask {mask}: the model has no such input"))
                 .note(format!("the model's inputs are: {}", list(names))));
         }
-        let data = Data::read(&self.paths, graph, self.holdout)?;
-        let oracle = Compiled { batches: data.learned, threads: self.threads, progress: self.progress.clone() };
-        Ok((Calibration { oracle: Arc::new(oracle), mask: self.mask.clone() }, data.held_out))
+        let exists = |path: &PathBuf| path.try_exists().map_err(|e| Diagnostic::io("read", path, &e));
+        let cached = self.cache.as_ref().map(exists).transpose()?.unwrap_or(false);
+        if self.paths.is_empty() && !cached {
+            let file = self.cache.as_deref().map_or(String::new(), |path| format!("--calib-cache {}: ", path.display()));
+            return Err(Diagnostic::usage(format!("{file}there is no such file, and no data to calibrate on"))
+                .help("give samples with --calib DATA.npz; what is observed on them is written to the file"));
+        }
+        // Whoever waits for calibration shall not learn only at its end that there is no place for the cache.
+        if let Some(path) = self.cache.as_deref().filter(|path| !folder(path).is_dir()) {
+            return Err(Diagnostic::failed(format!("cannot write `{}`: there is no folder `{}`", path.display(), folder(path).display())));
+        }
+        let data = if self.paths.is_empty() { None } else { Some(Data::read(&self.paths, graph, self.holdout)?) };
+        let key = self.cache.clone().map(|path| (path, cache::Key::new(graph, options, data.as_ref().map(|d| d.hash))));
+        let (learned, held_out) = data.map_or((vec![], vec![]), |d| (d.learned, d.held_out));
+        let (source, record) = match key {
+            Some((path, key)) if cached => {
+                let record = Record::new(format!("the calibration cache `{}`", path.display()), cache::read(&path, &key)?);
+                (Source::Record(Arc::new(record)), None)
+            }
+            key => {
+                let oracle = Compiled { batches: learned, threads: self.threads, progress: self.progress.clone() };
+                (Source::Data(Arc::new(oracle)), key)
+            }
+        };
+        Ok(Provided { calibration: Calibration { source, mask: self.mask.clone() }, held_out, record })
     }
+}
+
+/// What calibration works with.
+struct Provided {
+    /// For the passes.
+    calibration: Calibration,
+    /// What is measured on.
+    held_out: Vec<Batch>,
+    /// The cache to write, if there is one.
+    record: Option<(PathBuf, cache::Key)>,
 }
 
 impl Options {
@@ -99,9 +134,11 @@ impl Options {
     pub fn promise(&mut self, promise: Promise, shares: bool) -> Result<()> {
         let options = || list(promise.0.iter().map(|b| format!("--{b}")).collect::<Vec<_>>().iter().map(String::as_str));
         match &mut self.calibration {
-            None if promise.is_empty() => Ok(()),
-            None => Err(Diagnostic::usage(format!("{} can only be kept on samples", options()))
-                .help("give some with --calib DATA.npz; for a model that is compiled already there is `tfc verify`")),
+            calibration if !promise.is_empty() && calibration.as_ref().is_none_or(|c| c.paths.is_empty()) => {
+                Err(Diagnostic::usage(format!("{} can only be kept on samples", options()))
+                    .help("give some with --calib DATA.npz; for a model that is compiled already there is `tfc verify`"))
+            }
+            None => Ok(()),
             Some(c) if c.holdout == Holdout::Count(0) && !promise.is_empty() => {
                 Err(Diagnostic::usage(format!("--holdout 0 leaves no samples to measure {} on", options())))
             }
@@ -241,12 +278,17 @@ fn calibrated(
     mut cx: Context,
     observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>,
 ) -> Result<Optimized> {
-    let (provided, held_out) = calibration.read(&graph)?;
-    let mask = provided.mask.as_deref().and_then(|m| graph.inputs().iter().position(|&v| graph.value(v).name.as_deref() == Some(m)));
-    cx.data.insert(provided);
     let position = |name: &str| passes.iter().position(|p| p.name == name);
     let quantize = position("quantize").unwrap_or(passes.len());
     let observe = position("calibrate").unwrap_or(quantize).min(quantize);
+    if calibration.cache.is_some() && passes[quantize..].iter().any(|p| p.name == "calibrate") {
+        return Err(Diagnostic::usage("--calib-cache keeps what is observed before quantization, but --passes has `calibrate` behind it")
+            .help("move `calibrate` before `quantize`, or leave --calib-cache out"));
+    }
+    let Provided { calibration: provided, held_out, record } = calibration.read(&graph, options)?;
+    let source = provided.source.clone();
+    let mask = provided.mask.as_deref().and_then(|m| graph.inputs().iter().position(|&v| graph.value(v).name.as_deref() == Some(m)));
+    cx.data.insert(provided);
     let part = |passes, first| Part { passes, first, verify_each: options.verify_each };
     // What comes before the first observation is the model in f32.
     let exact = part(&passes[..observe], 0).run(graph, &cx, observer)?;
@@ -263,6 +305,9 @@ fn calibrated(
     let ready = part(&passes[observe..quantize], observe).run(exact.graph, &cx, observer)?;
     if ready.stopped {
         return Ok(Optimized { notes: [exact.notes, ready.notes].concat(), graph: ready.graph, ledger: vec![], accuracy: None });
+    }
+    if let Source::Record(record) = &source {
+        record.finish().map_err(PassError::from)?;
     }
     let rest = part(&passes[quantize..], quantize);
     let quantized = |config: &QuantConfig, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>| {
@@ -287,6 +332,11 @@ fn calibrated(
         entry.fold = ready.folds.iter().find(|f| entry.source_bytes > 0 && f.products.iter().any(named)).cloned();
         entry.share = shares.iter().find(|(node, _)| *node == entry.node).map(|(_, share)| *share);
     }
+    if let Some((path, key)) = record {
+        let mut out = Pending::default();
+        cache::write(&path, &key, &evaluate::variant(), &ready.observed, &mut out)?;
+        out.commit()?;
+    }
     Ok(Optimized { graph: last.graph, ledger, notes: [exact.notes, ready.notes, last.notes].concat(), accuracy })
 }
 
@@ -305,6 +355,8 @@ struct Passed {
     notes: Vec<String>,
     folds: Vec<Fold>,
     gates: Gates,
+    /// What was observed, each time.
+    observed: Vec<Statistics>,
     /// What the last pass said of the graph.
     data: SideData,
     /// The observer ended the pipeline.
@@ -320,13 +372,14 @@ impl From<Passed> for Optimized {
 impl Part<'_> {
     fn run(&self, graph: Graph, cx: &Context, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>) -> Result<Passed> {
         let (mut ledger, mut notes, mut folds, mut gates) = (vec![], vec![], vec![], Gates::default());
-        let (mut data, mut stopped) = (SideData::default(), false);
+        let (mut data, mut observed, mut stopped) = (SideData::default(), vec![], false);
         let graph = run_pipeline(graph, self.passes, cx, |ran: &Ran| {
             let ran = Ran { index: self.first + ran.index, ..*ran };
             ledger.extend_from_slice(&ran.stats.ledger);
             notes.extend_from_slice(&ran.stats.notes);
             folds.extend(ran.stats.data.get::<Folds>().iter().flat_map(|f| f.0.iter().cloned()));
             gates.0.extend(ran.stats.data.get::<Gates>().iter().flat_map(|g| g.0.iter().cloned()));
+            observed.extend(ran.stats.data.get::<Statistics>().cloned());
             data = ran.stats.data.clone();
             // The observer is first: it may write the graph that the verifier refuses.
             let flow = observer(&ran)?;
@@ -336,7 +389,7 @@ impl Part<'_> {
                 _ => Ok(flow),
             }
         })?;
-        Ok(Passed { graph, ledger, notes, folds, gates, data, stopped })
+        Ok(Passed { graph, ledger, notes, folds, gates, observed, data, stopped })
     }
 }
 

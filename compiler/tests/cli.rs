@@ -708,6 +708,70 @@ fn perceptron() -> Vec<u8> {
     model.write_to_bytes().expect("a message")
 }
 
+/// What calibration observes is kept in a file, which gives the same code with the data and without, and is for nothing else.
+#[test]
+fn a_calibration_cache_gives_the_same_code() {
+    let p = Place::new();
+    fs::write(p.path("p.onnx"), perceptron()).unwrap();
+    let mut other = ModelProto::parse_from_bytes(&perceptron()).unwrap();
+    other.graph.as_mut().unwrap().initializer[1].raw_data[0] ^= 1;
+    fs::write(p.path("q.onnx"), other.write_to_bytes().unwrap()).unwrap();
+    let samples = |file: &str, by: usize| {
+        let at = |i: usize| tfc_ir::tensor::Scalar::Float(((i * by + i / 64 * 31) % 1013) as f64 / 500.0 - 1.0);
+        let t = tfc_ir::tensor::Tensor::build(Elem::F32, &[40, 64], at);
+        tfc::npz::write(File::create(p.path(file)).unwrap(), [("x", t.elem(), t.sizes(), &t.bytes()[..])]).unwrap();
+    };
+    samples("s.npz", 7919);
+    samples("t.npz", 7907);
+    let compile = |options: &str| p.run(&format!("compile --cpu-variants baseline {options}"));
+
+    // Data and cache: what is measured is the same too.
+    let both = "p.onnx --quant w4a8 --calib s.npz --calib-cache c.npz --max-error 0.5 -o p.so";
+    compile(both).expect(0, &["on 8 samples that were held out"]);
+    let (first, cache) = (p.read("p.so"), p.read("c.npz"));
+    fs::remove_file(p.path("p.so")).unwrap();
+    compile(both).expect(0, &["on 8 samples that were held out"]);
+    assert!(p.read("p.so") == first && p.read("c.npz") == cache, "the cache gave other code");
+    compile("p.onnx --quant w4a8 --calib s.npz --max-error 0.5 -o p.so").expect(0, &[]);
+    assert!(p.read("p.so") == first, "the data gives other code without a cache");
+
+    // The cache alone, with a scheme that needs data.
+    let alone = "p.onnx --quant w8a8:static --calib-cache d.npz -o p.so";
+    compile(&format!("{alone} --calib s.npz --holdout 0")).expect(0, &[]);
+    let first = p.read("p.so");
+    fs::remove_file(p.path("p.so")).unwrap();
+    let r = compile(alone).expect(0, &[]);
+    assert!(p.read("p.so") == first, "the cache alone gave other code");
+    assert!(!r.err.contains("held out"), "{}", r.err);
+
+    let damaged: Vec<u8> = cache.iter().enumerate().map(|(i, b)| if i == cache.len() / 3 { b ^ 16 } else { *b }).collect();
+    fs::write(p.path("damaged.npz"), &damaged).unwrap();
+    fs::write(p.path("cut.npz"), &cache[..cache.len() / 2]).unwrap();
+    let files = p.files();
+    for (options, code, pieces) in [
+        ("q.onnx --quant w4a8 --calib s.npz --calib-cache c.npz", 1, &["for another model\n", "c.npz", "delete the file"][..]),
+        ("q.onnx --quant w4a8 --calib-cache c.npz", 1, &["for another model\n"]),
+        ("p.onnx --quant w4a8 --calib t.npz --calib-cache c.npz", 1, &["for other data\n", "c.npz"]),
+        ("p.onnx --quant w4a8 --calib s.npz --calib-cache c.npz --holdout 9", 1, &["for other data\n"]),
+        ("p.onnx --quant w8a8 --calib s.npz --calib-cache c.npz", 1, &["for other options\n", "--quant=w4a8\n", "--quant=w8a8\n"]),
+        ("p.onnx --quant w4a8 -O2 --calib-cache c.npz", 1, &["for other options\n", "-O3", "-O2"]),
+        ("p.onnx --quant w4a8 --dim batch=1..8 --calib-cache c.npz", 1, &["other options", "--dim=batch=1..8"]),
+        ("p.onnx --quant w4a8 --calib s.npz --calib-cache damaged.npz", 1, &["damaged.npz"]),
+        ("p.onnx --quant w4a8 --calib-cache cut.npz", 1, &["cut.npz"]),
+        ("p.onnx --quant w4a8 --calib-cache s.npz", 1, &["s.npz", "not a calibration cache"]),
+        ("p.onnx --quant w4a8 --calib-cache absent.npz", 2, &["absent.npz", "--calib DATA.npz"]),
+        ("p.onnx --quant w4a8 --calib-cache c.npz --max-error 1", 2, &["--max-error", "--calib"]),
+        ("p.onnx --quant w4a8 --calib-cache c.npz --passes quantize,calibrate,fuse", 2, &["`calibrate` before `quantize`"]),
+        ("p.onnx --calib-cache c.npz", 2, &["--calib-cache", "--quant"]),
+        ("p.onnx --quant w4a8 --calib s.npz --calib-cache e.npz --quant-override /first=w4a8 --max-error 1e-30", 4, &["budget"]),
+        ("p.onnx --quant w4a8 --calib s.npz --calib-cache absent/c.npz", 1, &["absent"]),
+    ] {
+        compile(&format!("{options} -o bad.so")).expect(code, pieces);
+        assert_eq!(files, p.files(), "{options}");
+    }
+    assert!(p.read("c.npz") == cache && p.read("damaged.npz") == damaged, "a run that fails changed the cache");
+}
+
 /// A budget that holds at once, one that raises layers, one that cannot be met; and what contradicts itself.
 #[test]
 fn promises_are_kept_by_raising_layers() {

@@ -14,7 +14,7 @@ use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::text;
 use tfc_ir::types::Elem;
 use tfc_ir::verify::verify;
-use tfc_passes::calibrate::{Calibration, Oracle, OracleError};
+use tfc_passes::calibrate::{Calibration, Oracle, OracleError, Source};
 use tfc_passes::reparameterize::{Fold, Folds, Legal, Method};
 use tfc_passes::{Context, PassError, QuantConfig, Stats, parse_passes, run_pipeline};
 
@@ -42,7 +42,7 @@ fn run(g: &Graph, passes: &str, spec: &str) -> (Graph, Stats) {
     let passes = parse_passes(passes).unwrap();
     let mut cx = Context { quant: Some(QuantConfig::new(spec.parse().unwrap())), ..Context::default() };
     let data = (0..6).map(|seed| random_inputs(g, 5, 100 * seed + 7)).collect();
-    cx.data.insert(Calibration { oracle: Arc::new(Interpreter(data)), mask: None });
+    cx.data.insert(Calibration { source: Source::Data(Arc::new(Interpreter(data))), mask: None });
     let out = run_pipeline::<PassError>(g.clone(), &passes, &cx, |ran| {
         if ran.pass.name == "reparameterize" {
             found = ran.stats.clone();

@@ -3,9 +3,11 @@
 use super::data::Batch;
 use crate::diag::{Diagnostic, Result};
 use crate::driver::{self, Optimized};
+use crate::emit::clif::target::Cpu;
 use crate::{inputs, npz};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use target_lexicon::Triple;
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_passes::calibrate::{Oracle, OracleError};
@@ -67,6 +69,12 @@ impl Executable {
     pub fn variant(&self) -> &str {
         self.model.cpu_variant()
     }
+}
+
+/// The CPU variant that evaluates: the one that the environment variable `TFC_CPU` names, else the best that runs on this machine.
+pub fn variant() -> String {
+    let best = || Cpu::variants(&Triple::host()).iter().rfind(|c| c.runs_here()).map_or(String::new(), |c| c.name.to_string());
+    tfc_runtime::LoadOptions::from_env().cpu.unwrap_or_else(best)
 }
 
 /// What makes kernels of any graph.

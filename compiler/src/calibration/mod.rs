@@ -1,7 +1,9 @@
 //! Calibration: what a model does on data, by compiled code.
 //!
-//! [`data`] reads samples, [`evaluate`] runs graphs on them, [`contract`] measures what quantization changed and keeps promises about it.
+//! [`data`] reads samples, [`evaluate`] runs graphs on them, [`contract`] measures what quantization changed and keeps promises about it,
+//! [`cache`] keeps what was observed in files.
 
+pub mod cache;
 pub mod contract;
 pub mod data;
 pub mod evaluate;

@@ -61,6 +61,11 @@ pub struct Quantization {
     /// first axis of an input if it is free or 1 in the model, else along one more in front. Repeatable; files may differ in free sizes.
     #[arg(long = "calib", value_name = "DATA.npz", help_heading = "Quantization")]
     calib: Vec<PathBuf>,
+    /// A file that keeps what calibration observes. If it is there, nothing is observed again, here or on another machine; it must be of
+    /// the same model, options and data. Without --calib the data does not matter, but nothing is measured. If it is not there, it is
+    /// written.
+    #[arg(long, value_name = "FILE", help_heading = "Quantization")]
+    calib_cache: Option<PathBuf>,
     /// An input whose zeros are positions that do not count, such as attention_mask.
     #[arg(long, value_name = "INPUT", help_heading = "Quantization")]
     pub calib_mask: Option<String>,
@@ -100,7 +105,7 @@ impl Quantization {
     /// When nothing is quantized.
     fn calibration(&self, console: &Console) -> Result<Option<driver::CalibrationOptions>> {
         let config = self.config()?;
-        if self.calib.is_empty() {
+        if self.calib.is_empty() && self.calib_cache.is_none() {
             return match config.filter(QuantConfig::wants_data) {
                 Some(_) => Err(Diagnostic::usage("static activations need data that shows their ranges")
                     .help("give samples with --calib DATA.npz, or say :dynamic")),
@@ -108,10 +113,14 @@ impl Quantization {
             };
         }
         if config.is_none() {
-            return Err(Diagnostic::usage("--calib is for models that are quantized").help("say how with --quant, such as --quant w4a8"));
+            let option = if self.calib.is_empty() { "--calib-cache" } else { "--calib" };
+            return Err(
+                Diagnostic::usage(format!("{option} is for models that are quantized")).help("say how with --quant, such as --quant w4a8")
+            );
         }
         Ok(Some(driver::CalibrationOptions {
             paths: self.calib.clone(),
+            cache: self.calib_cache.clone(),
             mask: self.calib_mask.clone(),
             holdout: self.holdout.map_or(Holdout::Default, Holdout::Count),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -127,7 +136,7 @@ impl Quantization {
     /// When there is a mask and nothing to calibrate on.
     pub fn mask_has_samples(&self) -> Result<()> {
         match &self.calib_mask {
-            Some(mask) if self.calib.is_empty() => {
+            Some(mask) if self.calib.is_empty() && self.calib_cache.is_none() => {
                 Err(Diagnostic::usage(format!("--calib-mask {mask} hides positions of samples, and there are none"))
                     .help("give samples with --calib DATA.npz"))
             }

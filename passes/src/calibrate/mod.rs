@@ -6,11 +6,15 @@
 //!
 //! Memory does not grow with the data: sums take as much for any number of samples, and of the rows at most
 //! [`MAX_ROWS`] of each value are kept, fewer in large models ([`MAX_ROWS_BYTES`]).
+//!
+//! What was observed once can be given again instead of data: a [`Record`].
 
 mod observed;
+mod record;
 mod taps;
 
 pub use observed::{Observed, Statistics};
+pub use record::Record;
 pub use taps::{Tap, Taps, tapped};
 
 use crate::quantize;
@@ -58,11 +62,20 @@ pub struct OracleError {
     pub code: u8,
 }
 
+/// Where statistics come from.
+#[derive(Clone)]
+pub enum Source {
+    /// What evaluates graphs on calibration data.
+    Data(Arc<dyn Oracle>),
+    /// What was observed before.
+    Record(Arc<Record>),
+}
+
 /// The calibration data, as the caller of the passes provides it in [`Context::data`].
 #[derive(Clone)]
 pub struct Calibration {
-    /// What evaluates graphs on it.
-    pub oracle: Arc<dyn Oracle>,
+    /// The data, or what was seen of it.
+    pub source: Source,
     /// The input of the graph whose zeros are positions that do not count, such as padding; none if all count.
     pub mask: Option<String>,
 }
@@ -79,17 +92,21 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     Ok((graph, stats))
 }
 
-/// Observes values on calibration data.
+/// Observes values on calibration data, or takes what a record has of them.
 ///
 /// # Errors
-/// Those of the oracle.
+/// Those of the oracle or of [`Record::next`].
 pub fn observe(graph: &Graph, taps: &[Tap], calibration: &Calibration) -> Result<Statistics, crate::PassError> {
+    let oracle = match &calibration.source {
+        Source::Data(oracle) => oracle,
+        Source::Record(record) => return Ok(record.next(graph, taps)?),
+    };
     if taps.is_empty() {
         return Ok(Statistics::default());
     }
     let mask = calibration.mask.as_deref();
     let mask = mask.and_then(|name| graph.inputs().iter().copied().find(|&v| graph.value(v).name.as_deref() == Some(name)));
-    let batches = calibration.oracle.batches().max(1);
+    let batches = oracle.batches().max(1);
     let row_bytes: usize = taps.iter().map(|t| 4 * t.channels(graph)).sum();
     let rows = (MAX_ROWS_BYTES / row_bytes.max(1)).clamp(MIN_ROWS, MAX_ROWS);
     // Every so many parts give rows, so many each.
@@ -98,7 +115,7 @@ pub fn observe(graph: &Graph, taps: &[Tap], calibration: &Calibration) -> Result
     let places = OFFERED.div_ceil(of_each);
     let Taps { graph: observer, layout } = tapped(graph, taps, mask, of_each * places)?;
     let mut accumulators: Vec<Accumulator> = taps.iter().map(|t| Accumulator::new(t.channels(graph))).collect();
-    calibration.oracle.evaluate(&observer, &mut |batch, results| {
+    oracle.evaluate(&observer, &mut |batch, results| {
         for (part, accumulator) in layout.parts(&results).zip(&mut accumulators) {
             accumulator.add(&part, (0..if batch % every == 0 { of_each } else { 0 }).map(|i| i * places + place(batch, i, places)));
         }

@@ -38,7 +38,7 @@ fn parts(sizes: &[(usize, usize)]) -> Interpreter {
 
 fn observed(sizes: &[(usize, usize)], mask: Option<&str>) -> Observed {
     let graph = text::parse(SOURCE, None).unwrap();
-    let calibration = Calibration { oracle: Arc::new(parts(sizes)), mask: mask.map(Into::into) };
+    let calibration = Calibration { source: Source::Data(Arc::new(parts(sizes))), mask: mask.map(Into::into) };
     let mut cx = Context { quant: Some(QuantConfig::new("w4a8".parse().unwrap())), ..Context::default() };
     cx.data.insert(calibration);
     let (same, stats) = run(graph.clone(), &cx).unwrap();
@@ -100,7 +100,7 @@ fn rows_come_from_all_places() {
     let part = |_| (Bindings::from([(Symbol::new("s"), 8)]), vec![Tensor::of(&[8, 32], (0..256).map(|i| (i / 32) as f32).collect())]);
     let oracle = Arc::new(Interpreter { parts: (0..MAX_ROWS).map(part).collect() });
     let tap = Tap { value: graph.inputs()[0], axis: 1 };
-    let statistics = observe(&graph, &[tap], &Calibration { oracle, mask: None }).unwrap();
+    let statistics = observe(&graph, &[tap], &Calibration { source: Source::Data(oracle), mask: None }).unwrap();
     let mut seen = [0; 8];
     statistics.of(tap.value).unwrap().sample().for_each(|row| seen[row[0] as usize] += 1);
     assert!(seen.iter().all(|n| (MAX_ROWS / 12..MAX_ROWS / 5).contains(n)), "{seen:?}");
@@ -112,7 +112,7 @@ fn all_positions_may_be_hidden() {
     let mut oracle = parts(&[(1, 1)]);
     oracle.parts[0].1[1] = Tensor::of(&[1, 1], vec![0i64]);
     let tap = Tap { value: graph.nodes().next().unwrap().1.outputs[0], axis: 2 };
-    let statistics = observe(&graph, &[tap], &Calibration { oracle: Arc::new(oracle), mask: Some("mask".into()) }).unwrap();
+    let statistics = observe(&graph, &[tap], &Calibration { source: Source::Data(Arc::new(oracle)), mask: Some("mask".into()) }).unwrap();
     let o = statistics.of(tap.value).unwrap();
     assert_eq!((o.count, o.sample().len(), o.is_finite()), (0, 0, false));
 }
@@ -124,8 +124,28 @@ fn channels_of_a_right_operand_are_rows() {
     let x = Tensor::of(&[64, 5], (0..320).map(|i| i as f32).collect());
     let oracle = Arc::new(Interpreter { parts: vec![(Bindings::new(), vec![x])] });
     let tap = Tap { value: graph.inputs()[0], axis: 0 };
-    let statistics = observe(&graph, &[tap], &Calibration { oracle, mask: None }).unwrap();
+    let statistics = observe(&graph, &[tap], &Calibration { source: Source::Data(oracle), mask: None }).unwrap();
     let o = statistics.of(graph.inputs()[0]).unwrap();
     assert_eq!((o.count, o.min[1], o.max[1], o.mean[1]), (5, 5.0, 9.0, 7.0));
     assert_eq!(o.sample().next().unwrap()[..3], [0.0, 5.0, 10.0]);
+}
+
+#[test]
+fn a_record_gives_what_was_observed_and_nothing_else() {
+    let graph = text::parse(SOURCE, None).unwrap();
+    let tap = Tap { value: graph.nodes().next().unwrap().1.outputs[0], axis: 2 };
+    let seen = observed(&[(2, 5)], None);
+    let source = |calls| Calibration { source: Source::Record(Arc::new(Record::new("`file`".into(), calls))), mask: None };
+    let calibration = source(vec![vec![seen.clone()], vec![]]);
+    assert_eq!(**observe(&graph, &[tap], &calibration).unwrap().of(tap.value).unwrap(), seen);
+    let Source::Record(record) = &calibration.source else { panic!("a record") };
+    assert!(record.finish().unwrap_err().message.contains("1 times more"));
+    assert_eq!(observe(&graph, &[], &calibration).unwrap().iter().len(), 0);
+    record.finish().unwrap();
+    let error = |calls| observe(&graph, &[tap], &source(calls)).unwrap_err().to_string();
+    assert!(error(vec![]).contains("`file` does not fit the model: the model is observed more often"));
+    assert!(error(vec![vec![seen.clone(), seen.clone()]]).contains("2 values were observed, but the model has 1"));
+    let wrong = error(vec![vec![Observed { axis: 1, ..seen.clone() }]]);
+    assert!(wrong.contains("32 channels along axis 1, but that of the model has 32 channels along axis 2"), "{wrong}");
+    assert!(error(vec![vec![Observed { min: vec![0.0], ..seen }]]).contains("value 0 has 1 channels"));
 }
