@@ -3,7 +3,8 @@
 //! A product `x · W` with a constant `W` of floats becomes `quantized_matmul` with `W` rounded to the nearest
 //! ([`round_to_nearest`]), and `x` quantized where the scheme says so ([`QuantSpec`]): per row at run time, or, with
 //! [`Statistics`] of the pass before, by a range that is known beforehand where that costs next to nothing ([`activations`]). A product `W · x`, as convolutions have it, is transposed first. A stack of matrices, as
-//! experts have them, becomes a product for each. Products that
+//! experts have them, becomes a product for each. What rounding takes from the mean of all rows is added to the product again,
+//! or to the constant that is added to it anyway, where data show that this is much of the error ([`bias`]). Products that
 //! have the same left operand share its quantization. Weights that the model stores as integers stay what they are, and only
 //! their activations follow the scheme. Attention becomes `quantized_attention` where the
 //! scheme has integer activations: both of its products are then of 8 bits. Operands in f16, bf16 and f64 are converted
@@ -18,7 +19,7 @@ mod weights;
 pub use spec::{Activations, Group, QuantConfig, QuantSpec, Raised, Scaling, SpecError, WeightBits};
 pub use weights::{Rounded, round_to_nearest};
 
-use crate::calibrate::Statistics;
+use crate::calibrate::{Observed, Statistics};
 use crate::rebuild::Rebuild;
 use crate::reparameterize::Fold;
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
@@ -28,8 +29,8 @@ use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
 use tfc_ir::ops::{
-    Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape, Select,
-    Slice, Transpose,
+    Add, Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape,
+    Select, Slice, Transpose,
 };
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::Tensor;
@@ -46,6 +47,10 @@ const MIN_COLUMNS: usize = 16;
 
 /// The fewest channels of a head: below, rounding the weights costs more than multiplying them.
 const MIN_DEPTH: i64 = 16;
+
+/// The smallest share of the squared error of a product that correcting its bias must take away. The error itself falls by half of
+/// it; errors are estimated as if channels were independent, which is not exact to less than that.
+const MIN_CORRECTED: f64 = 0.01;
 
 /// The most matrices of a stack, each of which becomes a product.
 const MAX_STACK: usize = 1024;
@@ -91,6 +96,7 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     }
     if let Some(statistics) = cx.data.get::<Statistics>() {
         pass.rate_operands(statistics);
+        pass.sums = sums_of_products(&graph);
     }
     for (n, node) in graph.nodes() {
         match &node.op {
@@ -116,11 +122,17 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
                 stats.count("products with stored weights", 1);
                 stats.ledger.push(entry);
             }
-            _ => {
-                stats.ledger.extend(pass.large_constants(n, node));
-                pass.out.copy(n)?;
-            }
+            _ => match pass.biases.remove(&n) {
+                Some(bias) => pass.with_corrected_bias(node, bias)?,
+                None => {
+                    stats.ledger.extend(pass.large_constants(n, node));
+                    pass.out.copy(n)?;
+                }
+            },
         }
+    }
+    if pass.corrected > 0 {
+        stats.count("biases corrected", pass.corrected);
     }
     let dynamic = pass.rows.keys().filter(|(_, range)| *range == Range::Dynamic).count();
     stats.count("rows quantized at run time", dynamic as u64);
@@ -174,10 +186,13 @@ struct Weights {
     codes: Value,
     scales: Value,
     op: QuantizedMatmul,
-    bytes: u64,
-    error: f64,
-    /// Squared errors of the rows of the matrix.
-    row_errors: Arc<[f64]>,
+    rounded: Arc<Rounded>,
+}
+
+impl Weights {
+    fn bytes(&self) -> u64 {
+        (self.rounded.codes.bytes().len() + self.rounded.scales.bytes().len()) as u64
+    }
 }
 
 /// What data says of the operand of some products.
@@ -186,8 +201,42 @@ struct RatedSite {
     rated: Rated,
     /// Relative error of the results that rounding the weights causes.
     weight_error: f64,
+    /// What was seen of it.
+    observed: Arc<Observed>,
+}
+
+impl RatedSite {
+    /// What corrects the bias of a product of this operand whose relative error is `total_error`, if that takes [`MIN_CORRECTED`] of
+    /// the squared error on rows beside those that were seen.
+    fn correction(&self, matrices: &Matrices, weights: &[Weights], total_error: f64) -> Option<Correction> {
+        // Each matrix of a stack meets rows of its own, whose means are not known.
+        let ([w], [rounded]) = (&matrices.data[..], weights) else { return None };
+        if !self.seen() {
+            return None;
+        }
+        let mean = &self.observed.mean;
+        let bias = bias::correction(mean, &w.values::<f32>(), &rounded.rounded);
+        let lost: f64 = bias.iter().map(|&b| f64::from(b).powi(2)).sum();
+        // What rows have beside their mean stays, as if channels were independent.
+        let spread = self.observed.mean_square.iter().zip(mean).map(|(square, mean)| square - mean * mean);
+        let left: f64 = spread.zip(&rounded.rounded.row_errors).map(|(v, e)| v.max(0.0) * e).sum();
+        // The mean of so many rows is off by `left / count`, which `lost` has in it and other rows get added.
+        let gain = lost - 2.0 * left / self.observed.count as f64;
+        let share = gain / (lost + left) * (self.weight_error / total_error).powi(2);
+        (share >= MIN_CORRECTED).then(|| Correction { bias: Tensor::of(&[bias.len()], bias), share })
+    }
+
     /// Rows were seen, and all of them were finite.
-    seen: bool,
+    fn seen(&self) -> bool {
+        self.observed.is_finite()
+    }
+}
+
+/// What is added to the results of a product, `[n]`.
+struct Correction {
+    bias: Tensor,
+    /// Of the squared error of the results, how much it takes away.
+    share: f64,
 }
 
 /// The products and attentions of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
@@ -216,6 +265,12 @@ struct Quantizer<'g> {
     weights: HashMap<(Value, bool, QuantSpec), Vec<Weights>>,
     /// Large constants that the ledger has.
     mentioned: HashSet<Value>,
+    /// The sums of products that nothing else takes, if there is data.
+    sums: HashMap<Node, Node>,
+    /// Of such sums, the constant with the correction of the product in it.
+    biases: HashMap<Node, Tensor>,
+    /// Products whose bias was corrected.
+    corrected: u64,
 }
 
 impl<'g> Quantizer<'g> {
@@ -230,6 +285,9 @@ impl<'g> Quantizer<'g> {
             converted: HashMap::new(),
             weights: HashMap::new(),
             mentioned: HashSet::new(),
+            sums: HashMap::new(),
+            biases: HashMap::new(),
+            corrected: 0,
         }
     }
 
@@ -281,12 +339,22 @@ impl<'g> Quantizer<'g> {
         let operand = node.inputs[usize::from(matrices.left)];
         let site = self.rated.get(&(operand, channel_axis(self.graph.ty(operand), matrices.left))).cloned();
         if let Some(site) = site.as_ref().filter(|_| activations == Activations::Int8) {
-            if !site.seen {
+            if !site.seen() {
                 reason += "; rows are quantized at run time, since calibration saw no finite ones";
             }
             spec = spec.with_scaling(if site.rated.range == Range::Dynamic { Scaling::Dynamic } else { Scaling::Static });
         }
         let range = site.as_ref().map_or(Range::Dynamic, |s| s.rated.range.clone());
+        let mut total_error = site.as_ref().filter(|s| s.seen()).map(|s| match activations {
+            Activations::Int8 => s.rated.error.hypot(s.weight_error),
+            Activations::Float => s.weight_error,
+        });
+        let correction = site.as_ref().zip(total_error).and_then(|(site, total)| site.correction(&matrices, &weights, total));
+        if let Some(found) = &correction {
+            reason += "; bias corrected";
+            total_error = total_error.map(|e| e * (1.0 - found.share).sqrt());
+        }
+        let bias = correction.and_then(|found| self.in_next_bias(n, &matrices, found.bias));
         let x = self.left_operand(node, matrices.left)?;
         let wanted = self.graph.ty(node.outputs[0]).clone();
         let mut parts = vec![];
@@ -296,6 +364,10 @@ impl<'g> Quantizer<'g> {
                 None => x,
             };
             let mut y = self.quantized(part, w, activations, &range, &node.loc)?;
+            if let Some(bias) = &bias {
+                let bias = self.out.new.add_const(bias.clone(), None);
+                y = self.out.emit(Add {}.into(), &[y, bias], &node.loc)?[0];
+            }
             if matrices.left {
                 y = self.transposed(y, &node.loc)?;
             }
@@ -321,16 +393,45 @@ impl<'g> Quantizer<'g> {
             spec,
             reason,
             source_bytes: bytes,
-            packed_bytes: weights.iter().map(|w| w.bytes).sum(),
-            weight_error: weights.iter().map(|w| w.error).reduce(f64::max),
-            total_error: site.as_ref().filter(|s| s.seen).map(|s| match activations {
-                Activations::Int8 => s.rated.error.hypot(s.weight_error),
-                Activations::Float => s.weight_error,
-            }),
-            operand: site.filter(|s| s.seen && activations == Activations::Int8).map(|s| s.rated),
+            packed_bytes: weights.iter().map(Weights::bytes).sum(),
+            weight_error: weights.iter().map(|w| w.rounded.relative_error).reduce(f64::max),
+            total_error,
+            operand: site.filter(|s| s.seen() && activations == Activations::Int8).map(|s| s.rated),
             fold: None,
             share: None,
         })
+    }
+
+    /// Adds the correction of a product to the constant that the next operator adds, if that is all that takes the product; else
+    /// returns it, to be added on its own.
+    fn in_next_bias(&mut self, n: Node, matrices: &Matrices, correction: Tensor) -> Option<Tensor> {
+        self.corrected += 1;
+        // A gate chooses between the product with its correction and the exact one.
+        if let Some(&user) = self.sums.get(&n).filter(|_| !matrices.left && self.gates.is_none())
+            && let Some(bias) = self.graph.node(user).inputs.iter().find_map(|&v| self.graph.as_const(v))
+            && bias.ty() == correction.ty()
+        {
+            let (a, b) = (bias.values::<f32>(), correction.values::<f32>());
+            let sum = a.iter().zip(&*b).map(|(a, b)| a + b).collect();
+            self.biases.insert(user, Tensor::of(bias.sizes(), sum));
+            return None;
+        }
+        Some(correction)
+    }
+
+    /// Emits the sum of a product and a constant that took in the product's correction.
+    fn with_corrected_bias(&mut self, node: &NodeData, bias: Tensor) -> Result<(), PassError> {
+        let operands: Vec<Value> = node
+            .inputs
+            .iter()
+            .map(|&v| match self.graph.as_const(v) {
+                Some(_) => self.out.new.add_const(bias.clone(), self.graph.value(v).name.clone()),
+                None => self.out.get(v),
+            })
+            .collect();
+        let y = self.out.emit(node.op.clone(), &operands, &node.loc)?[0];
+        self.out.set(node.outputs[0], y);
+        Ok(())
     }
 
     /// Adds the input that decides which results count.
@@ -370,7 +471,7 @@ impl<'g> Quantizer<'g> {
                     for (sum, row) in weights.iter_mut().zip(matrix.values::<f32>().chunks_exact(columns)) {
                         *sum += row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
                     }
-                    errors.iter_mut().zip(&*rounded.row_errors).for_each(|(sum, e)| *sum += e);
+                    errors.iter_mut().zip(&rounded.rounded.row_errors).for_each(|(sum, e)| *sum += e);
                 }
                 if let QuantSpec::Int { scaling, .. } = spec {
                     scalings.push(scaling);
@@ -393,7 +494,7 @@ impl<'g> Quantizer<'g> {
             if rated.range == Range::Dynamic {
                 rated.error = rated.dynamic_error;
             }
-            self.rated.insert((site.operand, site.axis), RatedSite { rated, weight_error, seen: observed.is_finite() });
+            self.rated.insert((site.operand, site.axis), RatedSite { rated, weight_error, observed: observed.clone() });
         }
     }
 
@@ -416,12 +517,11 @@ impl<'g> Quantizer<'g> {
     fn rounded(&mut self, matrix: &Tensor, bits: WeightBits, group: Group, name: Option<Arc<str>>) -> Weights {
         let [k, columns] = [0, 1].map(|axis| matrix.sizes()[axis]);
         let rounded = round_to_nearest(&matrix.values::<f32>(), k, columns, bits, group);
-        let bytes = (rounded.codes.bytes().len() + rounded.scales.bytes().len()) as u64;
         let op = QuantizedMatmul { activations: None, weights: rounded.scheme };
         let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
-        let codes = self.out.new.add_typed_const(rounded.codes, ty, name);
-        let scales = self.out.new.add_const(rounded.scales, None);
-        Weights { codes, scales, op, bytes, error: rounded.relative_error, row_errors: rounded.row_errors.into() }
+        let codes = self.out.new.add_typed_const(rounded.codes.clone(), ty, name);
+        let scales = self.out.new.add_const(rounded.scales.clone(), None);
+        Weights { codes, scales, op, rounded: rounded.into() }
     }
 
     /// Emits a product of f32 with a rounded matrix.
@@ -729,6 +829,17 @@ pub(crate) fn weights(graph: &Graph, config: &QuantConfig, site: &Site) -> Vec<(
     found.flat_map(|(matrices, spec, _)| matrices.data.into_iter().map(move |w| (w, spec))).collect()
 }
 
+/// The products whose result nothing but a sum takes, with that sum.
+fn sums_of_products(graph: &Graph) -> HashMap<Node, Node> {
+    let users = graph.users();
+    let outputs: HashSet<Value> = graph.outputs().iter().map(|o| o.value).collect();
+    let sum = |(n, node): (Node, &NodeData)| match users[node.outputs[0]][..] {
+        [user] if matches!(graph.node(user).op, Op::Add(_)) && !outputs.contains(&node.outputs[0]) => Some((n, user)),
+        _ => None,
+    };
+    graph.nodes().filter(|(_, node)| matches!(node.op, Op::Matmul(_))).filter_map(sum).collect()
+}
+
 /// Whether a constant behind the operator still counts as one.
 fn moves_constant(op: &Op) -> bool {
     matches!(op, Op::Reshape(_) | Op::Transpose(_)) || matches!(op, Op::Cast(c) if c.to.is_float())
@@ -738,6 +849,7 @@ fn moves_constant(op: &Op) -> bool {
 mod tests {
     use super::*;
     use crate::cse;
+    use tfc_ir::ops::Matmul;
     use tfc_ir::tensor::Scalar;
     use tfc_ir::text;
 
@@ -783,6 +895,46 @@ mod tests {
         assert_eq!(by([true, true]), of(&plain, std::slice::from_ref(&x)));
         assert_eq!(by([false, false]), of(&graph, std::slice::from_ref(&x)));
         assert!(by([true, false]) != by([true, true]) && by([true, false]) != by([false, false]));
+    }
+
+    /// Operands far from 0: what rounding takes from all rows alike comes back, in the constant that is added anyway or in one of its
+    /// own; around 0 there is nothing to correct.
+    #[test]
+    fn biases_are_corrected() {
+        let rows = |mean: f32, seed: f32| Tensor::of(&[40, 64], (0..40 * 64).map(|i| (i as f32 * 0.731 + seed).sin() + mean).collect());
+        let w = Tensor::of(&[64, 48], (0..64 * 48).map(|i| (i as f32 * 1.37).sin()).collect());
+        for (mean, biased) in [(0.8, true), (0.8, false), (0.0, false)] {
+            let (mut graph, loc) = (Graph::new("test"), Loc::node("product"));
+            let x = graph.add_input("x", rows(0.0, 0.0).ty());
+            let w = graph.add_const(w.clone(), None);
+            let mut y = graph.add(Matmul {}, &[x, w], &loc).unwrap();
+            if biased {
+                let bias = graph.add_const(Tensor::of(&[48], vec![0.25f32; 48]), None);
+                y = graph.add(Add {}, &[bias, y], &loc).unwrap();
+            }
+            graph.add_output("y", y);
+            let mut cx = Context { quant: Some(QuantConfig::new("w4a16".parse().unwrap())), ..Context::default() };
+            let (plain, _) = run(graph.clone(), &cx).unwrap();
+            let sample = rows(mean, 0.0);
+            let over = |f: fn(f64) -> f64| {
+                (0..64).map(|c| (0..40).map(|r| f(sample.get(64 * r + c).to_f64())).sum::<f64>() / 40.0).collect::<Vec<_>>()
+            };
+            let (min, max, rows_seen) = (vec![mean - 1.0; 64], vec![mean + 1.0; 64], sample.values::<f32>().to_vec());
+            let observed = Observed { axis: 1, count: 40, min, max, mean: over(|x| x), mean_square: over(|x| x * x), rows: rows_seen };
+            cx.data.insert(Statistics::from_iter([(x, observed)]));
+            let (corrected, stats) = run(graph.clone(), &cx).unwrap();
+            let wanted = mean > 0.0;
+            assert_eq!(ops(&corrected), if wanted { &["quantized_matmul", "add"][..] } else { &["quantized_matmul"] });
+            assert_eq!(stats.get("biases corrected"), u64::from(wanted));
+            assert_eq!(stats.ledger[0].reason.contains("; bias corrected"), wanted);
+            let error = |quantized: &Graph| {
+                let x = [rows(mean, 7.0)];
+                let [y, rounded] = [&graph, quantized].map(|g| g.evaluate(&x, &Bindings::new()).unwrap()[0].to_f64s());
+                y.iter().zip(rounded).map(|(y, q)| (y - q).powi(2)).sum::<f64>()
+            };
+            let (plain, corrected) = (error(&plain), error(&corrected));
+            assert!(if wanted { corrected < 0.7 * plain } else { corrected == plain }, "{plain} without, {corrected} with the correction");
+        }
     }
 
     #[test]
