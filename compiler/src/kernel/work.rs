@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_sum_of_products_is_a_contraction_in_a_nest_too() {
-        let steps = works("tfc.ir 1\n\ninput %x: f64[4, 32]\ninput %w: f64[32, 16]\n\n%p = matmul %x, %w : f64[4, 16]\n\noutput y = %p\n");
+        let steps = works("tfc.ir 1\n\ninput %x: i64[4, 32]\ninput %w: i64[32, 16]\n\n%p = matmul %x, %w : i64[4, 16]\n\noutput y = %p\n");
         assert_eq!(steps, [format!("{} None 0 of {}", 2 * 4 * 32 * 16, 8 * (4 * 32 + 32 * 16 + 4 * 16))]);
     }
 }

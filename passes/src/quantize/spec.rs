@@ -114,7 +114,7 @@ impl FromStr for QuantSpec {
             "f16w" | "auto" => return Err(SpecError::Later(scheme.into())),
             "f32" => match parts.next() {
                 None => return Ok(QuantSpec::F32),
-                Some(given) => return Err(SpecError::Suffix { given: given.into(), scheme: scheme.into(), known: "nothing" }),
+                Some(given) => return Err(SpecError::Suffix { given: given.into(), scheme: scheme.into(), known: "none" }),
             },
             _ => return Err(SpecError::Unknown(text.into())),
         };
