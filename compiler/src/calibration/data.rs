@@ -6,7 +6,6 @@
 //! sizes that are free.
 
 use crate::diag::{Diagnostic, Result, list, table};
-use crate::inputs;
 use crate::npz::{self, Archive};
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
@@ -270,13 +269,6 @@ fn mismatches(archive: &Archive, ports: &[Port]) -> Vec<[String; 3]> {
         faults.push([name, "the model has no such input".into(), format!("the archive has {}", member.header.type_text())]);
     }
     faults
-}
-
-impl Batch {
-    /// The inputs by name, as the runtime takes them.
-    pub fn views<'a>(&'a self, model: &'a tfc_runtime::Model) -> Vec<(&'a str, tfc_runtime::View<'a>)> {
-        model.inputs().iter().map(|p| p.name.as_str()).zip(self.inputs.iter().map(inputs::view)).collect()
-    }
 }
 
 #[cfg(test)]

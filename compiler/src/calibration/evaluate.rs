@@ -4,7 +4,7 @@ use super::data::Batch;
 use crate::diag::{Diagnostic, Result};
 use crate::driver::{self, Optimized};
 use crate::emit::clif::target::Cpu;
-use crate::{inputs, npz};
+use crate::inputs;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use target_lexicon::Triple;
@@ -12,7 +12,7 @@ use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_passes::calibrate::{Oracle, OracleError};
 use tfc_passes::{Context, Pass, Ran, run_pipeline};
-use tfc_runtime::{Model, Session};
+use tfc_runtime::Session;
 
 /// Who is told how far a long evaluation is.
 pub trait Progress: Send + Sync {
@@ -29,7 +29,6 @@ impl Progress for Quiet {
 
 /// A graph as code in memory.
 pub struct Executable {
-    model: Arc<Model>,
     session: Session,
 }
 
@@ -40,9 +39,8 @@ impl Executable {
     /// As [`driver::jit`], and when no threads can be had.
     pub fn new(graph: &Graph, threads: usize) -> Result<Executable> {
         let model = Arc::new(driver::jit(&Optimized { graph: graph.clone(), ledger: vec![], notes: vec![], accuracy: None })?);
-        let session =
-            Session::new(model.clone(), threads).map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Executable { model, session })
+        let session = Session::new(model, threads).map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Executable { session })
     }
 
     /// Compiles a graph from the middle of a pipeline: what makes kernels of it comes first.
@@ -60,14 +58,7 @@ impl Executable {
     /// # Errors
     /// When the code refuses the inputs.
     pub fn run(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let outputs = self.session.run(&batch.views(&self.model)).map_err(|e| Box::<Diagnostic>::from(e).at(batch.place.clone()))?;
-        let tensor = |o: tfc_runtime::Output| Tensor::new(inputs::elem_of(o.elem), o.shape, npz::owned(o.data));
-        Ok(outputs.into_iter().map(|o| tensor(o).expect("the runtime gives whole tensors")).collect())
-    }
-
-    /// The CPU variant that runs.
-    pub fn variant(&self) -> &str {
-        self.model.cpu_variant()
+        inputs::run(&mut self.session, &batch.inputs, &[]).map_err(|d| d.at(batch.place.clone()))
     }
 }
 

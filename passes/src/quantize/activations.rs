@@ -6,6 +6,7 @@
 //! alike, by its error over its own size: otherwise a few rows of massive values, which language models have, would decide for
 //! all.
 
+use super::spec::Scaling;
 use crate::calibrate::Observed;
 use tfc_ir::ops::QuantizeStatic;
 use tfc_ir::quant::{RowRange, Scheme};
@@ -49,31 +50,26 @@ const FIRST: std::ops::RangeInclusive<u32> = 4..=10;
 const KEPT: usize = 8;
 const ROUNDS: u32 = 4;
 
-/// The best static range for an operand, and whether it is taken: `choose` gives the error of all roundings of the product from that
-/// of the operand alone.
+/// The range of an operand, as it is `wanted`: by error, the best static one is taken if it makes the error of the product, whose
+/// weights cause `weight_error` of it, little larger. Where data gives no static range, it is found at run time.
 ///
 /// Ranges are searched progressively, as AdaLog's FPCS does for any quantizer of two parameters (lower and upper end): a
 /// coarse grid first, then finer steps around the best.
-pub fn rate(observed: &Observed, channel_weights: &[f64], weight_error: f64) -> Rated {
+pub fn rate(observed: &Observed, channel_weights: &[f64], weight_error: f64, wanted: Scaling) -> Rated {
     let sample = Sample::new(observed, channel_weights);
     let dynamic_error = sample.error(|row| RowRange::symmetric(row.iter().fold(0f32, |a, x| a.max(x.abs()))), -127);
     let best = if observed.is_finite() { search(&sample, observed) } else { None };
     let static_error = best.as_ref().map_or(f64::INFINITY, |(_, e)| *e);
     let all = |error: f64| error.hypot(weight_error);
+    let is_static = |error: f64| match wanted {
+        Scaling::ByError => all(error) <= STATIC_MARGIN * all(dynamic_error),
+        Scaling::Static => true,
+        Scaling::Dynamic => false,
+    };
     match best {
-        Some((op, error)) if all(error) <= STATIC_MARGIN * all(dynamic_error) => {
-            Rated { range: Range::Static(op), error, dynamic_error, static_error }
-        }
+        Some((op, error)) if is_static(error) => Rated { range: Range::Static(op), error, dynamic_error, static_error },
         _ => Rated { range: Range::Dynamic, error: dynamic_error, dynamic_error, static_error },
     }
-}
-
-/// The best static range with its error.
-pub fn best_static(observed: &Observed, channel_weights: &[f64]) -> Option<(QuantizeStatic, f64)> {
-    if !observed.is_finite() {
-        return None;
-    }
-    search(&Sample::new(observed, channel_weights), observed)
 }
 
 /// A range from `low` to `high`, both of which may be moved a little so that 0 is a step.
@@ -194,6 +190,15 @@ impl<'a> Sample<'a> {
 mod tests {
     use super::*;
 
+    /// The best static range with its error.
+    fn best_static(observed: &Observed, channel_weights: &[f64]) -> Option<(QuantizeStatic, f64)> {
+        let rated = rate(observed, channel_weights, 0.0, Scaling::Static);
+        match rated.range {
+            Range::Static(op) => Some((op, rated.error)),
+            Range::Dynamic => None,
+        }
+    }
+
     /// Rows of channels that go evenly through their ranges, each at its own pace.
     fn observed(ranges: &[(f32, f32)], rows: usize) -> Observed {
         let at = |i: usize, j: usize| ((i * 37 + j * 11) % 101) as f32 / 100.0;
@@ -219,10 +224,10 @@ mod tests {
 
     #[test]
     fn one_sided_values_get_a_zero_point_and_others_do_not() {
-        let positive = rate(&observed(&[(0.0, 4.0); 32], 64), &[1.0; 32], 0.0);
+        let positive = rate(&observed(&[(0.0, 4.0); 32], 64), &[1.0; 32], 0.0, Scaling::ByError);
         let Range::Static(op) = &positive.range else { panic!("{positive:?}") };
         assert!(op.zero_point == -128 && positive.static_error < positive.dynamic_error, "{positive:?}");
-        let both = rate(&observed(&[(-4.0, 4.0); 32], 64), &[1.0; 32], 0.0);
+        let both = rate(&observed(&[(-4.0, 4.0); 32], 64), &[1.0; 32], 0.0, Scaling::ByError);
         let Range::Static(op) = &both.range else { panic!("{both:?}") };
         assert_eq!(op.zero_point, 0);
         assert!((op.scale.get() - 4.0 / 127.0).abs() < 2e-3, "{op:?}");
@@ -245,7 +250,7 @@ mod tests {
         let mut o = observed(&[(-1.0, 1.0); 32], 64);
         o.rows[..32].iter_mut().for_each(|x| *x *= 3000.0);
         let o = of_rows(32, o.rows);
-        let rated = rate(&o, &[1.0; 32], 0.05);
+        let rated = rate(&o, &[1.0; 32], 0.05, Scaling::ByError);
         assert!(rated.range == Range::Dynamic && rated.static_error > 10.0 * rated.dynamic_error, "{rated:?}");
     }
 

@@ -480,20 +480,9 @@ impl<'g> Quantizer<'g> {
             let weighed = |by: &[f64]| observed.mean_square.iter().zip(by).map(|(x, w)| x * w).sum::<f64>();
             let (signal, noise) = (weighed(&weights), weighed(&errors));
             let weight_error = if signal > 0.0 { (noise / signal).sqrt() } else { 0.0 };
-            let mut rated = rate(observed, &weights, weight_error);
             // Products that share rows share how these are quantized: if one wants that at run time, at run time.
-            match () {
-                () if scalings.contains(&Scaling::Dynamic) => rated.range = Range::Dynamic,
-                () if scalings.contains(&Scaling::Static) => {
-                    if let Some((op, error)) = activations::best_static(observed, &weights) {
-                        (rated.range, rated.error) = (Range::Static(op), error);
-                    }
-                }
-                _ => {}
-            }
-            if rated.range == Range::Dynamic {
-                rated.error = rated.dynamic_error;
-            }
+            let wanted = [Scaling::Dynamic, Scaling::Static].into_iter().find(|s| scalings.contains(s)).unwrap_or_default();
+            let rated = rate(observed, &weights, weight_error, wanted);
             self.rated.insert((site.operand, site.axis), RatedSite { rated, weight_error, observed: observed.clone() });
         }
     }
