@@ -80,7 +80,8 @@ struct Call {
 }
 
 impl Model {
-    /// A model that is called with each of `inputs`. Floats in outputs may be `tolerance` apart.
+    /// A model that is called with each of `inputs`. Floats in outputs may be `tolerance` of the type that they are computed in
+    /// apart ([`native::precision`]).
     pub fn new(name: &str, graph: Graph, inputs: Vec<(Bindings, Vec<Tensor>)>, tolerance: fn(Elem) -> Tolerance) -> Model {
         let call = |(bindings, inputs): (Bindings, Vec<Tensor>)| {
             let outputs = graph.evaluate(&inputs, &bindings).ok();
@@ -88,6 +89,11 @@ impl Model {
         };
         let calls = inputs.into_iter().map(call).collect();
         Model { name: name.into(), graph, calls, tolerance, cpus: variants() }
+    }
+
+    /// What an output of a type may differ by at a level.
+    fn tolerance(&self, level: OptLevel, elem: Elem) -> Tolerance {
+        (self.tolerance)(native::precision(&self.graph, level, elem))
     }
 
     /// Runs all calls on this machine with a CPU variant that it has.
@@ -103,7 +109,7 @@ impl Model {
         for call in &self.calls {
             let found = native::try_run(&mut session, &graph, &call.inputs);
             let same = match (&call.outputs, found) {
-                (Some(wanted), Ok(found)) => native::compare(wanted, &found, self.tolerance),
+                (Some(wanted), Ok(found)) => native::compare(wanted, &found, |elem| self.tolerance(level, elem)),
                 (None, Err(e)) if e.status() == Some(Status::IndexRange) => Ok(()),
                 (None, Ok(_)) => Err("only the interpreter refuses".into()),
                 (_, Err(e)) => Err(e.to_string()),
@@ -181,7 +187,7 @@ impl Image {
             source.model(i, &weights);
             for call in &m.calls {
                 let dims: Vec<i64> = program.dims.iter().map(|s| call.bindings[s]).collect();
-                source.case(i, &dims, call, m.tolerance);
+                source.case(i, &dims, call, |elem| m.tolerance(level, elem));
                 cases.push(format!("{} at {:?}", m.name, call.bindings));
             }
         }
@@ -361,7 +367,7 @@ impl Source {
         let _ = writeln!(self.models, "    {{&m{i}_entry, {at}, {}}},", weights.len());
     }
 
-    fn case(&mut self, model: usize, dims: &[i64], call: &Call, tolerance: fn(Elem) -> Tolerance) {
+    fn case(&mut self, model: usize, dims: &[i64], call: &Call, tolerance: impl Fn(Elem) -> Tolerance) {
         let n = self.cases_count;
         self.cases_count += 1;
         let list = |items: Vec<String>| if items.is_empty() { "0".into() } else { items.join(", ") };
