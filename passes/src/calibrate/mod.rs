@@ -7,21 +7,26 @@
 //! Memory does not grow with the data: sums take as much for any number of samples, and of the rows at most
 //! [`MAX_ROWS`] of each value are kept, fewer in large models ([`MAX_ROWS_BYTES`]).
 //!
+//! [`moments`] sums up `x xᵀ` of such values, for passes that ask for it; what that takes grows with the square of the channels, so
+//! it has a few values in memory at a time.
+//!
 //! What was observed once can be given again instead of data: a [`Record`].
 
+mod moments;
 mod observed;
 mod record;
 mod taps;
 
+pub use moments::{Moments, moments};
 pub use observed::{Observed, Statistics};
 pub use record::Record;
-pub use taps::{Tap, Taps, tapped};
+pub use taps::{Tap, Taps, tapped, tapped_moments};
 
 use crate::quantize;
 use crate::table::{Context, Pass, PassResult, Stats};
 use observed::Accumulator;
 use std::sync::Arc;
-use tfc_ir::graph::Graph;
+use tfc_ir::graph::{Graph, Value};
 use tfc_ir::tensor::Tensor;
 
 /// Observes the left operands of products on the calibration data of the context; without any, it does nothing.
@@ -104,8 +109,7 @@ pub fn observe(graph: &Graph, taps: &[Tap], calibration: &Calibration) -> Result
     if taps.is_empty() {
         return Ok(Statistics::default());
     }
-    let mask = calibration.mask.as_deref();
-    let mask = mask.and_then(|name| graph.inputs().iter().copied().find(|&v| graph.value(v).name.as_deref() == Some(name)));
+    let mask = mask(graph, calibration.mask.as_deref());
     let batches = oracle.batches().max(1);
     let row_bytes: usize = taps.iter().map(|t| 4 * t.channels(graph)).sum();
     let rows = (MAX_ROWS_BYTES / row_bytes.max(1)).clamp(MIN_ROWS, MAX_ROWS);
@@ -121,6 +125,12 @@ pub fn observe(graph: &Graph, taps: &[Tap], calibration: &Calibration) -> Result
         }
     })?;
     Ok(taps.iter().zip(accumulators).map(|(t, a)| (t.value, a.finish(t.axis))).collect())
+}
+
+/// The input called `name`.
+fn mask(graph: &Graph, name: Option<&str>) -> Option<Value> {
+    let name = name?;
+    graph.inputs().iter().copied().find(|&v| graph.value(v).name.as_deref() == Some(name))
 }
 
 /// Which of so many places row `i` of a part comes from: all of them are as likely, and the first part gives the first.

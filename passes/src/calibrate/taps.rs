@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::{Graph, Loc, Value};
 use tfc_ir::ops::reduce::ReduceKind;
-use tfc_ir::ops::{Cast, Dims, Div, Expand, Gather, Mul, Op, Reduce, Reshape, Select, Transpose};
+use tfc_ir::ops::{Cast, Dims, Div, Expand, Gather, Matmul, Mul, Op, Reduce, Reshape, Select, Transpose};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::{Elem, Shape};
 
@@ -106,6 +106,24 @@ pub fn tapped(graph: &Graph, taps: &[Tap], mask: Option<Value>, rows: usize) -> 
     Ok(Taps { graph: g, layout: Layout { taps: taps.len(), masked } })
 }
 
+/// A copy of a graph that computes second moments: for each of `taps` in order, how many rows count, `[1]`, and the sum of `x xᵀ` over
+/// them, `[channels, channels]` in f32. Positions where the input `mask` is 0 do not count, as in [`tapped`]. Nothing else is computed.
+///
+/// # Errors
+/// Only by a defect of this function.
+pub fn tapped_moments(graph: &Graph, taps: &[Tap], mask: Option<Value>) -> Result<Graph, PassError> {
+    let mut g = graph.clone();
+    g.clear_outputs();
+    for (i, tap) in taps.iter().enumerate() {
+        let loc = graph.producer(tap.value).map_or_else(Loc::default, |n| n.loc.clone());
+        let results = Builder { g: &mut g, loc }.moments(tap, mask)?;
+        for (what, v) in ["count", "moments"].iter().zip(results) {
+            g.add_output(&format!("{i}.{what}"), v);
+        }
+    }
+    Ok(g)
+}
+
 struct Builder<'g> {
     g: &'g mut Graph,
     loc: Loc,
@@ -121,23 +139,17 @@ impl Builder<'_> {
         if self.g.ty(v).shape == shape { Ok(v) } else { self.add(Reshape { shape }, &[v]) }
     }
 
+    fn number(&mut self, x: f64) -> Value {
+        self.g.add_const(Tensor::scalar(Elem::F32, Scalar::Float(x)), None)
+    }
+
     fn tap(&mut self, tap: &Tap, mask: Option<Value>, rows: usize) -> Result<Vec<Value>, PassError> {
         let (x, leading, count) = self.matrix(tap)?;
         let channels = self.g.ty(x).shape[1].clone();
-        let valid = match mask {
-            Some(mask) => self.valid(mask, &leading, &count)?,
-            None => None,
-        };
-        let number = |g: &mut Graph, x: f64| g.add_const(Tensor::scalar(Elem::F32, Scalar::Float(x)), None);
-        let [zero, low, high] = [0.0, f64::NEG_INFINITY, f64::INFINITY].map(|x| number(self.g, x));
+        let valid = self.valid(mask, &leading, &count)?;
+        let [zero, low, high] = [0.0, f64::NEG_INFINITY, f64::INFINITY].map(|x| self.number(x));
         let reduced = |b: &mut Self, kind, x: Value, instead: Value| {
-            let x = match valid {
-                Some(valid) => {
-                    let column = b.reshape(valid, Shape(vec![count.clone(), 1.into()]))?;
-                    b.add(Select {}, &[column, x, instead])?
-                }
-                None => x,
-            };
+            let x = b.shown(x, valid, &count, instead)?;
             b.add(Reduce { kind, axes: vec![0], keep: false }, &[x])
         };
         let min = reduced(self, ReduceKind::Min, x, high)?;
@@ -145,13 +157,7 @@ impl Builder<'_> {
         let sum = reduced(self, ReduceKind::Sum, x, zero)?;
         let squares = self.add(Mul {}, &[x, x])?;
         let sum_of_squares = reduced(self, ReduceKind::Sum, squares, zero)?;
-        let counted = match valid {
-            Some(valid) => {
-                let ones = self.add(Cast { to: Elem::I64 }, &[valid])?;
-                self.add(Reduce { kind: ReduceKind::Sum, axes: vec![0], keep: true }, &[ones])?
-            }
-            None => self.add(Dims { values: vec![count.clone()], shape: vec![1] }, &[])?,
-        };
+        let counted = self.counted(valid, &count)?;
         // Row j of r is number j * count / r.
         let positions = self.g.add_const(Tensor::of(&[rows], (0..rows as i64).collect()), None);
         let all = self.add(Dims { values: vec![count.clone()], shape: vec![1] }, &[])?;
@@ -165,6 +171,34 @@ impl Builder<'_> {
             results.push(self.add(Gather { axis: 0 }, &[valid, indices])?);
         }
         Ok(results)
+    }
+
+    /// How many rows count, and the sum of `x xᵀ` over them.
+    fn moments(&mut self, tap: &Tap, mask: Option<Value>) -> Result<[Value; 2], PassError> {
+        let (x, leading, count) = self.matrix(tap)?;
+        let valid = self.valid(mask, &leading, &count)?;
+        let zero = self.number(0.0);
+        let x = self.shown(x, valid, &count, zero)?;
+        let columns = self.add(Transpose { perm: vec![1, 0] }, &[x])?;
+        Ok([self.counted(valid, &count)?, self.add(Matmul {}, &[columns, x])?])
+    }
+
+    /// The rows `[count, channels]` with a number `instead` of those that do not count.
+    fn shown(&mut self, x: Value, valid: Option<Value>, count: &Dim, instead: Value) -> Result<Value, PassError> {
+        let Some(valid) = valid else { return Ok(x) };
+        let column = self.reshape(valid, Shape(vec![count.clone(), 1.into()]))?;
+        self.add(Select {}, &[column, x, instead])
+    }
+
+    /// How many rows count, `[1]`.
+    fn counted(&mut self, valid: Option<Value>, count: &Dim) -> Result<Value, PassError> {
+        match valid {
+            Some(valid) => {
+                let ones = self.add(Cast { to: Elem::I64 }, &[valid])?;
+                self.add(Reduce { kind: ReduceKind::Sum, axes: vec![0], keep: true }, &[ones])
+            }
+            None => self.add(Dims { values: vec![count.clone()], shape: vec![1] }, &[]),
+        }
     }
 
     /// The value in f32 as `[rows, channels]`, the sizes of the axes that rows come from, and their number.
@@ -185,8 +219,9 @@ impl Builder<'_> {
         Ok((x, leading, count))
     }
 
-    /// Which rows count, `[rows]`, if some of the leading axes are together those of the mask.
-    fn valid(&mut self, mask: Value, leading: &[Dim], count: &Dim) -> Result<Option<Value>, PassError> {
+    /// Which rows count, `[rows]`, if there is a mask and some of the leading axes are together its axes; `None` if all do.
+    fn valid(&mut self, mask: Option<Value>, leading: &[Dim], count: &Dim) -> Result<Option<Value>, PassError> {
+        let Some(mask) = mask else { return Ok(None) };
         let positions = self.g.ty(mask).shape.elements();
         let prefix = |n: &usize| leading[..*n].iter().cloned().product::<Dim>() == positions;
         let Some(n) = (1..=leading.len()).find(prefix) else { return Ok(None) };

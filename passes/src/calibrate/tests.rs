@@ -149,3 +149,60 @@ fn a_record_gives_what_was_observed_and_nothing_else() {
     assert!(wrong.contains("32 channels along axis 1, but that of the model has 32 channels along axis 2"), "{wrong}");
     assert!(error(vec![vec![Observed { min: vec![0.0], ..seen }]]).contains("value 0 has 1 channels"));
 }
+
+/// `Σ x xᵀ` of rows that count, each from f64 products of the interpreter's f32 rows.
+#[test]
+fn moments_are_those_of_all_rows_that_count() {
+    let sizes = [(2, 5), (1, 1), (3, 7)];
+    let graph = text::parse(SOURCE, None).unwrap();
+    let input = Tap { value: graph.inputs()[0], axis: 2 };
+    let activation = Tap { value: graph.nodes().next().unwrap().1.outputs[0], axis: 2 };
+    for mask in [None, Some("mask")] {
+        let (mut count, mut expected) = (0, [vec![0f64; 32 * 32], vec![0f64; 32 * 32]]);
+        for (_, inputs) in &parts(&sizes).parts {
+            let (x, shown) = (inputs[0].values::<f32>(), inputs[1].values::<i64>());
+            for (row, _) in x.chunks(32).zip(shown.iter()).filter(|(_, m)| mask.is_none() || **m != 0) {
+                count += 1;
+                for at in 0..32 * 32 {
+                    let [a, b] = [at / 32, at % 32].map(|j| f64::from(row[j]));
+                    expected[0][at] += a * b;
+                    expected[1][at] += a.max(0.0) * b.max(0.0);
+                }
+            }
+        }
+        let mut seen = vec![];
+        moments(&graph, &[input, activation], &parts(&sizes), mask, &mut |i, found| seen.push((i, found))).unwrap();
+        assert_eq!(seen.len(), 2);
+        for ((i, found), expected) in seen.into_iter().zip(&expected) {
+            assert_eq!(found.count, count);
+            for (at, (found_at, sum)) in found.matrix.iter().zip(expected).enumerate() {
+                let mean = sum / count as f64;
+                assert!((found_at - mean).abs() < 1e-5 * mean.abs().max(1.0), "{i} at {at}: {found_at} {mean}");
+                assert_eq!(*found_at, found.matrix[at % 32 * 32 + at / 32]);
+            }
+        }
+    }
+}
+
+#[test]
+fn moments_of_nothing_are_zeros() {
+    let graph = text::parse(SOURCE, None).unwrap();
+    let mut oracle = parts(&[(1, 1)]);
+    oracle.parts[0].1[1] = Tensor::of(&[1, 1], vec![0i64]);
+    let tap = Tap { value: graph.inputs()[0], axis: 2 };
+    let mut seen = vec![];
+    moments(&graph, &[tap], &oracle, Some("mask"), &mut |_, found| seen.push(found)).unwrap();
+    assert_eq!(seen, [Moments { count: 0, matrix: vec![0.0; 32 * 32] }]);
+}
+
+#[test]
+fn moments_of_a_right_operand_are_those_of_its_columns() {
+    let source = "tfc.ir 1 input %x: f32[2, 3] const %w: f32[16, 2] = splat 0.5 %y = matmul %w, %x : f32[16, 3] output y = %y";
+    let graph = text::parse(source, None).unwrap();
+    let x = Tensor::of(&[2, 3], vec![1f32, 2.0, 3.0, 0.0, 1.0, -1.0]);
+    let oracle = Interpreter { parts: vec![(Bindings::new(), vec![x])] };
+    let mut seen = vec![];
+    let tap = Tap { value: graph.inputs()[0], axis: 0 };
+    moments(&graph, &[tap], &oracle, None, &mut |_, found| seen.push(found.matrix)).unwrap();
+    assert_eq!(seen, [[14.0, -1.0, -1.0, 2.0].map(|sum| sum / 3.0)]);
+}
