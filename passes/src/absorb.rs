@@ -5,6 +5,7 @@
 //! that take the map in place of the result ([`Operator::ways`](tfc_ir::ops::Operator::ways)), and says which channels must share
 //! their numbers. [`Path::build`] then makes the mapped value for numbers that do.
 
+use crate::rules::is_normal;
 use crate::terms::{Form, Term, Terms};
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +24,12 @@ pub struct ChannelMap {
 }
 
 impl ChannelMap {
+    /// Whether numbers stay normal by the map and by its inverse.
+    pub fn is_usable(&self) -> bool {
+        let scale = |s: &f32| *s > 0.0 && is_normal(f64::from(*s), Elem::F32) && is_normal(1.0 / f64::from(*s), Elem::F32);
+        self.scale.iter().all(scale) && self.shift.iter().flatten().all(|z| z.is_finite())
+    }
+
     /// Whether two channels have the same numbers; [`Channels::NONE`] has neutral ones.
     fn shares(&self, a: u32, b: u32) -> bool {
         let of = |c: u32| match c {

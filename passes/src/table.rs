@@ -53,6 +53,8 @@ pub struct Stats {
     pub data: SideData,
     /// What a user should know about the results, a sentence each.
     pub notes: Vec<String>,
+    /// How long parts of it took, in order: for reports only.
+    pub times: Vec<(&'static str, Duration)>,
 }
 
 impl Stats {
@@ -62,6 +64,14 @@ impl Stats {
             Some((_, total)) => *total += n,
             None => self.counters.push((counter, n)),
         }
+    }
+
+    /// Does a part of the pass, and notes how long it took.
+    pub fn timed<T>(&mut self, part: &'static str, run: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = run();
+        self.times.push((part, start.elapsed()));
+        result
     }
 
     /// A counter's value, 0 if the pass did not mention it.

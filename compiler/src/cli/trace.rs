@@ -112,7 +112,10 @@ impl<'a> Trace<'a> {
         for (name, time) in &self.steps {
             rows.push([ms(time), (*name).into()]);
             if *name == "passes" {
-                rows.extend(self.passes.iter().enumerate().map(|(i, (name, time, ..))| [ms(time), format!("  {:02}-{name}", i + 1)]));
+                for (i, (name, time, stats, _)) in self.passes.iter().enumerate() {
+                    rows.push([ms(time), format!("  {:02}-{name}", i + 1)]);
+                    rows.extend(stats.times.iter().map(|(part, time)| [ms(time), format!("    {part}")]));
+                }
             }
         }
         rows.push([ms(&self.steps.iter().map(|(_, t)| *t).sum()), "total".into()]);

@@ -157,13 +157,15 @@ impl<'g> Program<'g> {
             .with_node_limit(MIN_NODES.max(nodes * MAX_NODES_PER_NODE))
             .with_iter_limit(MAX_ROUNDS)
             // Time decides nothing: the limits above bound the work.
-            .with_time_limit(Duration::MAX)
-            .run(&rewrites);
+            .with_time_limit(Duration::MAX);
+        let runner = stats.timed("rules", || runner.run(&rewrites));
         let egraph = &runner.egraph;
         let outputs: Vec<Id> = graph.outputs().iter().map(|o| egraph.find(values[index(o.value)].expect("imported"))).collect();
-        let original = original_forms(egraph, graph, &values);
-        let (choice, _) = extract::extract(egraph, &outputs, cx, &original);
-        let new = Export::new(graph, egraph, &values, &choice).run(&outputs)?;
+        let new = stats.timed("extraction", || {
+            let original = original_forms(egraph, graph, &values);
+            let (choice, _) = extract::extract(egraph, &outputs, cx, &original);
+            Export::new(graph, egraph, &values, &choice).run(&outputs)
+        })?;
         for rule in rules {
             let name = Symbol::from(rule.name);
             let applied: usize = runner.iterations.iter().map(|i| i.applied.get(&name).copied().unwrap_or(0)).sum();
@@ -174,10 +176,16 @@ impl<'g> Program<'g> {
         stats.count("rounds", runner.iterations.len() as u64);
         stats.count("e-nodes", egraph.total_number_of_nodes() as u64);
         stats.count("classes", egraph.number_of_classes() as u64);
-        match runner.stop_reason {
-            Some(StopReason::NodeLimit(n)) => stats.count("stopped at the limit of e-nodes", n as u64),
-            Some(StopReason::IterationLimit(n)) => stats.count("stopped at the limit of rounds", n as u64),
-            _ => {}
+        let limit = match runner.stop_reason {
+            Some(StopReason::NodeLimit(n)) => Some((n, "stopped at the limit of e-nodes", "e-nodes")),
+            Some(StopReason::IterationLimit(n)) => Some((n, "stopped at the limit of rounds", "rounds")),
+            _ => None,
+        };
+        if let Some((n, counter, what)) = limit {
+            stats.count(counter, n as u64);
+            stats
+                .notes
+                .push(format!("rewriting stopped after {n} {what}, its limit: the model is right, but may be slower than it could be"));
         }
         Ok(new)
     }

@@ -54,7 +54,7 @@ pub(super) struct Candidate {
 
 /// A scale for all channels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Target {
+pub enum Target {
     /// The arithmetic mean, as in RepQ-ViT (Li et al. 2023).
     Mean,
     /// The median, which outliers do not move, as in DopQ-ViT (Yang et al. 2024).
@@ -64,7 +64,8 @@ pub(super) enum Target {
 }
 
 impl Target {
-    pub(super) fn of(self, values: &[f64]) -> f64 {
+    /// The scale for channels that have `values`; 0 for none.
+    pub fn of(self, values: &[f64]) -> f64 {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let n = sorted.len();
@@ -80,7 +81,7 @@ impl Target {
 
 /// The scale and zero point of a channel with numbers in `lo..=hi`, for codes in `0..=levels`: `x ≈ s (code - z)`. The zero point is a
 /// whole number and may lie outside of the codes.
-pub(super) fn affine(lo: f64, hi: f64, levels: f64) -> (f64, f64) {
+pub fn affine(lo: f64, hi: f64, levels: f64) -> (f64, f64) {
     let scale = (hi - lo) / levels;
     (scale, if scale > 0.0 { (-lo / scale).round_ties_even() } else { 0.0 })
 }
@@ -90,7 +91,7 @@ pub(super) fn affine(lo: f64, hi: f64, levels: f64) -> (f64, f64) {
 /// before the shift is formed is what makes the codes equal. A channel without a range keeps its scale.
 ///
 /// Returns scales and shifts by channel, and the target's scale and zero point.
-pub(super) fn reparameterized(quantizers: &[(f64, f64)], target: Target) -> (Vec<f64>, Vec<f64>, (f64, f64)) {
+pub fn reparameterized(quantizers: &[(f64, f64)], target: Target) -> (Vec<f64>, Vec<f64>, (f64, f64)) {
     let ranged = || quantizers.iter().filter(|(s, _)| *s > 0.0);
     let scale = target.of(&ranged().map(|q| q.0).collect::<Vec<_>>());
     let zero = (ranged().map(|q| q.1).sum::<f64>() / ranged().count().max(1) as f64).round_ties_even();

@@ -10,13 +10,14 @@ mod candidates;
 mod objective;
 mod search;
 
-use crate::absorb::{Channels, Path, Plan};
+pub use candidates::{Target, affine, reparameterized};
+
+use crate::absorb::{ChannelMap, Channels, Path, Plan};
 use crate::calibrate::Statistics;
 use crate::eqsat::Program;
 use crate::quantize::{self, Site};
 use crate::rules;
-use crate::table::{Context, Pass, PassResult, Stats};
-use search::Choice;
+use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use std::fmt;
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::types::Elem;
@@ -117,33 +118,63 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     let (Some(statistics), Some(config)) = (cx.data.get::<Statistics>(), &cx.quant) else { return Ok((graph, stats)) };
     let sites = quantize::sites(&graph, config);
     let mut program = Program::new(&graph);
-    let absorbers: Vec<Option<Absorber>> = sites.iter().map(|s| Absorber::find(&graph, &mut program, s)).collect();
-    let choices = search::search(&graph, config, statistics, &sites, &absorbers);
+    let absorbers = stats.timed("looking for what absorbs maps", || absorbers(&graph, &mut program, &sites));
+    let choices = stats.timed("search for maps", || search::search(&graph, config, statistics, &sites, &absorbers));
     stats.count("operands", sites.len() as u64);
     for choice in &choices {
         stats.count(choice.fold.method.name(), 1);
     }
-    let plans = planned(&sites, absorbers, &choices);
+    let worth = |fold: &Fold| 1.0 - (fold.folded_error / fold.plain_error.max(f64::MIN_POSITIVE)).powi(2);
+    let maps = choices.iter().map(|c| c.map.clone().map(|map| (map, worth(&c.fold).clamp(0.0, 1.0)))).collect();
     stats.data.insert(Folds(choices.into_iter().map(|c| c.fold).collect()));
-    if plans.is_empty() {
-        return Ok((graph, stats));
-    }
+    let plans = planned(&sites, absorbers, maps);
+    let graph = if plans.is_empty() { graph } else { folded(program, plans, cx, &mut stats)? };
+    Ok((graph, stats))
+}
+
+/// Folds maps that the caller chooses, to see what they change where nothing is rounded: for every operand that [`PASS`] would look at,
+/// if something can absorb a map, `choose` gets it and what that is, in order.
+///
+/// # Errors
+/// Only by a defect of a rule.
+///
+/// # Panics
+/// When a map does not fit what absorbs it.
+pub fn fold_maps(graph: Graph, cx: &Context, mut choose: impl FnMut(&Site, &Absorber) -> Option<ChannelMap>) -> PassResult {
+    let mut stats = Stats::default();
+    let sites = cx.quant.as_ref().map_or(vec![], |config| quantize::sites(&graph, config));
+    let mut program = Program::new(&graph);
+    let absorbers = absorbers(&graph, &mut program, &sites);
+    let mut map = |(site, absorber): (&Site, &Option<Absorber>)| {
+        let absorber = absorber.as_ref()?;
+        let map = choose(site, absorber)?;
+        assert!(absorber.takes(&map), "a map of {} channels does not fit {}", map.scale.len(), graph.ty(site.operand));
+        Some((map, 1.0))
+    };
+    let maps = sites.iter().zip(&absorbers).map(&mut map).collect();
+    let plans = planned(&sites, absorbers, maps);
+    let graph = if plans.is_empty() { graph } else { folded(program, plans, cx, &mut stats)? };
+    Ok((graph, stats))
+}
+
+/// The graph with the products that plans are for, and what absorbs their maps.
+fn folded(mut program: Program, plans: Vec<Plan>, cx: &Context, stats: &mut Stats) -> Result<Graph, PassError> {
     for plan in shared(&plans, &mut program) {
         program.plan(plan.path.term(), plan);
     }
     for plan in plans {
         program.plan(plan.path.term(), plan);
     }
-    let graph = program.saturated(&rules::folding().collect::<Vec<_>>(), cx, &mut stats)?;
-    Ok((graph, stats))
+    program.saturated(&rules::folding().collect::<Vec<_>>(), cx, stats)
 }
 
 /// What can absorb a map of an operand.
-struct Absorber {
+pub struct Absorber {
     path: Path,
     /// Per channel the one whose numbers it must have, itself if it is free.
-    ties: Vec<u32>,
-    shift: bool,
+    pub ties: Vec<u32>,
+    /// Whether it absorbs a shift too.
+    pub shift: bool,
 }
 
 impl Absorber {
@@ -157,6 +188,17 @@ impl Absorber {
         let (path, pairs, shift) = of(true).or_else(|| of(false))?;
         Some(Absorber { path, ties: representatives(count, &pairs)?, shift })
     }
+
+    /// Whether it absorbs the map: as many channels, numbers that are normal, equal where they must be, and a shift only if it takes one.
+    pub fn takes(&self, map: &ChannelMap) -> bool {
+        let tied = |of: &[f32]| of.len() == self.ties.len() && self.ties.iter().zip(of).all(|(&first, x)| *x == of[first as usize]);
+        map.is_usable() && tied(&map.scale) && map.shift.as_ref().is_none_or(|shift| self.shift && tied(shift))
+    }
+}
+
+/// What can absorb a map of each operand.
+fn absorbers(graph: &Graph, program: &mut Program, sites: &[Site]) -> Vec<Option<Absorber>> {
+    sites.iter().map(|s| Absorber::find(graph, program, s)).collect()
 }
 
 /// Per channel the first one that pairs connect it with; `None` if one is to share its numbers with what stays as it is.
@@ -179,14 +221,13 @@ fn representatives(count: usize, pairs: &[(u32, u32)]) -> Option<Vec<u32>> {
     Some((0..count as u32).map(|c| root(&mut first, c)).collect())
 }
 
-/// The plans for the operands that get a map.
-fn planned(sites: &[Site], absorbers: Vec<Option<Absorber>>, choices: &[Choice]) -> Vec<Plan> {
-    let plan = |((site, absorber), choice): ((&Site, Option<Absorber>), &Choice)| {
-        let map = choice.map.clone()?;
-        let worth = 1.0 - (choice.fold.folded_error / choice.fold.plain_error.max(f64::MIN_POSITIVE)).powi(2);
-        Some(Plan { path: absorber?.path, map, axis: Some(site.axis), worth: worth.clamp(0.0, 1.0) })
+/// The plans for the operands that get a map, each with what that is worth ([`Plan::worth`]).
+fn planned(sites: &[Site], absorbers: Vec<Option<Absorber>>, maps: Vec<Option<(ChannelMap, f64)>>) -> Vec<Plan> {
+    let plan = |((site, absorber), map): ((&Site, Option<Absorber>), Option<(ChannelMap, f64)>)| {
+        let (map, worth) = map?;
+        Some(Plan { path: absorber?.path, map, axis: Some(site.axis), worth })
     };
-    sites.iter().zip(absorbers).zip(choices).filter_map(plan).collect()
+    sites.iter().zip(absorbers).zip(maps).filter_map(plan).collect()
 }
 
 /// Plans for values of which slices are mapped: one for all maps of its slices, if they agree.

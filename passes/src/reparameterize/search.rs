@@ -9,10 +9,8 @@ use super::{Absorber, Fold, Legal, Method};
 use crate::absorb::ChannelMap;
 use crate::calibrate::{Observed, Statistics};
 use crate::quantize::{self, QuantConfig, Site};
-use crate::rules::is_normal;
 use std::collections::BTreeMap;
 use tfc_ir::graph::Graph;
-use tfc_ir::types::Elem;
 
 /// The part of the squared error that a map must remove to be chosen.
 const MARGIN: f64 = 0.02;
@@ -86,7 +84,7 @@ fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Ab
 fn best(operand: &Operand, shift: bool) -> Option<(f64, Candidate)> {
     let clipped = dual_clipping(&operand.rows, &operand.ranges);
     let mut finalists: BTreeMap<Method, (f64, Candidate)> = BTreeMap::new();
-    for candidate in candidates(&operand.ranges, &clipped, shift).into_iter().filter(|c| is_usable(&c.map)) {
+    for candidate in candidates(&operand.ranges, &clipped, shift).into_iter().filter(|c| c.map.is_usable()) {
         let estimate = operand.estimate(&candidate.map);
         let best = finalists.get(&candidate.method).map_or(f64::INFINITY, |(error, _)| *error);
         if estimate < best {
@@ -95,10 +93,4 @@ fn best(operand: &Operand, shift: bool) -> Option<(f64, Candidate)> {
     }
     let measured = finalists.into_values().map(|(_, c)| (operand.measured(&c.map), c));
     measured.filter(|(error, _)| error.is_finite()).min_by(|a, b| a.0.total_cmp(&b.0))
-}
-
-/// Whether numbers stay normal by the map and by its inverse.
-fn is_usable(map: &ChannelMap) -> bool {
-    let scale = |s: &f32| *s > 0.0 && is_normal(f64::from(*s), Elem::F32) && is_normal(1.0 / f64::from(*s), Elem::F32);
-    map.scale.iter().all(scale) && map.shift.iter().flatten().all(|z| z.is_finite())
 }
