@@ -223,11 +223,8 @@ fn representatives(count: usize, pairs: &[(u32, u32)]) -> Option<Vec<u32>> {
 
 /// The plans for the operands that get a map, each with what that is worth ([`Plan::worth`]).
 fn planned(sites: &[Site], absorbers: Vec<Option<Absorber>>, maps: Vec<Option<(ChannelMap, f64)>>) -> Vec<Plan> {
-    let plan = |((site, absorber), map): ((&Site, Option<Absorber>), Option<(ChannelMap, f64)>)| {
-        let (map, worth) = map?;
-        Some(Plan { path: absorber?.path, map, axis: Some(site.axis), worth })
-    };
-    sites.iter().zip(absorbers).zip(maps).filter_map(plan).collect()
+    let absorbed = sites.iter().zip(absorbers).zip(maps).filter_map(|((site, absorber), map)| Some((site, absorber?.path, map?)));
+    absorbed.map(|(site, path, (map, worth))| Plan { path, map, axis: Some(site.axis), worth }).collect()
 }
 
 /// Plans for values of which slices are mapped: one for all maps of its slices, if they agree.
