@@ -163,10 +163,9 @@ fn moments_are_those_of_all_rows_that_count() {
             let (x, shown) = (inputs[0].values::<f32>(), inputs[1].values::<i64>());
             for (row, _) in x.chunks(32).zip(shown.iter()).filter(|(_, m)| mask.is_none() || **m != 0) {
                 count += 1;
-                for at in 0..32 * 32 {
-                    let [a, b] = [at / 32, at % 32].map(|j| f64::from(row[j]));
-                    expected[0][at] += a * b;
-                    expected[1][at] += a.max(0.0) * b.max(0.0);
+                let positive: Vec<f32> = row.iter().map(|x| x.max(0.0)).collect();
+                for (sums, row) in expected.iter_mut().zip([row, &positive]) {
+                    sums.iter_mut().enumerate().for_each(|(at, sum)| *sum += f64::from(row[at / 32]) * f64::from(row[at % 32]));
                 }
             }
         }
