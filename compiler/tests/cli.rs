@@ -667,7 +667,7 @@ fn models_are_quantized() {
     }
     let r = p.run("compile p.tir --quant w4a8:g32 --quant-override layer.1=w8a8 --quant-override none=f32 --stats --opt-report -o p.so");
     let noted = ["none=f32 matches no matrix product", "note: `/head/MatMul` stays float (256 B): it has 2 output channels"];
-    r.expect(0, &[&["products quantized: 2", "products left in f32: 1", "--quant-override 'layer.1'"], &noted[..]].concat());
+    r.expect(0, &[&["products quantized: 2", "products left in f32: 1", "--quant-override 'layer.1'", "launch  why"], &noted[..]].concat());
     p.run("inspect p.so").expect(0, &["quantization (3)", "w4a8:g32", "w8a8", "2 output channels", "--quant-override=layer.1=w8a8"]);
     let json: serde_json::Value = serde_json::from_str(&p.run("inspect p.so --json").expect(0, &[]).out).unwrap();
     let ledger = &json["quantization"];
@@ -793,6 +793,16 @@ fn promises_are_kept_by_raising_layers() {
     assert_eq!((&measured["name"], &measured["limit"]), (&"max-error".into(), &0.5.into()));
     let error = measured["value"].as_f64().unwrap();
     assert!((0.02..0.5).contains(&error), "{error}");
+    // Each product has a kernel of its own, though the first one writes codes for the second and so computes of both.
+    let manifest = json("easy.so");
+    let mut kernels = vec![];
+    for e in manifest["quantization"].as_array().unwrap() {
+        let kernel = &manifest["kernels"][e["kernel"].as_u64().unwrap() as usize];
+        assert!(kernel["kind"] == "gemm" && kernel["nodes"].as_array().unwrap().contains(&e["node"]), "{e} {kernel}");
+        assert!(e["total_error"].is_f64() && e["operand_error"].is_f64() && e["error_share"].is_null(), "{e}");
+        kernels.push(e["kernel"].as_u64());
+    }
+    assert!(kernels.len() == 2 && kernels[0] < kernels[1], "{kernels:?}");
 
     // Half of what 4 bits reach.
     let raising = format!("{line} --max-error {} -o raised.so", error / 2.0);
@@ -801,6 +811,7 @@ fn promises_are_kept_by_raising_layers() {
     assert!(manifest["accuracy"][0]["value"].as_f64().unwrap() <= error / 2.0, "{manifest}");
     let raised = |e: &serde_json::Value| e["reason"].as_str().unwrap().contains("raised from");
     assert!(manifest["quantization"].as_array().unwrap().iter().any(raised), "{}", manifest["quantization"]);
+    assert!(manifest["quantization"].as_array().unwrap().iter().any(|e| e["error_share"].is_f64()), "{}", manifest["quantization"]);
     let first = p.read("raised.so");
     p.run(&raising).expect(0, &[]);
     assert!(first == p.read("raised.so"), "the same data gave other code");

@@ -268,6 +268,15 @@ pub struct QuantEntry {
     /// By what part of itself the error of the whole model is smaller without the roundings of this product.
     #[prost(double, optional, tag = "14")]
     pub error_share: Option<f64>,
+    /// Channels of the operand whose magnitude is far above that of the others; absent where no calibration data was seen.
+    #[prost(uint32, optional, tag = "15")]
+    pub outlier_channels: Option<u32>,
+    /// Error of rounding the operand, with float weights.
+    #[prost(double, optional, tag = "16")]
+    pub operand_error: Option<f64>,
+    /// Index in [`kernels`](Manifest::kernels) of the one that multiplies; absent where none could be told from the others.
+    #[prost(uint32, optional, tag = "17")]
+    pub kernel: Option<u32>,
 }
 
 /// A measured property of the whole model.

@@ -57,6 +57,10 @@ pub fn value(m: &Manifest) -> Value {
             "weight_error": q.weight_error,
             "total_error": q.total_error,
             "relative_time": q.relative_time,
+            "error_share": q.error_share,
+            "outlier_channels": q.outlier_channels,
+            "operand_error": q.operand_error,
+            "kernel": q.kernel,
         })),
         "accuracy": each(&m.accuracy, |a| json!({ "name": a.name, "value": a.value, "limit": a.limit })),
     })

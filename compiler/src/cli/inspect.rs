@@ -187,10 +187,11 @@ fn text(m: &Value) -> String {
         &format!("kernels ({})", items("kernels").len()),
         items("kernels")
             .iter()
-            .map(|k| {
+            .enumerate()
+            .map(|(i, k)| {
                 let weights =
                     if k["weight_bytes"].as_u64() == Some(0) { String::new() } else { format!(" weights {}", size(&k["weight_bytes"])) };
-                [word(&k["kind"]), word(&k["summary"]), format!("{}{weights}", words(&k["nodes"], ", "))]
+                [format!("{i} {}", word(&k["kind"])), word(&k["summary"]), format!("{}{weights}", words(&k["nodes"], ", "))]
             })
             .collect(),
     );
@@ -203,8 +204,10 @@ fn text(m: &Value) -> String {
                     Some(0) | None => String::new(),
                     Some(_) => format!("{} -> {}, ", size(&q["source_bytes"]), size(&q["packed_bytes"])),
                 };
-                let error = q["weight_error"].as_f64().map_or(String::new(), |e| format!("weights off by {:.2}%, ", 100.0 * e));
-                [word(&q["node"]), word(&q["scheme"]), format!("{sizes}{error}{}", word(&q["reason"]))]
+                let off = |what: &str, key: &str| q[key].as_f64().map_or(String::new(), |e| format!("{what} off by {:.2}%, ", 100.0 * e));
+                let errors = [off("weights", "weight_error"), off("operand", "operand_error"), off("result", "total_error")].concat();
+                let kernel = q["kernel"].as_u64().map_or(String::new(), |i| format!("kernel {i}, "));
+                [word(&q["node"]), word(&q["scheme"]), format!("{sizes}{errors}{kernel}{}", word(&q["reason"]))]
             })
             .collect(),
     );

@@ -2,17 +2,18 @@
 
 use super::console::bytes;
 use tfc::diag::table;
+use tfc::kernel::Program;
 use tfc_passes::quantize::activations::Range;
 use tfc_passes::reparameterize::Method;
 use tfc_passes::{LedgerEntry, QuantSpec};
 
-/// Every entry.
-pub fn whole(ledger: &[LedgerEntry]) -> String {
-    if ledger.is_empty() {
+/// Every entry, with the number of the launch that multiplies.
+pub fn whole(program: &Program) -> String {
+    if program.ledger.is_empty() {
         return String::new();
     }
-    let all: Vec<&LedgerEntry> = ledger.iter().collect();
-    rows(&all)
+    let all: Vec<&LedgerEntry> = program.ledger.iter().collect();
+    rows(&all, |e| program.multiplies(&e.loc).map_or(String::new(), |launch| launch.to_string()))
 }
 
 /// How many layers the short table shows.
@@ -42,11 +43,12 @@ pub fn short(ledger: &[LedgerEntry]) -> String {
         "{} products and attentions: {}; {folded} of them with operands that were mapped into their weights; the largest errors:\n{}",
         ledger.len(),
         counts.join(", "),
-        rows(&worst)
+        rows(&worst, |_| String::new())
     )
 }
 
-fn rows(entries: &[&LedgerEntry]) -> String {
+/// The columns that say something of one of the entries. `launch` names what computes one.
+fn rows(entries: &[&LedgerEntry], launch: impl Fn(&LedgerEntry) -> String) -> String {
     let has = |f: &dyn Fn(&LedgerEntry) -> bool| entries.iter().any(|e| f(e));
     let columns: Vec<(&str, Column)> = vec![
         ("scheme", &|e| e.spec.to_string()),
@@ -62,6 +64,7 @@ fn rows(entries: &[&LedgerEntry]) -> String {
         ("operand error", &|e| percent(e.operand.as_ref().map(|r| r.error))),
         ("result error", &|e| percent(e.total_error)),
         ("share", &|e| percent(e.share)),
+        ("launch", &launch),
         ("why", &|e| e.reason.clone()),
         ("ONNX nodes", &|e| e.loc.to_string()),
     ];

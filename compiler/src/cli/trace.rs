@@ -165,7 +165,7 @@ fn dump(folder: &Path, name: &str, graph: &Graph) -> Result<()> {
 
 /// Every launch with its kind, its operators and the ONNX nodes.
 fn opt_report(program: &Program) -> String {
-    [kernels(program), ledger::whole(&program.ledger)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
+    [kernels(program), ledger::whole(program)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 fn kernels(program: &Program) -> String {

@@ -114,7 +114,7 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         code_bytes: 0,
         table_bytes: 0,
         undefined_symbols: vec![],
-        quantization: program.ledger.iter().map(quantized).collect(),
+        quantization: program.ledger.iter().map(|entry| quantized(program, entry)).collect(),
         accuracy: program.accuracy.as_ref().map_or(vec![], measures),
         stack_bytes: 0,
     }
@@ -135,8 +135,8 @@ fn measures(accuracy: &Accuracy) -> Vec<Measure> {
     all
 }
 
-/// What quantization did to a product.
-fn quantized(entry: &LedgerEntry) -> QuantEntry {
+/// What quantization did to a product, and the kernel that computes it.
+fn quantized(program: &Program, entry: &LedgerEntry) -> QuantEntry {
     let (activations, rounding) = match entry.spec {
         QuantSpec::F32 => ("", ""),
         QuantSpec::Int { activations: Activations::Float, .. } => ("f32", "nearest"),
@@ -157,6 +157,9 @@ fn quantized(entry: &LedgerEntry) -> QuantEntry {
         rewrites: fold.map(|f| f.to_string()).into_iter().collect(),
         rewrite_error: fold.map(|f| f.map_error),
         error_share: entry.share,
+        outlier_channels: entry.fold.as_ref().map(|f| f.outliers as u32),
+        operand_error: entry.operand.as_ref().map(|r| r.error),
+        kernel: program.multiplies(&entry.loc).map(|launch| launch as u32),
         ..QuantEntry::default()
     }
 }

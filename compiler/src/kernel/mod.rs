@@ -270,6 +270,26 @@ impl Program {
         self.kernels[step.kernel].buffers.iter().zip(&step.buffers).map(|(p, b)| (b.buffer, p.usage))
     }
 
+    /// The index of the step that multiplies for ONNX nodes, those of a product or an attention before it was fused with others:
+    /// of the steps that compute one of them, the one that computes the fewest others. `None` where nothing multiplies for them, as
+    /// for a product that was folded into a constant, and for nodes without names.
+    pub fn multiplies(&self, nodes: &Loc) -> Option<usize> {
+        let shared = |s: &Step| s.loc.names().filter(|name| nodes.names().any(|n| n == *name)).count();
+        let product = |s: &Step| {
+            s.label.split(['+', ' ']).any(|op| matches!(op, "matmul" | "quantized_matmul" | "attention" | "quantized_attention"))
+        };
+        let computes = |body: &Body| matches!(body, Body::Gemm(_) | Body::Attention(_) | Body::Nest(_));
+        let mut best: Option<(usize, usize, usize)> = None;
+        for (i, s) in self.steps.iter().enumerate().filter(|(_, s)| computes(&self.kernels[s.kernel].body) && product(s)) {
+            let (shared, all) = (shared(s), s.loc.names().len());
+            // A larger part of the step's nodes: shared / all, without rounding.
+            if shared > 0 && best.is_none_or(|(_, s, a)| shared * a > s * all) {
+                best = Some((i, shared, all));
+            }
+        }
+        best.map(|(i, _, _)| i)
+    }
+
     /// Total size of the weights in bytes.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.last().map_or(0, |w| w.offset + w.data.len() as u64)
