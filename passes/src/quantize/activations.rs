@@ -5,6 +5,10 @@
 //! independent (the diagonal of the true error; RepQuant uses the same weights). Every row counts
 //! alike, by its error over its own size: otherwise a few rows of massive values, which language models have, would decide for
 //! all.
+//!
+//! Results of GELU, which are not below -0.17, are shifted to 0 before they are quantized by other methods, and `0.17 Σ_k Ŵ_ko` is taken
+//! from the bias (AdaLog, Wu et al. 2024). That is a range with a zero point: `s z` takes the place of 0.17, and the product subtracts
+//! `s z Σ_k Ŵ_ko`. Both differ by less than a step in where the codes lie, of which a zero point has one on 0; so there is no shift of its own.
 
 use super::spec::Scaling;
 use crate::calibrate::Observed;
@@ -231,6 +235,36 @@ mod tests {
         let Range::Static(op) = &both.range else { panic!("{both:?}") };
         assert_eq!(op.zero_point, 0);
         assert!((op.scale.get() - 4.0 / 127.0).abs() < 2e-3, "{op:?}");
+    }
+
+    /// A zero point does what a shift of GELU's results by their smallest number does (AdaLog): with 0.17 added codes begin at 0.
+    #[test]
+    fn results_of_gelu_need_no_shift() {
+        const SHIFT: f32 = 0.169_97;
+        for sigma in [0.5f32, 1.0, 2.0, 4.0] {
+            let mut state = 1u64;
+            let mut uniform = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1u64 << 24) as f32
+            };
+            // Sums of twelve are as good as normal.
+            let mut gelu = || {
+                let x = sigma * ((0..12).map(|_| uniform()).sum::<f32>() - 6.0);
+                0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh())
+            };
+            let o = of_rows(64, (0..64 * ROWS).map(|_| gelu()).collect());
+            let rated = rate(&o, &[1.0; 64], 0.0, Scaling::Static);
+            let shifted = |step: f32| -> f64 {
+                let restored = |x: f32| ((x + SHIFT) / step).round_ties_even().clamp(0.0, 255.0) * step - SHIFT;
+                let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+                let error = |row: &[f32]| square(&mut row.iter().map(|&x| restored(x) - x)) / square(&mut row.iter().copied());
+                (o.sample().map(error).sum::<f64>() / o.sample().len() as f64).sqrt()
+            };
+            let top = o.max.iter().copied().fold(0f32, f32::max) + SHIFT;
+            let best = (50..=100).map(|i| shifted(top * i as f32 / 100.0 / 255.0)).fold(f64::INFINITY, f64::min);
+            assert!(matches!(rated.range, Range::Static(ref op) if op.zero_point < -64), "{rated:?}");
+            assert!(rated.error < 1.03 * best && best < 1.03 * rated.error, "σ {sigma}: {} with a zero point, {best} shifted", rated.error);
+        }
     }
 
     /// Ranges far from 0, narrow ones among them: 0 stays exact, and the zero point a byte.

@@ -1,4 +1,11 @@
 //! The maps that methods propose for an operand of products, from what was seen of it.
+//!
+//! NoisyQuant (Liu et al. 2023) would be a shift by fixed noise of about a step, different in each channel. It helps where values of a
+//! channel pile up between two codes: with 8 bits they seldom do, and a shift by the middle of the channel has moved most of them to 0
+//! already. On rows that were not searched on, static ranges, the best of 21 means, then of 20 amplitudes, lowered the error of the products
+//! behind the norms, attentions and GELUs of a vision transformer by 0.3 % (w8a8) and 0.03 % (w4a8), behind centred channels by 0.5 % and
+//! not at all; of MiniLM by 0.8 % and 0.1 %, behind centred channels by 0.4 % and 0.1 % (geometric means over products). That is below
+//! what a map must gain to be chosen, so it is not among the candidates.
 
 use super::Method;
 use crate::absorb::ChannelMap;
