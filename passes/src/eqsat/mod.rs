@@ -373,3 +373,36 @@ impl<'a> Export<'a> {
         self.new.set_name(new, name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tfc_ir::text;
+    use tfc_ir::types::Shape;
+
+    /// `reshape(x) = reshape(reshape(x))` with an axis more in between, without end.
+    static DETOUR: Rule = Rule {
+        name: "detour",
+        numerics: rules::Numerics::Exact,
+        usage: rules::Use::Explore,
+        roots: Roots::Ops(&["reshape"]),
+        apply: |t, root| {
+            let shape = t.shape(root.term).clone();
+            let longer = Shape([vec![1.into()], shape.0.clone()].concat());
+            let detour = t.reshape(root.arg(0), longer)?;
+            t.reshape(detour, shape)
+        },
+    };
+
+    #[test]
+    fn a_limit_that_is_reached_is_noted() {
+        let source = "tfc.ir 1 input %x: f32[6] %y = reshape %x {shape = [2, 3]} : f32[2, 3] output y = %y";
+        let graph = text::parse(source, None).unwrap();
+        for (rules, notes) in [(&[][..], 0), (&[&DETOUR][..], 1)] {
+            let mut stats = Stats::default();
+            let out = Program::new(&graph).saturated(rules, &Context::default(), &mut stats).unwrap();
+            assert_eq!(out.to_string(), graph.to_string());
+            assert_eq!((stats.get("stopped at the limit of rounds") > 0, stats.notes.len()), (notes > 0, notes), "{stats}");
+        }
+    }
+}
