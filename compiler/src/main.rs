@@ -1,11 +1,9 @@
-//! The command line of `tfc`.
-
-mod cli;
+//! The program `tfc`.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    cli::main(start)
+    ExitCode::from(tfc::cli::main(std::env::args_os().collect(), start))
 }

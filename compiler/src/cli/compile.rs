@@ -154,7 +154,8 @@ impl Plan {
     }
 }
 
-pub fn run(args: &Args, console: &Console) -> Result<()> {
+/// Compiles. Returns where the output is; empty if it was printed.
+pub fn run(args: &Args, console: &Console) -> Result<PathBuf> {
     let name = name(args)?;
     let plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
     check_folder(&plan)?;
@@ -207,7 +208,8 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     for path in pending.commit()? {
         console.info(&format!("wrote {}", path.display()));
     }
-    trace.finish(program.as_ref())
+    trace.finish(program.as_ref())?;
+    Ok(if plan.stdout { PathBuf::new() } else { plan.out })
 }
 
 /// What was measured on held-out samples, what was promised, and what was done to keep it.

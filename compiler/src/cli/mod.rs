@@ -16,8 +16,9 @@ mod verify;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use console::Console;
+use std::any::Any;
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tfc::diag::{Diagnostic, Result};
@@ -80,10 +81,10 @@ enum Command {
     Hwbench(hwbench::Args),
 }
 
-/// Parses the command line, runs the sub-command and says what went wrong. `start` is when the process
-/// started, as far as it can tell.
-pub fn main(start: Instant) -> ExitCode {
-    let args = match with_default_flags(std::env::args_os().collect()) {
+/// Parses the command line, the name of the program first, runs the sub-command and says what went wrong. `start` is when the
+/// process started, as far as it can tell. Returns the exit code. For the main thread of a program that does nothing else.
+pub fn main(args: Vec<OsString>, start: Instant) -> u8 {
+    let args = match with_default_flags(args) {
         Ok(args) => args,
         Err(d) => return fail(&d, &Console::new(options::Color::Auto, 0, false)),
     };
@@ -92,13 +93,13 @@ pub fn main(start: Instant) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            return ExitCode::from(e.exit_code() as u8);
+            return e.exit_code() as u8;
         }
     };
     let console = Console::new(cli.color, cli.verbose, cli.quiet);
     files_have_limits();
     let run = || match cli.command {
-        Command::Compile(args) => compile::run(&args, &console),
+        Command::Compile(args) => compile::run(&args, &console).map(drop),
         Command::Run(args) => run::run(&args, &console),
         Command::Bench(args) => bench::run(&args, &console, start),
         Command::Verify(args) => verify::run(&args, &console),
@@ -112,7 +113,7 @@ pub fn main(start: Instant) -> ExitCode {
         let _ = PANIC.set(info.to_string());
     }));
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(())) => 0,
         Ok(Err(d)) => fail(&d, &console),
         Err(_) => fail(&Diagnostic::bug(PANIC.get().map_or("tfc panicked", |text| text)), &console),
     }
@@ -128,9 +129,31 @@ fn files_have_limits() {
     }
 }
 
-fn fail(d: &Diagnostic, console: &Console) -> ExitCode {
+fn fail(d: &Diagnostic, console: &Console) -> u8 {
     console.error(d);
-    ExitCode::from(d.exit as u8)
+    d.exit as u8
+}
+
+/// Runs `tfc compile` with these arguments, for a program that does other things too: neither its signals nor its panics are touched,
+/// and standard error only gets what `--verbose`, `--print-ir-after` and the like ask for. Returns the file or the folder of the output.
+///
+/// # Errors
+/// As the command line, in the same words; wrong arguments are of the kind [`Exit::Usage`](crate::diag::Exit::Usage).
+pub fn compile(args: impl IntoIterator<Item = OsString>) -> Result<PathBuf> {
+    let args = ["tfc", "compile"].into_iter().map(OsString::from).chain(args);
+    let cli = Cli::command().color(ColorChoice::Never).try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = cli.map_err(|e| {
+        let text = e.to_string();
+        let what = text.split("\n\nUsage:").next().unwrap_or_default();
+        Diagnostic::usage(what.strip_prefix("error: ").unwrap_or(what).trim_end())
+    })?;
+    let Command::Compile(args) = cli.command else { return Err(Diagnostic::usage("expected the arguments of `tfc compile`")) };
+    let console = Console::new(cli.color, cli.verbose, cli.verbose == 0 || cli.quiet);
+    let panicked = |payload: Box<dyn Any + Send>| {
+        let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+        Diagnostic::bug(text.unwrap_or("tfc panicked"))
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| compile::run(&args, &console))).unwrap_or_else(|p| Err(panicked(p)))
 }
 
 /// The arguments with those of `TFC_FLAGS` behind the name of the sub-command.
@@ -234,6 +257,17 @@ mod tests {
         assert_eq!(applicable(words(), own("inspect"), &cli), ["--color", "never", "--nothing"]);
         assert_eq!(applicable(words(), own("run"), &cli), ["-O2", "--color", "never", "--passes", "a,b", "--verify-each", "--nothing"]);
         assert_eq!(applicable(words(), own("compile"), &cli), words());
+    }
+
+    #[test]
+    fn programs_compile_in_the_words_of_the_command_line() {
+        let error = |args: &[&str]| compile(args.iter().map(OsString::from)).unwrap_err();
+        let unknown = error(&["--nothing", "m.onnx"]);
+        assert_eq!(unknown.exit, crate::diag::Exit::Usage);
+        assert!(unknown.what.starts_with("unexpected argument '--nothing' found"), "{unknown}");
+        assert!(error(&["--dim=seq=x", "m.onnx"]).what.contains("`x` is not a size"));
+        assert!(error(&["--quant=w3a3", "m.onnx"]).what.starts_with("--quant w3a3: "));
+        assert!(error(&["/dev/null/m.onnx"]).text().contains("/dev/null/m.onnx"));
     }
 
     #[test]
