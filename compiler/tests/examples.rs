@@ -95,3 +95,26 @@ fn two_models_agree() {
     let text = make(&folder);
     assert!(text.contains("plain ") && text.contains("fast ") && text.contains("largest difference"), "{text}");
 }
+
+#[test]
+fn sentences_are_compared() {
+    if !has("make") || !has("cc") {
+        return;
+    }
+    let (_keep, folder) = example("sentences");
+    let numbers = |line: &str| line.split_whitespace().take(3).map(|x| x.parse::<f64>().unwrap()).collect::<Vec<_>>();
+    let rows: Vec<Vec<f64>> = make(&folder).lines().map(numbers).collect();
+    assert_eq!(rows.len(), 3);
+    for i in 0..3 {
+        assert_eq!(rows[i][i], 1.0);
+        assert!((0..3).all(|j| rows[i][j] == rows[j][i] && (i == j || rows[i][j].abs() < 0.99)), "{rows:?}");
+    }
+    let run = |arguments: &[&str]| Command::new(folder.join("similar")).args(arguments).current_dir(&folder).output().unwrap();
+    let vocabulary = "../../fixtures/sentences_vocab.txt";
+    let twice = run(&[vocabulary, "A DOG", "a  dog"]);
+    assert!(String::from_utf8_lossy(&twice.stdout).lines().all(|line| line.contains(" 1.0000  1.0000 ")), "{twice:?}");
+    for (arguments, text) in [(&["Makefile", "a"], "Makefile: Invalid argument"), (&["nowhere", "a"], "nowhere: No such file")] {
+        let bad = run(arguments);
+        assert!(!bad.status.success() && String::from_utf8_lossy(&bad.stderr).contains(text), "{bad:?}");
+    }
+}
