@@ -2,7 +2,7 @@
 //! in integers, and both stay near the float model.
 
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use tfc::driver::{self, Options};
@@ -320,6 +320,41 @@ proptest! {
             }
         }
     }
+}
+
+/// How many different kernels a graph has.
+fn kernels(graph: &Graph) -> usize {
+    let optimized = tfc_tests::native::optimize(graph, OptLevel::O3);
+    let program = schedule(&verify(&optimized).expect("a valid graph")).expect("a program");
+    program.steps.iter().map(|s| s.kernel).collect::<BTreeSet<_>>().len()
+}
+
+#[test]
+fn static_products_of_one_shape_share_kernels_whatever_their_scales_and_zero_points_are() {
+    // What packs the first rows and what packs codes, the products that make codes, and the last one.
+    let steps = [0, -5, 100, 0, -128].map(|zero_point| StaticStep { storage: Elem::I8, group: 0, n: 64, zero_point, relu: true });
+    for count in 3..=steps.len() {
+        assert_eq!(kernels(&static_chain(64, &steps[..count], &mut Choices::seeded(1))), 4);
+    }
+    // Norms that quantize, and the products of each.
+    let mut g = Graph::new("norms");
+    let loc = Loc::default();
+    let x = g.add_input("x", Type::new(Elem::F32, Shape(vec![Dim::symbol("rows"), 64.into()])));
+    for (i, (scale, zero_point)) in [(0.25f32, 0), (0.0123, 17), (3.0, -128)].into_iter().enumerate() {
+        let constant = |g: &mut Graph, x: f32| g.add_const(Tensor::build(Elem::F32, &[64], |i| Scalar::Float((x + i as f32).into())), None);
+        let (gain, bias) = (constant(&mut g, scale), constant(&mut g, 0.5));
+        let norm = g.add(ops::LayerNorm { axes: 1, epsilon: 1e-5.into() }, &[x, gain, bias], &loc).unwrap();
+        let op = ops::QuantizeStatic { scale: scale.into(), zero_point };
+        let mut operands = vec![g.add(op.clone(), &[norm], &loc).unwrap()];
+        operands.extend(op.parameters().into_iter().map(|t| g.add_const(t, None)));
+        operands.push(g.add_const(Tensor::build(Elem::I8, &[64, 32], |j| Scalar::Int(((i + j) % 9) as i128)), None));
+        operands.push(g.add_const(Tensor::build(Elem::F32, &[32], |_| Scalar::Float(0.125)), None));
+        let granularity = Granularity::Axis { axis: 1 };
+        let weights = Scheme { storage: Elem::I8, min: -128, max: 127, granularity, symmetric: true, scale: Elem::F32 };
+        let y = g.add(ops::QuantizedMatmul { activations: Some(op.scheme()), weights }, &operands, &loc).unwrap();
+        g.add_output(&format!("y{i}"), y);
+    }
+    assert_eq!(kernels(&g), 2);
 }
 
 /// A difference of a last bit before a rounding can become a step of the quantized activations, so models of many

@@ -171,7 +171,7 @@ pub struct Quantized {
 pub enum RowZeros {
     /// They are 0.
     None,
-    /// One that is known; columns have `-row_zero * Σ (w - zero)`.
+    /// One that the compiler knows; columns have `-row_zero * Σ (w - zero)`.
     Same,
     /// The i32 of a buffer parameter, tile after tile, one for every row of a tile; columns have `-Σ (w - zero)`.
     Each(u32),

@@ -17,6 +17,7 @@ pub mod attention;
 pub mod gemm;
 pub mod nest;
 pub mod pack;
+pub mod site;
 pub mod top_k;
 pub mod work;
 

@@ -32,7 +32,6 @@ use super::Extent;
 use super::gemm::TILE_ROWS;
 use super::nest::Nest;
 use tfc_ir::dim::Dim;
-use tfc_ir::ops::QuantizeStatic;
 
 /// A packing kernel. A [task](self#tasks) is one row tile of one matrix. Neighbours are the tiles of a matrix, or of
 /// [heads](Pack::has_heads) those of the same rows.
@@ -98,40 +97,10 @@ pub enum Range {
         scales: u32,
     },
     /// All rows alike, as the operator `quantize_static` does it.
-    Fixed(Fixed),
-}
-
-/// Quantization with a scale that the compiler knows.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Fixed {
-    /// What values are multiplied by: the bits of an f32.
-    inverse: u32,
-    /// The code of 0.
-    pub zero_point: i8,
-    /// The smallest code.
-    pub min: i8,
-}
-
-impl Fixed {
-    /// By what values are multiplied by, the code of 0, and the smallest code.
-    pub fn new(inverse: f32, zero_point: i8, min: i8) -> Fixed {
-        Fixed { inverse: inverse.to_bits(), zero_point, min }
-    }
-
-    /// What the operator does.
-    pub fn of(op: &QuantizeStatic) -> Fixed {
-        Fixed::new(op.range().inverse, op.zero_point as i8, op.scheme().min as i8)
-    }
-
-    /// What values are multiplied by.
-    pub fn inverse(self) -> f32 {
-        f32::from_bits(self.inverse)
-    }
-
-    /// Between which numbers a rounded value is before the zero point is added.
-    pub fn bounds(self) -> [f32; 2] {
-        [self.min, i8::MAX].map(|code| f32::from(code) - f32::from(self.zero_point))
-    }
+    Fixed {
+        /// Buffer parameter of the [site](super::site).
+        site: u32,
+    },
 }
 
 impl Form {
@@ -252,7 +221,7 @@ pub struct QuantizedRows {
 pub fn quantize(
     [m, k]: [usize; 2],
     tile: usize,
-    fixed: Option<&QuantizeStatic>,
+    fixed: Option<&tfc_ir::ops::QuantizeStatic>,
     sums: Option<(usize, i32)>,
     at: impl Fn(usize, usize) -> f32,
 ) -> QuantizedRows {

@@ -95,8 +95,8 @@ pub fn of(program: &Program, step: &Step) -> Work {
             }
             touched.all(pack.from.buffer);
             touched.all(pack.to);
-            if let Form::Quantize { range: Range::OfRow { scales }, .. } = pack.form {
-                touched.all(scales);
+            if let Form::Quantize { range: Range::OfRow { scales: of_range } | Range::Fixed { site: of_range }, .. } = pack.form {
+                touched.all(of_range);
             }
             if let Some(sums) = pack.form.sums() {
                 touched.all(sums.buffer);

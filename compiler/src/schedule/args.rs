@@ -49,6 +49,11 @@ impl Args {
         }) as u32
     }
 
+    /// An access to one element of a view, the same in all of so many loops.
+    pub fn element(&mut self, view: &View, at: i64, loops: usize) -> Access {
+        Access { buffer: self.buffer(view, Use::Read), offset: Extent::Const(at), strides: vec![Extent::Const(0); loops], dynamic: vec![] }
+    }
+
     /// An access to a view with the given strides per loop.
     pub fn access(&mut self, view: &View, usage: Use, strides: &[Dim]) -> Access {
         let buffer = self.buffer(view, usage);

@@ -4,6 +4,7 @@ use super::args::Args;
 use super::exprs::Exprs;
 use super::halves::is_half;
 use super::left::{LeftRows, PackedLeft};
+use super::sites::Sites;
 use super::view::View;
 use super::{Layout, Scheduler, Source, Unfit};
 use crate::cost;
@@ -193,8 +194,8 @@ impl Scheduler {
         };
         let right = Operand { buffer: args.buffer(&packed.view, Use::Read), batch: axes.iter().map(|&i| args.extent(&b[i])).collect() };
         let loop_axes: Vec<usize> = axes.iter().copied().chain([row_axis, rank - 1]).collect();
-        let mut epilogue =
-            Epilogue { p, sources, views: &views, loop_axes: &loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() };
+        let sites = self.sites(p.body);
+        let mut epilogue = Epilogue::new(p, sources, &views, &sites, &loop_axes);
         let elem = if dense { p.body.ty(p.node.outputs[0]).elem } else { Elem::F32 };
         let mut dot = epilogue.exprs.push(Expr::Reduced(cranelift_entity::EntityRef::new(0)), elem);
         let mut format = Format::Floats(packed.view.elem);
@@ -339,7 +340,8 @@ impl Scheduler {
         // Rows over k are vectors if k is contiguous on both sides; else columns are.
         let along_k = a[rank].is(1) && b[rank].is(1);
         let elem = p.left.elem;
-        let mut epilogue = Epilogue { p, sources, views: &views, loop_axes: &axes, exprs: Exprs::default(), values: SecondaryMap::new() };
+        let sites = self.sites(p.body);
+        let mut epilogue = Epilogue::new(p, sources, &views, &sites, &axes);
         let x = Expr::Load(args.access(&p.left, Use::Read, &a));
         let y = Expr::Load(args.access(right, Use::Read, &b));
         let (x, y) = (epilogue.exprs.push(x, elem), epilogue.exprs.push(y, elem));
@@ -436,19 +438,27 @@ struct Epilogue<'a> {
     p: &'a Product<'a>,
     sources: &'a [Source],
     views: &'a [(Value, View)],
+    sites: &'a Sites,
     /// The axis of the domain that each loop runs over.
     loop_axes: &'a [usize],
     exprs: Exprs,
     values: SecondaryMap<Value, Option<ExprId>>,
 }
 
-impl Epilogue<'_> {
+impl<'a> Epilogue<'a> {
+    fn new(p: &'a Product, sources: &'a [Source], views: &'a [(Value, View)], sites: &'a Sites, loop_axes: &'a [usize]) -> Epilogue<'a> {
+        Epilogue { p, sources, views, sites, loop_axes, exprs: Exprs::default(), values: SecondaryMap::new() }
+    }
+
     fn effects(&mut self, dot: ExprId, outputs: &[View], args: &mut Args) -> Vec<Effect> {
         self.values[self.p.node.outputs[0]] = Some(dot);
         let body = self.p.body;
         for (_, node) in body.nodes().filter(|(_, n)| n.outputs[0] != self.p.node.outputs[0]) {
             let operands: Vec<ExprId> = node.inputs.iter().map(|&v| self.value(v, args)).collect();
-            self.values[node.outputs[0]] = Some(self.exprs.apply(&node.op, &operands));
+            self.values[node.outputs[0]] = Some(match &self.sites[node.outputs[0]] {
+                Some(site) => self.exprs.codes(operands[0], |word| args.element(site, word, self.loop_axes.len())),
+                None => self.exprs.apply(&node.op, &operands),
+            });
         }
         let stored: Vec<(Value, &View)> = body.outputs().iter().map(|o| o.value).zip(outputs).collect();
         stored

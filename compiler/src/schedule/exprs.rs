@@ -1,6 +1,7 @@
 //! Expressions of kernels from operators: scalar programs are copied in, equal expressions are shared.
 
-use crate::kernel::nest::{Expr, ExprId};
+use crate::kernel::nest::{Access, Expr, ExprId};
+use crate::kernel::site;
 use cranelift_entity::{EntityRef, PrimaryMap};
 use std::collections::HashMap;
 use tfc_ir::ops::Op;
@@ -51,6 +52,20 @@ impl Exprs {
             tfc_ir::tensor::Scalar::Int(n) => Expr::Int(n as i64),
         };
         Some(self.push(expr, t.elem()))
+    }
+
+    /// What `quantize_static` makes of a float, by the words of a [site]; `load` is the access to one of them.
+    pub fn codes(&mut self, x: ExprId, mut load: impl FnMut(i64) -> Access) -> ExprId {
+        let [inverse, low, high, zero] = site::LOADED.map(|word| self.push(Expr::Load(load(word)), Elem::F32));
+        let (x, zero) = (self.cast(x, Elem::F32), self.cast(zero, Elem::I32));
+        let mut prim = |p: Prim, args: &[ExprId], elem: Elem| self.push(Expr::Prim(p, args.to_vec()), elem);
+        let scaled = prim(Prim::Mul, &[x, inverse], Elem::F32);
+        let rounded = prim(Prim::RoundEven, &[scaled], Elem::F32);
+        let raised = prim(Prim::Max, &[rounded, low], Elem::F32);
+        let bounded = prim(Prim::Min, &[raised, high], Elem::F32);
+        let steps = prim(Prim::Cast, &[bounded], Elem::I32);
+        let code = prim(Prim::Add, &[steps, zero], Elem::I32);
+        prim(Prim::Cast, &[code], Elem::I8)
     }
 
     /// Applies an elementwise operator.

@@ -13,6 +13,7 @@
 
 use super::args::Args;
 use super::exprs::{Exprs, is_dear};
+use super::sites::Sites;
 use super::view::View;
 use super::{Scheduler, Source, Unfit};
 use crate::kernel::nest::{Access, Effect, Expr, ExprId, Nest, ReduceOp, Reduction, Stage};
@@ -50,6 +51,7 @@ impl Scheduler {
                 views[v] = Some(self.view(&Source::Const(t.clone())));
             }
         }
+        let sites = self.sites(body);
         let stored = self.parking(body, &facts, outputs);
         let loops = facts.loops(body, &views, outputs, &stored.places)?;
         let mut b = Builder {
@@ -57,6 +59,7 @@ impl Scheduler {
             facts: &facts,
             sources,
             views: &views,
+            sites: &sites,
             stored: &stored,
             loops: &loops,
             args: &mut args,
@@ -460,6 +463,7 @@ struct Builder<'a> {
     facts: &'a Facts,
     sources: &'a [Source],
     views: &'a SecondaryMap<Value, Option<View>>,
+    sites: &'a Sites,
     stored: &'a Stored,
     loops: &'a Loops,
     args: &'a mut Args,
@@ -611,7 +615,13 @@ impl Builder<'_> {
             Op::Gather(op) => self.gather(op.axis, node, level),
             op => {
                 let operands: Vec<ExprId> = node.inputs.iter().map(|&v| self.value(v, level)).collect();
-                self.exprs.apply(op, &operands)
+                match &self.sites[y] {
+                    Some(site) => {
+                        let loops = self.loops.all().count();
+                        self.exprs.codes(operands[0], |word| self.args.element(site, word, loops))
+                    }
+                    None => self.exprs.apply(op, &operands),
+                }
             }
         }
     }

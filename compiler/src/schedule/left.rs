@@ -5,9 +5,9 @@
 use super::args::Args;
 use super::contraction::{Packed, Product, QuantizedRight};
 use super::view::View;
-use super::{Scheduler, Source};
+use super::{Scheduler, Source, sites};
 use crate::kernel::gemm::{self, TILE_ROWS};
-use crate::kernel::pack::{self, Fixed, Form, Pack, Range, Rows, Sums};
+use crate::kernel::pack::{self, Form, Pack, Range, Rows, Sums};
 use crate::kernel::{Body, Buffer, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::Loc;
@@ -33,8 +33,8 @@ enum LeftForm {
     Floats,
     /// `i8`, with sums.
     Bytes(Groups),
-    /// f32 that are quantized, every row by its own scale or all alike, with sums.
-    Quantize(Option<Fixed>, Groups),
+    /// f32 that are quantized, every row by its own scale or all by a site, with sums.
+    Quantize(Option<Buffer>, Groups),
 }
 
 /// What the left operand of a product with quantized weights is before it is packed.
@@ -44,8 +44,8 @@ pub(super) enum LeftRows {
     Bytes,
     /// f32 that are quantized while they are packed, which finds a scale for every row.
     OfRow,
-    /// f32 that are quantized while they are packed, all alike.
-    Fixed(Fixed),
+    /// f32 that are quantized while they are packed, all by a [site](crate::kernel::site).
+    Fixed(Buffer),
 }
 
 /// Sums that are wanted: the length of a group, how many there are, and what they are multiplied by.
@@ -63,7 +63,7 @@ impl LeftForm {
         match q.rows {
             LeftRows::Bytes => LeftForm::Bytes(groups),
             LeftRows::OfRow => LeftForm::Quantize(None, groups),
-            LeftRows::Fixed(fixed) => LeftForm::Quantize(Some(fixed), groups),
+            LeftRows::Fixed(site) => LeftForm::Quantize(Some(site), groups),
         }
     }
 
@@ -116,8 +116,8 @@ pub(super) struct QuantizedRows {
 enum QuantizedBy {
     /// These scales, one for every row.
     Scales(View),
-    /// What is known.
-    Fixed(Fixed),
+    /// A site.
+    Fixed(Buffer),
 }
 
 impl Scheduler {
@@ -126,7 +126,7 @@ impl Scheduler {
         let Source::View(rows) = rows else { return };
         let (codes, by) = match (op, results) {
             (Op::QuantizeRows(QuantizeRows { symmetric: true }), [codes, scales]) => (codes, QuantizedBy::Scales(scales.clone())),
-            (Op::QuantizeStatic(op), [codes]) => (codes, QuantizedBy::Fixed(Fixed::of(op))),
+            (Op::QuantizeStatic(op), [codes]) => (codes, QuantizedBy::Fixed(self.site(op).buffer)),
             _ => return,
         };
         if rows.elem == Elem::F32 {
@@ -140,7 +140,7 @@ impl Scheduler {
         let q = self.quantized_rows.iter().find(|q| same(codes, &q.codes))?;
         match (&q.by, scales) {
             (QuantizedBy::Scales(by), Source::View(scales)) if same(scales, by) => Some((q.rows.clone(), LeftRows::OfRow)),
-            (QuantizedBy::Fixed(fixed), _) => Some((q.rows.clone(), LeftRows::Fixed(*fixed))),
+            (QuantizedBy::Fixed(site), _) => Some((q.rows.clone(), LeftRows::Fixed(*site))),
             _ => None,
         }
     }
@@ -277,9 +277,12 @@ impl Scheduler {
                 match key.form {
                     LeftForm::Floats => Form::Floats,
                     LeftForm::Bytes(g) => Form::Bytes(sums(g)),
-                    LeftForm::Quantize(fixed, g) => {
-                        let of_row = || Range::OfRow { scales: written(&mut args, &scales) };
-                        Form::Quantize { range: fixed.map_or_else(of_row, Range::Fixed), sums: Some(sums(g)) }
+                    LeftForm::Quantize(site, g) => {
+                        let range = match site {
+                            Some(site) => Range::Fixed { site: args.buffer(&sites::view(site), Use::Read) },
+                            None => Range::OfRow { scales: written(&mut args, &scales) },
+                        };
+                        Form::Quantize { range, sums: Some(sums(g)) }
                     }
                 }
             },

@@ -71,7 +71,7 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
             Form::Quantize { range, sums: s } => {
                 let range = match range {
                     Range::OfRow { scales } => Range::OfRow { scales: buffer(scales) },
-                    Range::Fixed(fixed) => Range::Fixed(fixed),
+                    Range::Fixed { site } => Range::Fixed { site: buffer(site) },
                 };
                 Form::Quantize { range, sums: s.map(sums) }
             }

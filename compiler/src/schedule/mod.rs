@@ -23,6 +23,7 @@ mod memory;
 mod movement;
 mod order;
 mod quantized;
+mod sites;
 mod view;
 
 use crate::kernel::nest::Expr;
@@ -72,6 +73,7 @@ pub fn schedule(graph: &Verified<'_>) -> Result<Program, ScheduleError> {
         packed_lefts: vec![],
         quantized_rows: vec![],
         widened: vec![],
+        zero_points: sites::have_zero_points(graph),
     };
     let port = |name: &str, ty: &Type| Port { name: name.into(), ty: ty.clone() };
     let mut sources = vec![];
@@ -135,6 +137,8 @@ struct Scheduler {
     quantized_rows: Vec<left::QuantizedRows>,
     /// Halves in memory that are there as f32 too.
     widened: Vec<halves::Widened>,
+    /// Whether some rows of products have a zero point that is known and not 0.
+    zero_points: bool,
 }
 
 /// How a constant is stored.

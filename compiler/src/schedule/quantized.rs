@@ -127,20 +127,20 @@ impl Scheduler {
         };
         let zeros = !others.is_empty();
         let mut row_zero = None;
-        let row_zeros = match o.x_zero {
-            None => RowZeros::None,
-            Some(zero) => match one_value(zero) {
-                Some(0) => RowZeros::None,
-                Some(zero) => {
-                    others.push(w.sums().iter().map(|s| s.wrapping_mul(-zero)).collect());
-                    RowZeros::Same
-                }
-                None => {
-                    others.push(w.sums().iter().map(|s| -s).collect());
-                    row_zero = Some(self.view(zero));
-                    RowZeros::Each(0)
-                }
-            },
+        // Where some rows have a zero point, those of another site have 0, and both have one kernel.
+        let of_site = self.zero_points && matches!(row_scale, Source::Const(_));
+        let row_zeros = match (o.x_zero.map(one_value), o.x_zero) {
+            (None | Some(Some(0)), _) if !of_site => RowZeros::None,
+            (Some(None), Some(zero)) => {
+                others.push(w.sums().iter().map(|s| -s).collect());
+                row_zero = Some(self.view(zero));
+                RowZeros::Each(0)
+            }
+            (known, _) => {
+                let zero = known.flatten().unwrap_or(0);
+                others.push(w.sums().iter().map(|s| s.wrapping_mul(-zero)).collect());
+                RowZeros::Same
+            }
         };
         let (group, groups) = (group as i64, w.groups() as i64);
         QuantizedRight {

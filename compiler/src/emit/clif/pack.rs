@@ -56,7 +56,10 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
             let scales = b.f.ins().iadd(scales, before);
             quantize::rows(b, &from, elements, p.tile, to, quantize::By::OfRow { scales });
         }
-        Form::Quantize { range: Range::Fixed(fixed), .. } => quantize::rows(b, &from, elements, p.tile, to, quantize::By::Fixed(fixed)),
+        Form::Quantize { range: Range::Fixed { site }, .. } => {
+            let site = b.buffer(site);
+            quantize::rows(b, &from, elements, p.tile, to, quantize::By::Fixed { site });
+        }
     }
     if let Some(sums) = p.form.sums() {
         let groups = ceil_div(b, elements, sums.group_units());

@@ -5,7 +5,7 @@ use super::pack::ELEMENT;
 use super::tile::Rows;
 use super::{KernelBuilder, LANES, MEM};
 use crate::kernel::Extent;
-use crate::kernel::pack::Fixed;
+use crate::kernel::site;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32, F32X4, I8X16, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -102,16 +102,39 @@ pub enum By {
         /// Where they go.
         scales: Value,
     },
-    /// What is known.
-    Fixed(Fixed),
+    /// A [site].
+    Fixed {
+        /// Its address.
+        site: Value,
+    },
 }
 
 /// How the codes of four rows are made.
 enum Rule {
     /// By the inverses of the rows, and the bits of codes that are kept: as lanes, and each in every lane.
     OfRow { lanes: [Value; 2], by_row: Vec<[Value; 2]> },
-    /// By a known scale.
-    Fixed(Fixed),
+    /// By a site.
+    Fixed(Site),
+}
+
+/// The numbers of a site, each in every lane.
+struct Site {
+    inverse: Value,
+    low: Value,
+    high: Value,
+    /// An i32.
+    zero: Value,
+}
+
+impl Site {
+    fn load(b: &mut KernelBuilder, at: Value) -> Site {
+        let mut word = |ty, n: i64| {
+            let x = b.f.ins().load(ty, MEM, at, (ELEMENT * n) as i32);
+            b.splat(x)
+        };
+        let [inverse, low, high] = [site::INVERSE, site::LOW, site::HIGH].map(|n| word(F32, n));
+        Site { inverse, low, high, zero: word(I32, site::ZERO_I32) }
+    }
 }
 
 impl Rule {
@@ -150,8 +173,7 @@ impl Rule {
                 let x = b.bits(I32X4, x);
                 b.f.ins().band(x, kept)
             }
-            Rule::Fixed(fixed) => {
-                let [inverse, low, high] = [fixed.inverse(), fixed.bounds()[0], fixed.bounds()[1]].map(|x| b.float_of(F32X4, x.into()));
+            &Rule::Fixed(Site { inverse, low, high, zero }) => {
                 let x = b.f.ins().fmul(x, inverse);
                 // NaN becomes the code of 0.
                 let number = b.f.ins().fcmp(FloatCC::Equal, x, x);
@@ -160,8 +182,8 @@ impl Rule {
                 let x = b.f.ins().fadd(x, rounding);
                 let x = b.bits(I32X4, x);
                 let x = b.f.ins().band(x, number);
-                let (zero_point, byte) = (b.int_of(I32X4, fixed.zero_point.into()), b.int_of(I32X4, 0xff));
-                let x = b.f.ins().iadd(x, zero_point);
+                let byte = b.int_of(I32X4, 0xff);
+                let x = b.f.ins().iadd(x, zero);
                 b.f.ins().band(x, byte)
             }
         }
@@ -213,7 +235,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
             let scales = b.f.ins().iadd(scales, place);
             Rule::of_row(b, largest, scales)
         }
-        By::Fixed(fixed) => Rule::Fixed(fixed),
+        By::Fixed { site } => Rule::Fixed(Site::load(b, site)),
     };
     let to = b.f.ins().iadd(to, place);
     if let Some(unit) = b.open_loop(zero, whole, 1) {
@@ -262,8 +284,8 @@ mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_groups, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
-    use crate::kernel::pack::{self, Fixed, Form, Pack, QuantizedRows, Range, Rows, SLACK, Sums};
-    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
+    use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Range, Rows, SLACK, Sums};
+    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use, site};
     use proptest::prelude::*;
     use tfc_ir::ops::QuantizeStatic;
     use tfc_ir::types::Elem;
@@ -301,6 +323,11 @@ mod tests {
             self.fixed.map(|zero_point| QuantizeStatic { scale: (0.037f32).into(), zero_point: zero_point.into() })
         }
 
+        /// The bytes of the site, if there is one.
+        fn site(&self) -> Vec<u8> {
+            self.fixed().map_or(vec![], |op| bytemuck::cast_slice(&site::words(&op)).to_vec())
+        }
+
         fn strides(&self) -> [usize; 3] {
             let (m, k) = (self.m, self.k);
             match self.order {
@@ -324,7 +351,7 @@ mod tests {
             let [matrix, row, k] = self.strides();
             let from = Rows { buffer: 0, batch: vec![extent(matrix, t)], row: extent(row, u && row != 1), k: extent(k, u && k != 1) };
             let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
-            let range = self.fixed().map_or(Range::OfRow { scales: 2 }, |op| Range::Fixed(Fixed::of(&op)));
+            let range = self.fixed().map_or(Range::OfRow { scales: 2 }, |_| Range::Fixed { site: 4 });
             let form = Form::Quantize { range, sums };
             let body = Pack {
                 batch: vec![extent(self.batch, t)],
@@ -338,7 +365,8 @@ mod tests {
                 form,
                 pitch: None,
             };
-            let buffers = [(Elem::F32, Use::Read), (Elem::I32, Use::Write), (Elem::F32, Use::Write), (Elem::I32, Use::Write)];
+            let written = [Elem::I32, Elem::F32, Elem::I32].map(|elem| (elem, Use::Write));
+            let buffers = [(Elem::F32, Use::Read), written[0], written[1], written[2], (Elem::F32, Use::Read)];
             let buffers = buffers.map(|(elem, usage)| BufferParam { elem, usage }).to_vec();
             (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
         }
@@ -373,6 +401,7 @@ mod tests {
                     vec![untouched; expected.codes.len() + SLACK as usize],
                     vec![untouched; 4 * expected.scales.len() + 64],
                     vec![untouched; 4 * expected.sums.len() + 64],
+                    self.site(),
                 ];
                 let run = Compiled::new(kernel, cpu);
                 assert_eq!(run.run(&mut buffers, &ints, 1, *tasks), 0);
@@ -416,6 +445,7 @@ mod tests {
                 vec![untouched; (m + 1) * pitch],
                 vec![untouched; 4 * expected.scales.len() + 64],
                 vec![untouched; 4 * expected.sums.len() + 64],
+                self.site(),
             ];
             let run = Compiled::new(kernel, cpu);
             assert_eq!(run.run(&mut buffers, ints, 1, tasks), 0);

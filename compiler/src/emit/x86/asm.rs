@@ -80,6 +80,18 @@ pub enum Src {
     Splat(u32),
     /// A constant for each lane, of [`Asm::table`].
     Table(Table),
+    /// A vector of the frame.
+    Local(Local),
+}
+
+/// A vector of the frame, which costs no register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Local(pub(super) i64);
+
+impl From<Local> for Src {
+    fn from(l: Local) -> Src {
+        Src::Local(l)
+    }
 }
 
 /// Constants, one for each of 16 lanes.
@@ -150,6 +162,8 @@ pub(super) enum Operand {
     Splat(u32),
     /// A constant for each lane.
     Table(Table),
+    /// A vector of the frame.
+    Local(Local),
     /// An immediate of 8 bits.
     Imm8(u8),
     /// An immediate of 32 bits, sign-extended.
@@ -461,6 +475,14 @@ impl Asm {
         let dst = self.r();
         self.ins.push(Ins::Scratch { dst: dst.0, offset });
         dst
+    }
+
+    /// Puts a vector into the frame.
+    pub fn local(&mut self, x: V) -> Local {
+        let local = Local(self.scratch);
+        self.scratch += 64;
+        self.vector(Op::Store, First::Read, &[Operand::Local(local), reg(x)], None, None);
+        local
     }
 
     /// Fetches the cache line of a place, to be written or only read.
@@ -1029,5 +1051,6 @@ fn src(s: Src) -> Operand {
         Src::Mem(m) => Operand::Mem(m),
         Src::Splat(bits) => Operand::Splat(bits),
         Src::Table(t) => Operand::Table(t),
+        Src::Local(l) => Operand::Local(l),
     }
 }

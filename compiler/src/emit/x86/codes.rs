@@ -1,75 +1,116 @@
 //! Codes of static quantization as a whole: found among the expressions of a kernel, and computed for less than their parts.
+//! The numbers of a [site](crate::kernel::site) are brought into the frame where a kernel begins.
 
-use super::asm::{Asm, V};
-use super::expr::Exprs;
+use super::asm::{Asm, Local, Mem, V};
+use super::expr::{Exprs, Function};
+use super::gelu::{self, Gelu};
 use super::isa::Op;
 use crate::kernel::nest::{Expr, ExprId};
-use crate::kernel::pack::Fixed;
+use crate::kernel::{Extent, site};
 use tfc_ir::scalar::Prim;
 use tfc_ir::types::Elem;
 
-/// What is quantized by the expressions of [`QuantizeStatic`](tfc_ir::ops::QuantizeStatic), and how, if that is what an `i8` is.
-pub fn find(exprs: &Exprs, code: ExprId) -> Option<(ExprId, Fixed)> {
+/// A site, each number a vector of the frame.
+#[derive(Clone, Copy)]
+pub struct Site {
+    /// Its buffer parameter.
+    pub buffer: u32,
+    /// What values are multiplied by.
+    pub inverse: Local,
+    /// The bounds of rounded values.
+    bounds: [Local; 2],
+    /// The zero point as i32.
+    zero: Local,
+    /// The zero point as i16.
+    pub zero_words: Local,
+    /// The least code as i8.
+    pub least: Local,
+    /// What codes of GELU are made by.
+    pub gelu: Option<gelu::Scaled>,
+}
+
+impl Site {
+    /// Brings a site into the frame; with what codes of GELU need, if that is wanted.
+    pub fn new(f: &mut Function, buffer: u32, of_gelu: bool) -> Site {
+        let at = f.buffer(buffer);
+        let word = |a: &mut Asm, n: i64| {
+            let x = a.broadcast(Mem::at(at, 4 * n));
+            a.local(x)
+        };
+        let a = &mut f.a;
+        let inverse = word(a, site::INVERSE);
+        Site {
+            buffer,
+            inverse,
+            bounds: [site::LOW, site::HIGH].map(|n| word(a, n)),
+            zero: word(a, site::ZERO_I32),
+            zero_words: word(a, site::ZERO_I16),
+            least: word(a, site::LEAST_I8),
+            gelu: of_gelu.then(|| gelu::Scaled::new(a, inverse)),
+        }
+    }
+}
+
+/// Brings the sites into the frame by which expressions are quantized.
+pub fn bring_sites(f: &mut Function, exprs: &Exprs) {
+    let is_gelu = |x: ExprId| matches!(gelu::find(exprs, x), Some(Gelu { tanh: None, .. }));
+    let found: Vec<(u32, bool)> = exprs.keys().filter_map(|e| find(exprs, e)).map(|(x, buffer)| (buffer, is_gelu(x))).collect();
+    for &(buffer, _) in &found {
+        if f.site(buffer).is_none() {
+            let site = Site::new(f, buffer, found.contains(&(buffer, true)));
+            f.sites.push(site);
+        }
+    }
+}
+
+/// What is quantized by [`Exprs::codes`](crate::schedule::exprs::Exprs::codes), and the buffer of the site, if that is what an
+/// `i8` is.
+pub fn find(exprs: &Exprs, code: ExprId) -> Option<(ExprId, u32)> {
     let of = |e: ExprId, prim: Prim, elem: Elem| match &exprs[e] {
         (Expr::Prim(p, args), t) if (*p, *t) == (prim, elem) => Some(&args[..]),
         _ => None,
     };
-    // The first operand, and the number that is the second.
-    let with = |e: ExprId, prim: Prim| match *of(e, prim, Elem::F32)? {
-        [x, c] => match exprs[c].0 {
-            Expr::Float(bits) => Some((x, f64::from_bits(bits) as f32)),
-            _ => None,
-        },
+    // The buffer whose word is loaded.
+    let loaded = |e: ExprId, word: i64| match &exprs[e].0 {
+        Expr::Load(a) if a.offset == Extent::Const(word) && a.strides.iter().all(|&s| s == Extent::Const(0)) => Some(a.buffer),
+        _ => None,
+    };
+    // The first operand, and the buffer whose word is the second.
+    let with = |e: ExprId, prim: Prim, word: i64| match *of(e, prim, Elem::F32)? {
+        [x, n] => Some((x, loaded(n, word)?)),
         _ => None,
     };
     let &[sum] = of(code, Prim::Cast, Elem::I8)? else { return None };
-    let (steps, zero_point) = match of(sum, Prim::Add, Elem::I32) {
-        Some(&[steps, zero]) => match exprs[zero].0 {
-            Expr::Int(zero) => (steps, i8::try_from(zero).ok()?),
-            _ => return None,
-        },
-        _ => (sum, 0),
-    };
-    let &[bounded] = of(steps, Prim::Cast, Elem::I32)? else { return None };
-    let (raised, high) = with(bounded, Prim::Min)?;
-    let (rounded, low) = with(raised, Prim::Max)?;
+    let &[steps, zero] = of(sum, Prim::Add, Elem::I32)? else { return None };
+    let (&[bounded], &[zero]) = (of(steps, Prim::Cast, Elem::I32)?, of(zero, Prim::Cast, Elem::I32)?) else { return None };
+    let (raised, high) = with(bounded, Prim::Min, site::HIGH)?;
+    let (rounded, low) = with(raised, Prim::Max, site::LOW)?;
     let &[scaled] = of(rounded, Prim::RoundEven, Elem::F32)? else { return None };
-    let (x, inverse) = with(scaled, Prim::Mul)?;
-    let fixed = Fixed::new(inverse, zero_point, (low + f32::from(zero_point)) as i8);
-    (fixed.bounds() == [low, high]).then_some((x, fixed))
+    let (x, inverse) = with(scaled, Prim::Mul, site::INVERSE)?;
+    let zero = loaded(zero, site::ZERO)?;
+    [high, low, zero].iter().all(|&buffer| buffer == inverse).then_some((x, inverse))
 }
 
-/// Codes of a vector of f32 by a known scale, in the lowest byte of each lane: other bytes hold anything. What is no number is
+/// Codes of a vector of f32 by a site, in the lowest byte of each lane: other bytes hold anything. What is no number is
 /// converted to a number whose lowest byte is 0.
-pub fn low_byte(a: &mut Asm, x: V, fixed: Fixed) -> V {
-    let x = a.binary(Op::MulPs, x, fixed.inverse());
-    of_scaled(a, x, fixed, f32::NEG_INFINITY)
+pub fn low_byte(a: &mut Asm, x: V, site: &Site) -> V {
+    let x = a.binary(Op::MulPs, x, site.inverse);
+    of_scaled(a, x, site)
 }
 
-/// [`low_byte`] of values that are multiplied already, and are at least `least` where they are numbers.
-pub fn of_scaled(a: &mut Asm, x: V, fixed: Fixed, least: f32) -> V {
+/// [`low_byte`] of values that are multiplied already.
+pub fn of_scaled(a: &mut Asm, x: V, site: &Site) -> V {
     // Where one operand is NaN the instruction gives the second.
-    let [low, high] = fixed.bounds();
-    let x = match least < low {
-        true => {
-            let low = a.vector_of(low);
-            a.binary(Op::MaxPs, low, x)
-        }
-        false => x,
-    };
-    let high = a.vector_of(high);
+    let [low, high] = site.bounds.map(|bound| a.vector_of(bound));
+    let x = a.binary(Op::MaxPs, low, x);
     let x = a.binary(Op::MinPs, high, x);
     let x = a.unary(Op::CvtPs2Dq, x);
-    match i32::from(fixed.zero_point) {
-        0 => x,
-        zero => a.binary(Op::AddD, x, zero),
-    }
+    a.binary(Op::AddD, x, site.zero)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Extent;
     use crate::kernel::nest::Access;
     use crate::schedule::exprs;
     use tfc_ir::ops::{Cast, QuantizeStatic};
@@ -81,8 +122,9 @@ mod tests {
             let mut e = exprs::Exprs::default();
             let access = Access { buffer: 0, offset: Extent::Const(0), strides: vec![], dynamic: vec![] };
             let x = e.push(Expr::Load(access), Elem::F32);
-            let code = e.apply(&op.clone().into(), &[x]);
-            assert_eq!(find(&e.list, code), Some((x, Fixed::of(&op))));
+            let word = |n: i64| Access { buffer: 7, offset: Extent::Const(n), strides: vec![], dynamic: vec![] };
+            let code = e.codes(x, word);
+            assert_eq!(find(&e.list, code), Some((x, 7)));
             let plain = e.apply(&Cast { to: Elem::I8 }.into(), &[x]);
             assert_eq!(find(&e.list, plain), None);
         }

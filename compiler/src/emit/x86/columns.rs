@@ -149,7 +149,7 @@ impl<'a> Body<'a, '_> {
         let nest = self.strips.nest;
         let Some(&extent) = nest.inner.get(level) else { return self.emit(f, &point) };
         let iterations = nest.inner[level..].iter().try_fold(1i64, |n, e| n.checked_mul(e.as_const()?));
-        let steps = self.steps(level);
+        let steps = self.steps(level, &point);
         let constant = steps.iter().all(|s| matches!(s, Extent::Const(_)));
         if let Extent::Const(n) = extent
             && constant
@@ -190,11 +190,11 @@ impl<'a> Body<'a, '_> {
     }
 
     /// How far an iteration of an inner loop moves the places of a point, in elements.
-    fn steps(&self, level: usize) -> Vec<Extent> {
+    fn steps(&self, level: usize, point: &Point) -> Vec<Extent> {
         let nest = self.strips.nest;
         let l = nest.tasks.len() + 1 + level;
         let step = |a: &Access| a.strides[l];
-        let loads = nest.exprs.iter().filter(|(id, _)| self.wanted[*id]);
+        let loads = nest.exprs.iter().filter(|&(id, _)| point.evaluator.loads[id].is_some());
         let loads = loads.filter_map(|(_, (e, _))| if let Expr::Load(a) = e { Some(step(a)) } else { None });
         let stores = self.stage.effects.iter().filter_map(|e| if let Effect::Store(a, _) = e { Some(step(a)) } else { None });
         loads.chain(stores).collect()

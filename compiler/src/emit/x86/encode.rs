@@ -266,6 +266,7 @@ impl Encode<'_> {
             }
             Operand::Tile(t) => Fixed::Reg(Register::TMM0 + u32::from(t.0)),
             Operand::Splat(bits) => self.splat(code, bits),
+            Operand::Local(l) => Fixed::Mem { base: Register::RSP, index: None, disp: l.0 },
             Operand::Table(t) => self.constant(Constant::Table(t.0), 64, false),
             Operand::Imm8(n) => Fixed::Imm8(n),
             Operand::Imm32(n) => Fixed::Imm32(n),

@@ -51,7 +51,8 @@ impl<'a> Epilogue<'a> {
         let mut loads = Evaluator::new(&g.exprs);
         loads.find_loads(f, |_| true, index, lane_loop);
         let stores: Vec<Base> = stored(g).map(|(to, x)| Evaluator::base(f, to, g.exprs[x].1, index, lane_loop)).collect();
-        let read = g.exprs.values().filter_map(|(e, elem)| if let Expr::Load(a) = e { Some((a, *elem)) } else { None });
+        let read = g.exprs.iter().filter(|&(id, _)| loads.loads[id].is_some());
+        let read = read.filter_map(|(_, (e, elem))| if let Expr::Load(a) = e { Some((a, *elem)) } else { None });
         let written = stored(g).map(|(a, x)| (a, g.exprs[x].1));
         let steps = read
             .chain(written)

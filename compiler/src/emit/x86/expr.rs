@@ -6,7 +6,7 @@
 //! not vary. Everything else is left to the portable emitter: see [`supported`].
 
 use super::asm::{Asm, Cond, M, Mem, R, Src, V};
-use super::codes;
+use super::codes::{self, Site};
 use super::floats::{self, is_float};
 use super::gelu::{self, Gelu};
 use super::isa::Op;
@@ -28,12 +28,19 @@ pub struct Function {
     pub args: R,
     /// Number of buffer parameters.
     pub buffers: usize,
+    /// The sites that are in the frame.
+    pub sites: Vec<Site>,
 }
 
 impl Function {
     /// The address of a buffer.
     pub fn buffer(&mut self, n: u32) -> R {
         self.a.load(Mem::at(self.args, 8 * (1 + i64::from(n))))
+    }
+
+    /// The site of a buffer, if it is one in the frame.
+    pub fn site(&self, buffer: u32) -> Option<&Site> {
+        self.sites.iter().find(|s| s.buffer == buffer)
     }
 
     /// The value of an extent.
@@ -229,11 +236,12 @@ impl<'a> Evaluator<'a> {
         Base { at, moves, elem, disp: 0 }
     }
 
-    /// Finds the bases of all loads.
+    /// Finds the bases of all loads but those of sites.
     pub fn find_loads(&mut self, f: &mut Function, wanted: impl Fn(ExprId) -> bool, index: &[R], lane_loop: Option<u32>) {
         for (id, (expr, elem)) in self.exprs.iter() {
             if let Expr::Load(access) = expr
                 && wanted(id)
+                && f.site(access.buffer).is_none()
             {
                 self.loads[id] = Some(Self::base(f, access, *elem, index, lane_loop));
             }
@@ -258,9 +266,19 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// Emits an expression here, for later points where its value is still right.
+    /// Emits an expression here, for later points where its value is still right. Words of sites are in the frame as they are.
     pub fn evaluate(&mut self, f: &mut Function, e: ExprId) {
-        self.value(f, e);
+        if !self.is_of_site(f, e) {
+            self.value(f, e);
+        }
+    }
+
+    fn is_of_site(&self, f: &Function, e: ExprId) -> bool {
+        match &self.exprs[e].0 {
+            Expr::Load(a) => f.site(a.buffer).is_some(),
+            Expr::Prim(_, args) => args.iter().all(|&a| self.is_of_site(f, a)),
+            _ => false,
+        }
     }
 
     /// Takes over the value that another evaluator has emitted, which is the same here.
@@ -289,7 +307,14 @@ impl<'a> Evaluator<'a> {
         }
         let (expr, elem) = &self.exprs[e];
         let v = match expr {
-            Expr::Load(_) => Val::V(self.load(f, self.loads[e].expect("loads have bases"))),
+            Expr::Load(a) => Val::V(match (self.loads[e], a.offset) {
+                (Some(base), _) => self.load(f, base),
+                (None, Extent::Const(word)) => {
+                    let site = f.buffer(a.buffer);
+                    f.a.broadcast(Mem::at(site, 4 * word))
+                }
+                (None, Extent::Param(_)) => unreachable!("loads have bases but those of sites"),
+            }),
             Expr::Reduced(r) => Val::V(self.reduced[*r].expect("reductions are computed before they are read")),
             Expr::Float(bits) => Val::Splat((f64::from_bits(*bits) as f32).to_bits()),
             Expr::Int(n) => Val::Splat(*n as u32),
@@ -341,19 +366,20 @@ impl<'a> Evaluator<'a> {
 
     /// Stores the value of an expression.
     pub fn store(&mut self, f: &mut Function, to: Base, e: ExprId) {
-        let Some((whole, fixed)) = codes::find(self.exprs, e) else {
+        let Some((whole, buffer)) = codes::find(self.exprs, e) else {
             let x = self.vector(f, e);
             return self.store_value(f, to, x);
         };
-        let codes = match gelu::find(self.exprs, whole) {
-            Some(Gelu { x, tanh: None }) if self.known[whole].is_none() && fixed.inverse() <= gelu::MOST_STEPS => {
+        let site = *f.site(buffer).expect("sites are brought first");
+        let codes = match (gelu::find(self.exprs, whole), site.gelu) {
+            (Some(Gelu { x, tanh: None }), Some(by)) if self.known[whole].is_none() => {
                 let x = self.vector(f, x);
-                let scaled = gelu::gelu_coarse(&mut f.a, x, fixed.inverse());
-                codes::of_scaled(&mut f.a, scaled, fixed, gelu::LEAST * fixed.inverse())
+                let scaled = gelu::gelu_coarse(&mut f.a, x, by);
+                codes::of_scaled(&mut f.a, scaled, &site)
             }
             _ => {
                 let x = self.vector(f, whole);
-                codes::low_byte(&mut f.a, x, fixed)
+                codes::low_byte(&mut f.a, x, &site)
             }
         };
         let m = self.place(to);

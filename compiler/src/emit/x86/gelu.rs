@@ -4,7 +4,7 @@
 //! `1.1e-7 |x|` with a perfect `erf`); both are within `1.9e-7 |x|` of the real function. For codes of 8 bits both are within
 //! a 30th of a step: within `8e-5 |x|`, and within `8e-5` where it is negative.
 
-use super::asm::{Asm, V};
+use super::asm::{Asm, Local, Src, V};
 use super::expr::Exprs;
 use super::floats::is_float;
 use super::isa::Op;
@@ -98,19 +98,40 @@ pub fn gelu(a: &mut Asm, x: V) -> V {
     if a.isa.evex() { by_table(a, x) } else { by_tail(a, x, &TAIL, exp2) }
 }
 
-/// The least value of GELU, and a little less.
-pub const LEAST: f32 = -0.1702;
+/// What GELU for codes of 8 bits is multiplied by, and with tables what these are then.
+#[derive(Clone, Copy)]
+pub enum Scaled {
+    /// The factor.
+    Factor(Local),
+    /// The factor times [`TABLES_COARSE`], and half of it.
+    Tables([Local; 3], Local),
+}
 
-/// The most by which results of [`gelu_coarse`] are multiplied before they are rounded to 8 bits.
-pub const MOST_STEPS: f32 = 400.0;
-
-/// `factor` times [`gelu`], for codes of 8 bits.
-pub fn gelu_coarse(a: &mut Asm, x: V, factor: f32) -> V {
-    if a.isa.evex() {
-        return by_coarse_table(a, x, factor);
+impl Scaled {
+    /// For a factor of at most [`MOST_STEPS`](crate::kernel::site::MOST_STEPS).
+    pub fn new(a: &mut Asm, factor: Local) -> Scaled {
+        if !a.isa.evex() {
+            return Scaled::Factor(factor);
+        }
+        let x = a.vector_of(factor);
+        let tables = TABLES_COARSE.map(|c| a.table(c));
+        let mut times = |y: Src| {
+            let y = a.binary(Op::MulPs, x, y);
+            a.local(y)
+        };
+        Scaled::Tables(tables.map(|c| times(c.into())), times(0.5.into()))
     }
-    let y = by_tail(a, x, &TAIL_COARSE, exp2_coarse);
-    a.binary(Op::MulPs, y, factor)
+}
+
+/// A factor times [`gelu`], for codes of 8 bits.
+pub fn gelu_coarse(a: &mut Asm, x: V, by: Scaled) -> V {
+    match by {
+        Scaled::Tables(tables, half) => by_coarse_table(a, x, tables, half),
+        Scaled::Factor(factor) => {
+            let y = by_tail(a, x, &TAIL_COARSE, exp2_coarse);
+            a.binary(Op::MulPs, y, factor)
+        }
+    }
 }
 
 /// `x/2 * (1 + tanh(u))`, which is `x / (1 + e^-2u)`.
@@ -185,29 +206,26 @@ fn by_table(a: &mut Asm, x: V) -> V {
     let number = a.binary(Op::AddPs, widths, SHIFT_32 as f32);
     let n = a.binary(Op::SubPs, number, SHIFT_32 as f32);
     let f = a.binary(Op::SubPs, widths, n);
-    let y = looked_up(a, number, f, &TABLES);
+    let tables = TABLES.map(|c| a.table(c).into());
+    let y = looked_up(a, number, f, &tables);
     let above_half = copysign(a, y, x);
     let phi = a.binary(Op::AddPs, above_half, 0.5);
     a.binary(Op::MulPs, x, phi)
 }
 
 /// The polynomial in `f` of the interval of every lane.
-fn looked_up(a: &mut Asm, number: V, f: V, tables: &[[f32; 16]]) -> V {
-    let look_up = |a: &mut Asm, c: [f32; 16]| {
-        let table = a.table(c);
-        a.binary(Op::PermPs, number, table)
-    };
+fn looked_up(a: &mut Asm, number: V, f: V, tables: &[Src]) -> V {
     let (last, lower) = tables.split_last().expect("a coefficient");
-    let mut y = look_up(a, *last);
-    for c in lower.iter().rev() {
-        let c = look_up(a, *c);
+    let mut y = a.binary(Op::PermPs, number, *last);
+    for &c in lower.iter().rev() {
+        let c = a.binary(Op::PermPs, number, c);
         y = a.fma(y, f, c);
     }
     y
 }
 
-/// `factor x (1/2 ± (Φ(|x|) - 1/2))` in the same way.
-fn by_coarse_table(a: &mut Asm, x: V, factor: f32) -> V {
+/// `factor x (1/2 ± (Φ(|x|) - 1/2))` in the same way, by tables times the factor, and half of it.
+fn by_coarse_table(a: &mut Asm, x: V, tables: [Local; 3], half: Local) -> V {
     let m = abs(a, x);
     let bounded = a.binary(Op::MinD, m, 15.0 * WIDTH);
     let shift = a.vector_of(SHIFT_32 as f32);
@@ -215,10 +233,10 @@ fn by_coarse_table(a: &mut Asm, x: V, factor: f32) -> V {
     a.update(Op::Fma231, number, bounded, 1.0 / WIDTH);
     let f = a.binary(Op::SubPs, shift, number);
     a.update(Op::Fma231, f, bounded, 1.0 / WIDTH);
-    let y = looked_up(a, number, f, &TABLES_COARSE.map(|row| row.map(|c| c * factor)));
+    let y = looked_up(a, number, f, &tables.map(Src::from));
     let (above_half, sign) = (a.vector_of(x), a.vector_of(i32::MIN));
     a.mask_and_flip(above_half, sign, y);
-    let phi = a.binary(Op::AddPs, above_half, 0.5 * factor);
+    let phi = a.binary(Op::AddPs, above_half, half);
     a.binary(Op::MulPs, x, phi)
 }
 
@@ -258,7 +276,7 @@ mod tests {
     use super::*;
     use crate::emit::clif::testing::{Compiled, host_cpus};
     use crate::kernel::nest::{Access, Effect, Nest, Stage};
-    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use};
+    use crate::kernel::{Body, BufferParam, Extent, Kernel, Use, site};
     use crate::schedule::exprs;
     use tfc_ir::ops;
 
@@ -312,11 +330,14 @@ mod tests {
             let xs: Vec<f32> = (-60_000..60_000).map(|i| i as f32 / 9_973.0).chain(ends).collect();
             let mut kernel = kernel(xs.len(), |exprs, x| {
                 let y = exprs.apply(&ops::Gelu { tanh: false }.into(), &[x]);
-                exprs.apply(&op.clone().into(), &[y])
+                let word = |n| Access { buffer: 2, offset: Extent::Const(n), strides: vec![Extent::Const(0)], dynamic: vec![] };
+                if op.range().inverse <= site::MOST_STEPS { exprs.codes(y, word) } else { exprs.apply(&op.clone().into(), &[y]) }
             });
             kernel.buffers[1].elem = Elem::I8;
+            kernel.buffers.push(kernel.buffers[0]);
             for cpu in host_cpus() {
-                let mut buffers = [bytemuck::cast_slice(&xs).to_vec(), vec![0xaa; xs.len()]];
+                let site = bytemuck::cast_slice(&site::words(&op)).to_vec();
+                let mut buffers = [bytemuck::cast_slice(&xs).to_vec(), vec![0xaa; xs.len()], site];
                 assert_eq!(Compiled::new(&kernel, &cpu).run(&mut buffers, &[], 0, 1), 0);
                 for (&x, &y) in xs.iter().zip(bytemuck::cast_slice::<u8, i8>(&buffers[1])) {
                     let exact = 0.5 * f64::from(x) * (1.0 + libm::erf(f64::from(x) * FRAC_1_SQRT_2)) / f64::from(scale);

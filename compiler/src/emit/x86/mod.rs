@@ -66,11 +66,17 @@ pub fn takes_rows(kernel: &Kernel) -> bool {
 pub fn compile(kernel: &Kernel, cpu: &Cpu) -> Result<Code, CodegenError> {
     let isa = cpu.wide.ok_or_else(|| CodegenError::Unsupported(format!("wide code for {}", cpu.name)))?;
     let (a, [args, begin, end]) = Asm::new(isa);
-    let mut f = Function { a, args, buffers: kernel.buffers.len() };
+    let mut f = Function { a, args, buffers: kernel.buffers.len(), sites: vec![] };
     match &kernel.body {
-        Body::Nest(n) => nest::emit(&mut f, n, begin, end),
+        Body::Nest(n) => {
+            codes::bring_sites(&mut f, &n.exprs);
+            nest::emit(&mut f, n, begin, end);
+        }
         Body::Pack(p) => pack::emit(&mut f, p, begin, end),
-        Body::Gemm(g) => gemm::emit(&mut f, g, begin, end),
+        Body::Gemm(g) => {
+            codes::bring_sites(&mut f, &g.exprs);
+            gemm::emit(&mut f, g, begin, end);
+        }
         Body::Attention(a) => attention::emit(&mut f, a, begin, end),
         Body::TopK(_) => return Err(CodegenError::Unsupported("wide code for selection".into())),
     }

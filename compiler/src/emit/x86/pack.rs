@@ -2,6 +2,7 @@
 //! where those of one `k` are together.
 
 use super::asm::{Asm, Cond, Mem, R, Src, V};
+use super::codes::{self, Site};
 use super::expr::Function;
 use super::gemm::{ceil_div, group_rows};
 use super::isa::Op;
@@ -36,6 +37,15 @@ pub fn covers(kernel: &Kernel, p: &Pack) -> bool {
 
 /// Emits a packing kernel.
 pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
+    if let Some(nest) = &p.made_by {
+        codes::bring_sites(f, &nest.exprs);
+    }
+    if let Form::Quantize { range: Range::Fixed { site }, .. } = p.form
+        && f.site(site).is_none()
+    {
+        let site = Site::new(f, site, false);
+        f.sites.push(site);
+    }
     if let Some(pitch) = p.pitch {
         return matrix_rows(f, p, pitch, begin, end);
     }
@@ -86,7 +96,7 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
                     f.a.add_into(scales, before);
                     By::OfRow { scales }
                 }
-                Range::Fixed(fixed) => By::Fixed(fixed),
+                Range::Fixed { site } => By::Fixed(*f.site(site).expect("sites are brought first")),
             };
             let tile = quantize::Tile { from, rows, k: f.extent(p.k), to, by, sums };
             if p.from.k == Extent::Const(1) {
@@ -205,7 +215,7 @@ fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
             let scales = f.buffer(scales);
             Some(By::OfRow { scales: f.a.lea(Mem::indexed(scales, first, 4, 0)) })
         }
-        Form::Quantize { range: Range::Fixed(fixed), .. } => Some(By::Fixed(fixed)),
+        Form::Quantize { range: Range::Fixed { site }, .. } => Some(By::Fixed(*f.site(site).expect("sites are brought first"))),
         Form::Floats | Form::Bytes(_) => None,
     };
     let sums = p.form.sums().expect("rows of bytes have sums");

@@ -3,13 +3,13 @@
 //! to be narrowed to be in order; or of a vector of rows where those of one `k` are together.
 
 use super::asm::{Asm, Cond, Label, M, Mem, R, V};
-use super::codes;
+use super::codes::{self, Site};
 use super::expr::Function;
 use super::isa::Op;
 use super::math;
 use super::pack::{ELEMENT, ONES, add_bytes};
 use crate::kernel::Extent;
-use crate::kernel::pack::{Fixed, Pack, Sums};
+use crate::kernel::pack::{Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
 
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
@@ -47,8 +47,8 @@ pub enum By {
         /// Where they go.
         scales: R,
     },
-    /// What is known.
-    Fixed(Fixed),
+    /// A site.
+    Fixed(Site),
 }
 
 /// Four rows that are packed together: rows that do not exist repeat the last one.
@@ -170,8 +170,8 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
                 each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part, &rule)));
             }
         }
-        By::Fixed(fixed) => {
-            let rule = |f: &mut Function, _: R| Rule::Fixed(FixedCodes::new(&mut f.a, fixed));
+        By::Fixed(site) => {
+            let rule = |f: &mut Function, _: R| Rule::Fixed(FixedCodes::new(&mut f.a, site));
             each_block(f, p, t, block, |f, part| each_four(f, p, t, rest, |f, row, rows| pack_codes(f, row, rows, part, &rule)));
         }
     }
@@ -293,7 +293,7 @@ fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
 enum Rule {
     /// By the inverses of the rows; and whether one of them has no usable range.
     OfRow { inverse: Vec<V>, careful: R },
-    /// By a known scale.
+    /// By a site.
     Fixed(FixedCodes),
 }
 
@@ -422,8 +422,8 @@ pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
                 let byte = f.a.vector_of(0xff);
                 Box::new(move |a, m, alone| code(a, m, mask, inverse, alone.then_some(byte)))
             }
-            By::Fixed(fixed) => {
-                let by = FixedCodes::new(&mut f.a, fixed);
+            By::Fixed(site) => {
+                let by = FixedCodes::new(&mut f.a, site);
                 Box::new(move |a, m, alone| by.low_byte(a, m, mask, alone))
             }
         };
@@ -497,12 +497,12 @@ pub fn code(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, byte: Option<V>) -
     }
 }
 
-/// The codes of values by a known scale.
+/// The codes of values by a site.
 ///
 /// Values of a usual magnitude are [rounded](Self::rounded), narrowed to words and to bytes. A value that is none, or far beyond
 /// the bounds, is noticed by the way; then all are made again from their [low bytes](Self::low_byte).
 pub struct FixedCodes {
-    fixed: Fixed,
+    site: Site,
     inverse: V,
     /// The least words so far.
     least: V,
@@ -513,8 +513,8 @@ const SUSPECT: i32 = 0x8000_8000u32 as i32;
 
 impl FixedCodes {
     /// Before the first value.
-    pub fn new(a: &mut Asm, fixed: Fixed) -> FixedCodes {
-        FixedCodes { fixed, inverse: a.vector_of(fixed.inverse()), least: a.vector_of(0) }
+    pub fn new(a: &mut Asm, site: Site) -> FixedCodes {
+        FixedCodes { site, inverse: a.vector_of(site.inverse), least: a.vector_of(0) }
     }
 
     /// A vector of memory as i32 without the zero point, right but for what [`Self::jump_unless_out_of_range`] notices.
@@ -526,18 +526,12 @@ impl FixedCodes {
     /// Words of rounded values, with the zero point.
     pub fn words(&self, a: &mut Asm, x: V) -> V {
         a.binary_into(Op::MinW, self.least, self.least, x);
-        match i32::from(self.fixed.zero_point) {
-            0 => x,
-            zero => a.binary(Op::AddSaturatedW, x, zero << 16 | zero & 0xffff),
-        }
+        a.binary(Op::AddSaturatedW, x, self.site.zero_words)
     }
 
     /// Codes of words that were narrowed to bytes.
     pub fn bytes(&self, a: &mut Asm, x: V) -> V {
-        match self.fixed.min {
-            i8::MIN => x,
-            min => a.binary(Op::MaxB, x, i32::from_le_bytes([min as u8; 4])),
-        }
+        a.binary(Op::MaxB, x, self.site.least)
     }
 
     /// Jumps unless a value since [`Self::new`] was NaN or below -32767, or rounding it overflowed.
@@ -559,13 +553,13 @@ impl FixedCodes {
             Some(mask) => a.load_masked(m, mask),
             None => a.vector_of(m),
         };
-        let x = codes::low_byte(a, x, self.fixed);
+        let x = codes::low_byte(a, x, &self.site);
         let x = match mask {
-            Some(mask) if self.fixed.zero_point != 0 => {
+            Some(mask) => {
                 let none = a.vector_of(0);
                 a.select(mask, x, none)
             }
-            _ => x,
+            None => x,
         };
         if alone { a.binary(Op::And, x, 0xff) } else { x }
     }

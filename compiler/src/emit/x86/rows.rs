@@ -2,12 +2,13 @@
 //! whole lines and with their sums.
 
 use super::asm::{Asm, Cond, M, Mem, R, V};
+use super::codes::Site;
 use super::expr::Function;
 use super::isa::Op;
 use super::quantize::{self, By, FixedCodes, Ranges};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
-use crate::kernel::pack::{Fixed, Form, LINE, Pack, Sums};
+use crate::kernel::pack::{Form, LINE, Pack, Sums};
 
 const ELEMENT: i64 = 4;
 
@@ -53,8 +54,8 @@ pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, by: Option<
                 row.next(a, step, pitch);
             });
         }
-        Some(By::Fixed(fixed)) => a.repeat(count, |a| {
-            row.quantize_fixed(a, fixed);
+        Some(By::Fixed(site)) => a.repeat(count, |a| {
+            row.quantize_fixed(a, site);
             row.next(a, step, pitch);
         }),
     }
@@ -149,9 +150,9 @@ impl Row {
         a.binary(Op::PermPs, order, bytes)
     }
 
-    /// Quantizes a row by a known scale.
-    fn quantize_fixed(&self, a: &mut Asm, fixed: Fixed) {
-        let by = FixedCodes::new(a, fixed);
+    /// Quantizes a row by a site.
+    fn quantize_fixed(&self, a: &mut Asm, site: Site) {
+        let by = FixedCodes::new(a, site);
         let with_care = |a: &mut Asm, i: R, exist: i64| {
             self.line(a, i, exist, Op::NarrowUnsignedW, |a, m, mask| by.low_byte(a, m, mask, true), |_, x| x)
         };
