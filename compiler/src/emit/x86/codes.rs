@@ -113,20 +113,19 @@ mod tests {
     use super::*;
     use crate::kernel::nest::Access;
     use crate::schedule::exprs;
-    use tfc_ir::ops::{Cast, QuantizeStatic};
+    use tfc_ir::ops::Cast;
 
     #[test]
-    fn the_operator_is_found_and_others_are_not() {
-        for zero_point in [0, -128, 127, 5] {
-            let op = QuantizeStatic { scale: 0.25f32.into(), zero_point };
-            let mut e = exprs::Exprs::default();
-            let access = Access { buffer: 0, offset: Extent::Const(0), strides: vec![], dynamic: vec![] };
-            let x = e.push(Expr::Load(access), Elem::F32);
-            let word = |n: i64| Access { buffer: 7, offset: Extent::Const(n), strides: vec![], dynamic: vec![] };
-            let code = e.codes(x, word);
-            assert_eq!(find(&e.list, code), Some((x, 7)));
-            let plain = e.apply(&Cast { to: Elem::I8 }.into(), &[x]);
-            assert_eq!(find(&e.list, plain), None);
-        }
+    fn codes_are_found_and_other_bytes_are_not() {
+        let access = |buffer: u32, n: i64| Access { buffer, offset: Extent::Const(n), strides: vec![], dynamic: vec![] };
+        let mut e = exprs::Exprs::default();
+        let x = e.push(Expr::Load(access(0, 0)), Elem::F32);
+        let code = e.codes(x, |n| access(7, n));
+        assert_eq!(find(&e.list, code), Some((x, 7)));
+        // Words of several sites.
+        let mixed = e.codes(x, |n| access(n as u32, n));
+        assert_eq!(find(&e.list, mixed), None);
+        let plain = e.apply(&Cast { to: Elem::I8 }.into(), &[x]);
+        assert_eq!(find(&e.list, plain), None);
     }
 }
