@@ -56,12 +56,13 @@ fn attend(t: &mut dyn Terms, p: Term, v: Term) -> Option<Term> {
     let (q, k, v) = (full(t, q, &target, true)?, full(t, k, &target, false)?, full(t, v, &target, false)?);
     let (k, v) = same_heads(t, k, v, &target)?;
     let mask_value = if s.hides() { Some(s.mask_value()?.into()) } else { None };
-    let mut finite = true;
+    // Whether NaN may have to become 0.
+    let mut replaced = false;
     let mut bias = None;
     for step in &s.steps {
         bias = Some(match *step {
             Step::Add { term, ref frame } => {
-                finite &= is_finite(t, term, MAX_DEPTH);
+                replaced |= probabilities.nan_to_zero && !is_finite(t, term, MAX_DEPTH);
                 let term = reframe(t, term, frame, &target)?;
                 let term = converted(t, term, elem)?;
                 match bias {
@@ -70,7 +71,7 @@ fn attend(t: &mut dyn Terms, p: Term, v: Term) -> Option<Term> {
                 }
             }
             Step::Hide { condition, hidden_where, fill, ref frame, .. } => {
-                finite &= fill.is_finite();
+                replaced |= probabilities.nan_to_zero && !fill.is_finite();
                 let condition = reframe(t, condition, frame, &target)?;
                 let fill = t.scalar_like(probabilities.scores, fill);
                 let shown = bias.unwrap_or_else(|| t.scalar_like(probabilities.scores, 0.0));
@@ -81,7 +82,7 @@ fn attend(t: &mut dyn Terms, p: Term, v: Term) -> Option<Term> {
     let mut args = vec![converted(t, q, elem)?, converted(t, k, elem)?, converted(t, v, elem)?];
     args.extend(bias);
     let mut y = t.add(Attention { scale: s.scale.into(), causal: false, mask_value }.into(), &args)?;
-    if probabilities.nan_to_zero && !finite {
+    if replaced {
         // A row that sees no key: all of its probabilities are NaN, and so is its result.
         let nan = t.add(IsNan {}.into(), &[y])?;
         let zero = t.scalar_like(y, 0.0);
