@@ -29,7 +29,7 @@ use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::text;
 use tfc_ir::verify::verify;
 use tfc_passes::calibrate::{Calibration, Record, Source, Statistics};
-use tfc_passes::quantize::Gates;
+use tfc_passes::quantize::{Gates, Memo};
 use tfc_passes::reparameterize::{Fold, Folds};
 use tfc_passes::side_data::SideData;
 use tfc_passes::{
@@ -295,7 +295,7 @@ fn calibrated(
     if exact.stopped {
         return Ok(exact.into());
     }
-    let mut contract = match held_out.is_empty() {
+    let contract = match held_out.is_empty() {
         true => None,
         false => {
             let (promise, threads) = (calibration.promise.clone(), calibration.threads);
@@ -309,22 +309,24 @@ fn calibrated(
     if let Source::Record(record) = &source {
         record.finish().map_err(PassError::from)?;
     }
-    let rest = part(&passes[quantize..], quantize);
-    let quantized = |config: &QuantConfig, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>| {
+    // What one attempt finds out serves all others.
+    cx.data.insert(Memo::default());
+    let quantized = |config: &QuantConfig, last: usize, observer: &mut dyn FnMut(&Ran) -> Result<ControlFlow<()>>| {
         let cx = Context { quant: Some(config.clone()), data: ready.data.over(&cx.data), ..cx.clone() };
-        rest.run(ready.graph.clone(), &cx, observer)
+        part(&passes[quantize..last], quantize).run(ready.graph.clone(), &cx, observer)
     };
     let mut config = options.quant.clone().unwrap_or_default();
     let (mut accuracy, mut shares) = (None, vec![]);
-    if let Some(contract) = &mut contract {
+    if let Some(mut contract) = contract {
         let mut attempt = |config: &QuantConfig| {
-            let ran = quantized(config, &mut |_| Ok(ControlFlow::Continue(())))?;
+            let last = if config.gated { passes.len().min(quantize + 1) } else { passes.len() };
+            let ran = quantized(config, last, &mut |_| Ok(ControlFlow::Continue(())))?;
             Ok(Quantized { graph: ran.graph, ledger: ran.ledger, gates: ran.gates })
         };
-        let kept = contract::keep(contract, &config, calibration.shares, &mut attempt)?;
+        let kept = contract::keep(&mut contract, &config, calibration.shares, &mut attempt)?;
         (config, accuracy, shares) = (kept.config, Some(kept.accuracy), kept.shares);
     }
-    let last = quantized(&config, observer)?;
+    let last = quantized(&config, passes.len(), observer)?;
     let mut ledger = last.ledger;
     for entry in &mut ledger {
         let named = |loc: &Loc| loc.names().any(|n| entry.loc.names().any(|m| m == n));

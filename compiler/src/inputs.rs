@@ -4,6 +4,7 @@ use crate::diag::{Diagnostic, Result, list, table};
 use crate::npz::{self, Archive, NpzError};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tfc_ir::dim::{Bindings, Symbol};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
 use tfc_runtime::expr::Expr;
@@ -52,6 +53,16 @@ pub fn at(path: Option<&Path>, e: tfc_runtime::Error) -> Box<Diagnostic> {
         Some(path) => d.at(format!("`{}`", path.display())),
         None => d,
     }
+}
+
+/// What the symbols of a model are at inputs in its order. `symbols` are those that do not follow from the inputs.
+///
+/// # Errors
+/// When the shapes do not fit the model, or leave a symbol open.
+pub fn bindings(model: &Model, tensors: &[Tensor], symbols: &[(&str, i64)]) -> std::result::Result<Bindings, tfc_runtime::Error> {
+    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
+    let dims = model.dims_with(&shapes, symbols)?;
+    Ok(model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect())
 }
 
 /// Runs a model once on tensors in the order of its inputs; the outputs are in its order too. `symbols` are sizes that do not follow

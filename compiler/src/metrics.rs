@@ -12,9 +12,12 @@
 //! on one side they make it infinite.
 
 use crate::diag::{Diagnostic, Result, list, table};
+use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use tfc_ir::tensor::Tensor;
-use tfc_ir::types::Type;
+use tfc_ir::types::{Elem, Type};
+use tfc_passes::parallel;
 
 /// The sums of one output.
 #[derive(Clone, Debug, Default)]
@@ -54,14 +57,49 @@ impl Accumulator {
     /// # Errors
     /// When the sizes differ. Nothing is added then.
     pub fn add(&mut self, actual: &Tensor, reference: &Tensor, mask: Option<&Tensor>) -> std::result::Result<(), ShapeError> {
+        self.add_some(actual, reference, mask, usize::MAX)
+    }
+
+    /// The same for `most` of the rows along the last axis that count, at about equal distances, if there are more.
+    ///
+    /// # Errors
+    /// As [`Accumulator::add`].
+    pub fn add_some(
+        &mut self,
+        actual: &Tensor,
+        reference: &Tensor,
+        mask: Option<&Tensor>,
+        most: usize,
+    ) -> std::result::Result<(), ShapeError> {
         if actual.sizes() != reference.sizes() {
             return Err(ShapeError { actual: actual.ty(), reference: reference.ty() });
         }
-        let (a, r) = (floats(actual), floats(reference));
         let width = row_width(actual.sizes());
-        let rows = a.chunks_exact(width).zip(r.chunks_exact(width)).enumerate();
-        rows.filter(visible(actual.sizes(), mask)).for_each(|(_, (a, r))| self.add_row(a, r));
+        let rows: Vec<usize> = (0..actual.len() / width).filter(visible(actual.sizes(), mask)).collect();
+        let rows: Vec<usize> = rows.iter().copied().step_by(rows.len().div_ceil(most).max(1)).collect();
+        let parts: Vec<&[usize]> = rows.chunks((ELEMENTS / width).max(1)).collect();
+        let values = [actual, reference].map(Floats::of);
+        let sums = parallel::map(parts.len(), |i| {
+            let mut sums = Accumulator::default();
+            let [mut a, mut r] = [vec![], vec![]];
+            for &row in parts[i] {
+                values[0].read(row * width..(row + 1) * width, &mut a);
+                values[1].read(row * width..(row + 1) * width, &mut r);
+                sums.add_row(&a, &r);
+            }
+            sums
+        });
+        sums.iter().for_each(|part| self.merge(part));
         Ok(())
+    }
+
+    fn merge(&mut self, other: &Accumulator) {
+        self.elements += other.elements;
+        self.squared_error += other.squared_error;
+        self.squared_reference += other.squared_reference;
+        self.rows += other.rows;
+        self.divergence += other.divergence;
+        self.agreeing += other.agreeing;
     }
 
     fn add_row(&mut self, actual: &[f64], reference: &[f64]) {
@@ -153,12 +191,13 @@ impl Classified {
         if !fits || output.sizes().last() == Some(&0) {
             return Err(LabelError::Type { labels: labels.ty(), output: output.ty() });
         }
-        let values = floats(output);
-        for (index, row) in values.chunks_exact(classes).enumerate().filter(visible(output.sizes(), mask)) {
+        let (values, mut row) = (Floats::of(output), vec![]);
+        for index in (0..output.len() / classes).filter(visible(output.sizes(), mask)) {
+            values.read(index * classes..(index + 1) * classes, &mut row);
             let label = labels.get(index).to_i128();
             let class = usize::try_from(label).ok().filter(|&c| c < classes).ok_or(LabelError::Class { index, label, classes })?;
             self.rows += 1;
-            self.right += u64::from(argmax(row) == Some(class));
+            self.right += u64::from(argmax(&row) == Some(class));
         }
         Ok(())
     }
@@ -169,8 +208,30 @@ impl Classified {
     }
 }
 
-fn floats(t: &Tensor) -> Vec<f64> {
-    if t.elem() == tfc_ir::types::Elem::F32 { t.values::<f32>().iter().map(|&x| x.into()).collect() } else { t.to_f64s() }
+/// About as many elements are compared by one thread at a time.
+const ELEMENTS: usize = 1 << 16;
+
+/// The elements of a tensor as floats.
+enum Floats<'t> {
+    /// As they lie in memory.
+    F32(Cow<'t, [f32]>),
+    /// Of another type.
+    Other(&'t Tensor),
+}
+
+impl Floats<'_> {
+    fn of(t: &Tensor) -> Floats<'_> {
+        if t.elem() == Elem::F32 { Floats::F32(t.values()) } else { Floats::Other(t) }
+    }
+
+    /// Some of them, in place of what `to` has.
+    fn read(&self, range: Range<usize>, to: &mut Vec<f64>) {
+        to.clear();
+        match self {
+            Floats::F32(values) => to.extend(values[range].iter().map(|&x| f64::from(x))),
+            Floats::Other(t) => to.extend(range.map(|i| t.get(i).to_f64())),
+        }
+    }
 }
 
 /// The size of the last axis, 1 without axes. Never 0: there are no rows then anyway.
@@ -179,7 +240,7 @@ fn row_width(sizes: &[usize]) -> usize {
 }
 
 /// Which rows of a tensor count.
-fn visible<T>(sizes: &[usize], mask: Option<&Tensor>) -> impl Fn(&(usize, T)) -> bool {
+fn visible(sizes: &[usize], mask: Option<&Tensor>) -> impl Fn(&usize) -> bool {
     let leading = &sizes[..sizes.len().saturating_sub(1)];
     let covers = |mask: &&Tensor| (1..=leading.len()).find(|&n| leading[..n].iter().product::<usize>() == mask.len());
     let hides = mask.and_then(|mask| {
@@ -187,7 +248,7 @@ fn visible<T>(sizes: &[usize], mask: Option<&Tensor>) -> impl Fn(&(usize, T)) ->
         let shown: Vec<bool> = mask.iter().map(|x| x.to_f64() != 0.0).collect();
         Some((shown, leading[n..].iter().product::<usize>()))
     });
-    move |(row, _)| hides.as_ref().is_none_or(|(shown, inner)| shown[row / inner])
+    move |row| hides.as_ref().is_none_or(|(shown, inner)| shown[row / inner])
 }
 
 /// The first of the largest elements; `None` if there is a NaN.
@@ -206,16 +267,18 @@ fn argmax(row: &[f64]) -> Option<usize> {
 
 /// KL(softmax(reference) ‖ softmax(actual)); infinite where either is not defined.
 fn divergence(actual: &[f64], reference: &[f64]) -> f64 {
-    let log_sum = |row: &[f64]| {
-        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
-    };
-    let (a, r) = (log_sum(actual), log_sum(reference));
-    let term = |(x, y): (&f64, &f64)| {
-        let (ln_a, ln_r) = (x - a, y - r);
-        if ln_r == f64::NEG_INFINITY { 0.0 } else { ln_r.exp() * (ln_r - ln_a) }
-    };
-    let sum: f64 = actual.iter().zip(reference).map(term).sum();
+    let largest = |row: &[f64]| row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (a, r) = (largest(actual), largest(reference));
+    // Sums of e^x, of e^y and of e^y (y - x), where the largest x and y are 0.
+    let (mut of_actual, mut of_reference, mut weighed) = (0.0, 0.0, 0.0);
+    for (x, y) in actual.iter().zip(reference) {
+        let (x, y) = (x - a, y - r);
+        let e = y.exp();
+        of_actual += x.exp();
+        of_reference += e;
+        weighed += if y == f64::NEG_INFINITY { 0.0 } else { e * (y - x) };
+    }
+    let sum: f64 = weighed / of_reference - of_reference.ln() + of_actual.ln();
     // Rounding may leave a little less than 0.
     if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
 }
@@ -407,6 +470,11 @@ mod tests {
         parts.add(&t(&[1, 2], &[0.0, 4.5]), &t(&[1, 2], &[0.0, 4.0]), None).unwrap();
         assert_eq!(parts.finish(), whole);
         assert!(Accumulator::default().add(&t(&[2], &[0.0; 2]), &t(&[1, 2], &[0.0; 2]), None).is_err());
+        // Of 5 rows at most 3 are every second one.
+        let mut some = Accumulator::default();
+        let rows = |wrong: [f32; 5]| t(&[5, 2], &wrong.map(|x| [4.0, 3.0 + x]).concat());
+        some.add_some(&rows([0.0, 9.0, 0.5, 9.0, 0.0]), &rows([0.0; 5]), None, 3).unwrap();
+        assert_eq!((some.rows, some.squared_error), (3, 0.25));
     }
 
     #[test]

@@ -47,11 +47,16 @@ pub struct Scheme {
     pub scale: Elem,
 }
 
+/// To the nearest whole number, ties to even, for magnitudes below 2²²: by two additions, which vector units do as well.
+pub fn round(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT) - SHIFT
+}
+
 /// `clamp(round_half_even(x / scale) + zero_point, min, max)`; NaN becomes the zero point.
 pub fn quantize(x: f32, scale: f32, zero_point: i32, min: i32, max: i32) -> i32 {
-    // The bounds are whole, so clamping first changes nothing; then a sum with this number rounds, which vector units do as well.
-    const ROUND: f32 = 12_582_912.0;
-    let q = ((x / scale).clamp(-65536.0, 65536.0) + ROUND) - ROUND;
+    // The bounds are whole, so clamping first changes nothing.
+    let q = round((x / scale).clamp(-65536.0, 65536.0));
     // The conversion makes NaN 0.
     (q as i32).saturating_add(zero_point).clamp(min, max)
 }

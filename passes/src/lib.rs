@@ -30,6 +30,7 @@ pub mod fold_scales;
 pub mod fuse;
 pub mod integer_products;
 pub mod legalize;
+pub mod parallel;
 pub mod quantize;
 mod rebuild;
 pub mod reparameterize;

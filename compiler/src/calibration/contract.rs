@@ -2,17 +2,18 @@
 //!
 //! If a promise does not hold, layers are raised, worst first, until it does: to ranges that are found at run time, where these were
 //! fixed by the user, then to weights of 8 bits, then to f32. Worst is the layer without whose roundings the error of the whole model is
-//! smallest; what `--quant-override` says of a layer holds. That is measured by one program in which gates choose between the quantized and the exact result of every layer
-//! ([`Gates`]). How many steps of this ranking it takes is found by bisection, each step measured by the code that would ship.
+//! smallest ([`ranking`]); among fixed ranges it is the one whose roundings would gain most by ranges of run time. What `--quant-override`
+//! says of a layer holds. How many steps of this ranking it takes is found by bisection, first between kinds of steps, each measured by
+//! the code that would ship.
 
 use super::data::Batch;
 use super::evaluate::{Executable, Progress};
+use super::ranking;
 use crate::diag::{Diagnostic, Result};
 use crate::metrics::{Accumulator, Checked, Measured, Metric, Promise, missed, promises_table};
 use std::sync::Arc;
 use tfc_ir::graph::{Graph, Node};
-use tfc_ir::tensor::{Scalar, Tensor};
-use tfc_ir::types::Elem;
+use tfc_ir::tensor::Tensor;
 use tfc_passes::quantize::{Activations, Gates, Raised, Scaling, WeightBits};
 use tfc_passes::{LedgerEntry, QuantConfig, QuantSpec};
 
@@ -56,7 +57,7 @@ impl Accuracy {
 
 /// How much the model gains without the roundings of a layer.
 struct Ranked {
-    layer: usize,
+    node: Node,
     share: f64,
 }
 
@@ -92,7 +93,7 @@ impl Contract {
         self.progress.at("measure", done, total);
         for batch in &self.samples {
             let (actual, expected) = (executable.run(batch)?, self.reference.run(batch)?);
-            self.add(&mut sums, batch, &actual, &expected)?;
+            self.add(&mut sums, batch, &actual, &expected, usize::MAX)?;
             done += batch.samples;
             self.progress.at("measure", done, total);
         }
@@ -100,11 +101,12 @@ impl Contract {
         Ok(Accuracy { samples: total, checked: self.promise.check(&outputs), outputs, raised: vec![] })
     }
 
-    fn add(&self, sums: &mut [Accumulator], batch: &Batch, actual: &[Tensor], expected: &[Tensor]) -> Result<()> {
+    /// Adds what the outputs have in at most `rows` rows each.
+    fn add(&self, sums: &mut [Accumulator], batch: &Batch, actual: &[Tensor], expected: &[Tensor], rows: usize) -> Result<()> {
         let mask = self.mask.map(|i| &batch.inputs[i]);
         for (((sum, name), a), e) in sums.iter_mut().zip(&self.outputs).zip(actual).zip(expected) {
             if name.is_some() {
-                sum.add(a, e, mask).map_err(|e| Diagnostic::bug(e.to_string()).at(batch.place.clone()))?;
+                sum.add_some(a, e, mask, rows).map_err(|e| Diagnostic::bug(e.to_string()).at(batch.place.clone()))?;
             }
         }
         Ok(())
@@ -114,35 +116,31 @@ impl Contract {
         self.outputs.iter().zip(sums).filter_map(|(name, s)| Some((name.clone()?, s.finish()))).collect()
     }
 
-    /// Layers by what the model gains without their roundings, most first. `gated` is a graph behind all passes.
-    fn rank(&mut self, gated: &Graph, gates: &Gates) -> Result<Vec<Ranked>> {
-        let samples: Vec<Batch> = self.samples.iter().take(RANKING_BATCHES).cloned().collect();
-        let expected: Vec<Vec<Tensor>> = samples.iter().map(|b| self.reference.run(b)).collect::<Result<_>>()?;
-        let input = gated.inputs().last().copied().expect("a gated graph has its gates");
-        let size = gated.ty(input).shape[0].as_const().expect("a known number of gates") as usize;
-        let mut executable = Executable::new(gated, self.threads)?;
-        let mut error_without = |closed: Option<usize>| -> Result<f64> {
-            let gates = Tensor::build(Elem::Bool, &[size], |i| Scalar::Int((Some(i) != closed).into()));
-            let mut sums = vec![Accumulator::default(); self.outputs.len()];
-            for (batch, expected) in samples.iter().zip(&expected) {
-                let mut with_gates = batch.clone();
-                with_gates.inputs.push(gates.clone());
-                let actual = executable.run(&with_gates)?;
-                self.add(&mut sums, batch, &actual, expected)?;
-            }
-            Ok(self.finish(&sums).iter().map(|(_, m)| self.damage(m)).fold(0.0, f64::max))
-        };
-        let all = error_without(None)?;
+    /// Layers by what the model gains without their roundings, most first.
+    fn rank(&mut self, gated: &Quantized) -> Result<Vec<Ranked>> {
+        let Quantized { graph, gates, .. } = gated;
         let count = gates.0.len();
-        self.progress.at("rank layers", 0, count);
-        let mut ranked = vec![];
-        for layer in 0..count {
-            let without = error_without(Some(layer))?;
-            let share = if all > 0.0 && all.is_finite() { 1.0 - without / all } else { 0.0 };
-            ranked.push(Ranked { layer, share });
-            self.progress.at("rank layers", layer + 1, count);
+        if count == 0 {
+            return Ok(vec![]);
         }
-        ranked.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.layer.cmp(&b.layer)));
+        let samples = ranking::samples(graph, gates, &self.reference, &self.samples, ranking::OPERATIONS)?.to_vec();
+        let expected: Vec<Vec<Tensor>> = samples.iter().map(|b| self.reference.run(b)).collect::<Result<_>>()?;
+        let none = vec![Accumulator::default(); self.outputs.len()];
+        // With all roundings, then without those of each layer.
+        let mut sums = vec![none; count + 1];
+        self.progress.at("rank layers", 0, count);
+        ranking::without_each(graph, gates, &samples, self.threads, &mut |gate, i, actual| {
+            self.add(&mut sums[gate.map_or(0, |g| g + 1)], &samples[i], actual, &expected[i], ranking::ROWS)?;
+            if let Some(gate) = gate.filter(|_| i + 1 == samples.len()) {
+                self.progress.at("rank layers", gate + 1, count);
+            }
+            Ok(())
+        })?;
+        let damage: Vec<f64> = sums.iter().map(|s| self.finish(s).iter().map(|(_, m)| self.damage(m)).fold(0.0, f64::max)).collect();
+        let share = |without: f64| if damage[0] > 0.0 && damage[0].is_finite() { 1.0 - without / damage[0] } else { 0.0 };
+        let mut ranked: Vec<Ranked> =
+            damage[1..].iter().zip(&gates.0).map(|(d, gate)| Ranked { node: gate.node, share: share(*d) }).collect();
+        ranked.sort_by(|a, b| b.share.total_cmp(&a.share));
         Ok(ranked)
     }
 
@@ -156,16 +154,13 @@ impl Contract {
     }
 }
 
-/// Parts of the data that layers are ranked on: the differences between layers are large next to those between samples.
-const RANKING_BATCHES: usize = 2;
-
-/// A graph behind all passes, with what they said.
+/// A graph behind all passes, or, if it has gates, right behind quantization, with what the passes said.
 pub struct Quantized {
     /// The graph.
     pub graph: Graph,
     /// What became of every product.
     pub ledger: Vec<LedgerEntry>,
-    /// The gates, if they were asked for.
+    /// The gates of `graph`, if they were asked for.
     pub gates: Gates,
 }
 
@@ -197,21 +192,26 @@ pub fn keep(
         return Ok(Kept { config: config.clone(), accuracy, shares: vec![] });
     }
     let gated = quantize(&QuantConfig { gated: true, ..config.clone() })?;
-    let ranked = contract.rank(&gated.graph, &gated.gates)?;
-    let shares: Vec<(Node, f64)> = ranked.iter().map(|r| (gated.gates.0[r.layer], r.share)).collect();
+    let ranked = contract.rank(&gated)?;
+    drop(gated);
+    let shares: Vec<(Node, f64)> = ranked.iter().map(|r| (r.node, r.share)).collect();
     if accuracy.kept() {
         return Ok(Kept { config: config.clone(), accuracy, shares });
     }
     // What the user decided for a layer holds.
     let free = |e: &&LedgerEntry| e.spec != QuantSpec::F32 && !config.overrides(&e.loc);
-    let entry = |node: Node| plain.ledger.iter().filter(free).find(|e| e.node == node);
-    let by_rank: Vec<&LedgerEntry> = shares.iter().filter_map(|(node, _)| entry(*node)).collect();
-    let steps = steps(config, &by_rank, &accuracy);
+    let entry = |r: &Ranked| Some((plain.ledger.iter().filter(free).find(|e| e.node == r.node)?, r.share));
+    let by_rank: Vec<(&LedgerEntry, f64)> = ranked.iter().filter_map(entry).collect();
+    let (steps, kinds) = steps(config, &by_rank, &accuracy);
     let with = |count: usize| QuantConfig { raised: steps[..count].to_vec(), ..config.clone() };
     let mut measured = |count: usize, contract: &mut Contract| contract.measure(&quantize(&with(count))?.graph);
-    // What all steps together reach is the best there is.
-    let (mut low, mut high) = (0, steps.len());
-    let mut best = measured(high, contract)?;
+    // The first kind of steps that is enough. What all of them reach is the best there is.
+    let (mut low, mut high, mut best) = (0, 0, accuracy.clone());
+    for end in kinds {
+        if !best.kept() && end > high {
+            (low, high, best) = (high, end, measured(end, contract)?);
+        }
+    }
     if !best.kept() {
         return Err(unkept(&accuracy, &best));
     }
@@ -229,8 +229,9 @@ pub fn keep(
     Ok(Kept { config, accuracy: best, shares })
 }
 
-/// What is tried, one after the other; every step keeps those before it.
-fn steps(config: &QuantConfig, layers: &[&LedgerEntry], accuracy: &Accuracy) -> Vec<Raised> {
+/// What is tried, one after the other, of layers with their shares; every step keeps those before it. And how many steps there are with
+/// each kind of them: ranges of run time, weights of 8 bits, f32.
+fn steps(config: &QuantConfig, layers: &[(&LedgerEntry, f64)], accuracy: &Accuracy) -> (Vec<Raised>, [usize; 3]) {
     let missed: Vec<String> = accuracy.checked.iter().filter(|c| !c.kept()).map(|c| format!("--{}", c.metric.option())).collect();
     let mut reasons = missed;
     reasons.dedup();
@@ -242,8 +243,11 @@ fn steps(config: &QuantConfig, layers: &[&LedgerEntry], accuracy: &Accuracy) -> 
     };
     let wanted = |layer: &LedgerEntry| config.of(layer.node, &layer.loc).0;
     let is_static = |layer: &LedgerEntry| matches!(wanted(layer), QuantSpec::Int { scaling: Scaling::Static, .. });
-    let dynamic = layers.iter().filter(|l| is_static(l)).map(|l| raised(l, wanted(l).with_scaling(Scaling::Dynamic)));
-    let eight = layers.iter().filter_map(|l| match wanted(l) {
+    let mut dynamic: Vec<(&LedgerEntry, f64)> =
+        layers.iter().filter(|(l, _)| is_static(l)).map(|(l, share)| (*l, share * less_by_dynamic_ranges(l))).collect();
+    dynamic.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let dynamic = dynamic.into_iter().map(|(l, _)| raised(l, wanted(l).with_scaling(Scaling::Dynamic)));
+    let eight = layers.iter().filter_map(|(l, _)| match wanted(l) {
         QuantSpec::Int { weights: WeightBits::Four, activations: activations @ Activations::Int8, group, scaling } if has_weights(l) => {
             // Weights of 8 bits lose by fixed ranges what they gain.
             let scaling = if scaling == Scaling::Static { Scaling::Dynamic } else { scaling };
@@ -251,8 +255,21 @@ fn steps(config: &QuantConfig, layers: &[&LedgerEntry], accuracy: &Accuracy) -> 
         }
         _ => None,
     });
-    let float = layers.iter().map(|l| raised(l, QuantSpec::F32));
-    dynamic.chain(eight).chain(float).collect()
+    let float = layers.iter().map(|(l, _)| raised(l, QuantSpec::F32));
+    let mut steps: Vec<Raised> = dynamic.collect();
+    let mut kinds = [steps.len(); 3];
+    steps.extend(eight);
+    kinds[1] = steps.len();
+    steps.extend(float);
+    kinds[2] = steps.len();
+    (steps, kinds)
+}
+
+/// The part of a layer's squared error that ranges of run time would take away, as estimated from calibration data: from 0 to 1.
+fn less_by_dynamic_ranges(layer: &LedgerEntry) -> f64 {
+    let (Some(operand), Some(total)) = (&layer.operand, layer.total_error) else { return 0.0 };
+    let less = (operand.error.powi(2) - operand.dynamic_error.powi(2)) / total.powi(2);
+    if less.is_nan() { 0.0 } else { less.clamp(0.0, 1.0) }
 }
 
 /// Whether the layer is a product with weights of 4 bits.

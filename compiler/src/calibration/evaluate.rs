@@ -8,6 +8,7 @@ use crate::inputs;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use target_lexicon::Triple;
+use tfc_ir::dim::Bindings;
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_passes::calibrate::{Oracle, OracleError};
@@ -59,6 +60,14 @@ impl Executable {
     /// When the code refuses the inputs.
     pub fn run(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         inputs::run(&mut self.session, &batch.inputs, &[]).map_err(|d| d.at(batch.place.clone()))
+    }
+
+    /// What symbols are at some samples.
+    ///
+    /// # Errors
+    /// When the samples do not fit the model.
+    pub fn bindings(&self, batch: &Batch) -> Result<Bindings> {
+        inputs::bindings(self.session.model(), &batch.inputs, &[]).map_err(|e| inputs::at(None, e).at(batch.place.clone()))
     }
 }
 

@@ -13,7 +13,7 @@
 use super::spec::Scaling;
 use crate::calibrate::Observed;
 use tfc_ir::ops::QuantizeStatic;
-use tfc_ir::quant::{RowRange, Scheme};
+use tfc_ir::quant::{RowRange, Scheme, round};
 
 /// How the rows of an operand are quantized.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -54,15 +54,27 @@ const FIRST: std::ops::RangeInclusive<u32> = 4..=10;
 const KEPT: usize = 8;
 const ROUNDS: u32 = 4;
 
-/// The range of an operand, as it is `wanted`: by error, the best static one is taken if it makes the error of the product, whose
-/// weights cause `weight_error` of it, little larger. Where data gives no static range, it is found at run time.
-///
-/// Ranges are searched progressively, as AdaLog's FPCS does for any quantizer of two parameters (lower and upper end): a
-/// coarse grid first, then finer steps around the best.
-pub fn rate(observed: &Observed, channel_weights: &[f64], weight_error: f64, wanted: Scaling) -> Rated {
+/// What there is to choose from for an operand.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Relative error of the results with ranges found at run time.
+    dynamic_error: f64,
+    /// The best range for all rows with its error, if there is one.
+    best: Option<(QuantizeStatic, f64)>,
+}
+
+/// Searches ranges for an operand whose channels have products of these weights, squares and summed. Ranges are searched progressively, as
+/// AdaLog's FPCS does for any quantizer of two parameters (lower and upper end): a coarse grid first, then finer steps around the best.
+pub fn find(observed: &Observed, channel_weights: &[f64]) -> Found {
     let sample = Sample::new(observed, channel_weights);
     let dynamic_error = sample.error(|row| RowRange::symmetric(row.iter().fold(0f32, |a, x| a.max(x.abs()))), -127);
-    let best = if observed.is_finite() { search(&sample, observed) } else { None };
+    Found { dynamic_error, best: if observed.is_finite() { search(&sample, observed) } else { None } }
+}
+
+/// The range of an operand, as it is `wanted`: by error, the best static one is taken if it makes the error of the product, whose
+/// weights cause `weight_error` of it, little larger. Where data gives no static range, it is found at run time.
+pub fn rate(found: &Found, weight_error: f64, wanted: Scaling) -> Rated {
+    let Found { dynamic_error, best } = found.clone();
     let static_error = best.as_ref().map_or(f64::INFINITY, |(_, e)| *e);
     let all = |error: f64| error.hypot(weight_error);
     let is_static = |error: f64| match wanted {
@@ -119,14 +131,10 @@ fn search(sample: &Sample, observed: &Observed) -> Option<(QuantizeStatic, f64)>
         kept.into_iter().min_by(better).map(|(_, op, error)| (op, error))
     };
     let parts = || FIRST.map(|n| n as f32 / 10.0);
-    let tails = |share: f64| {
-        let of = |t: f32| sample.percentile(share).min(t);
-        (-of(-low), of(high))
-    };
-    let shares = [0.999, 0.9999, 0.99999];
-    let symmetric = parts().map(|p| p * largest).chain(shares.map(|s| sample.percentile(s).min(largest))).map(|t| (-t, t)).collect();
-    let asymmetric =
-        parts().flat_map(|a| parts().map(move |b| (a * low, b * high))).chain(shares.map(tails)).filter(|(l, h)| *l != -*h).collect();
+    let percentiles = [0.999, 0.9999, 0.99999].map(|share| sample.percentile(share));
+    let tails = percentiles.map(|p| (-p.min(-low), p.min(high)));
+    let symmetric = parts().map(|p| p * largest).chain(percentiles.map(|p| p.min(largest))).map(|t| (-t, t)).collect();
+    let asymmetric = parts().flat_map(|a| parts().map(move |b| (a * low, b * high))).chain(tails).filter(|(l, h)| *l != -*h).collect();
     let (symmetric, asymmetric) = (best_of(symmetric, 0.1), best_of(asymmetric, 0.1));
     match (symmetric, asymmetric) {
         (Some(s), Some(a)) => Some(if s.1 <= SYMMETRIC_MARGIN * a.1 { s } else { a }),
@@ -134,54 +142,70 @@ fn search(sample: &Sample, observed: &Observed) -> Option<(QuantizeStatic, f64)>
     }
 }
 
+/// How many rows vector units work on at once.
+const LANES: usize = 16;
+
+/// As many channels have their errors added in f32; sums of more are in f64.
+const CHUNK: usize = 64;
+
 /// Rows to measure errors on.
 struct Sample<'a> {
+    /// Those that are not zeros,
     rows: Vec<&'a [f32]>,
+    /// and how much their channels count.
     weights: Vec<f32>,
     /// Weighted squares of each row.
     sizes: Vec<f64>,
+    /// The same rows, [`LANES`] after [`LANES`], channel by channel.
+    lanes: Vec<Vec<[f32; LANES]>>,
+    /// All rows, zeros too, for percentiles.
+    all: Vec<&'a [f32]>,
 }
 
 impl<'a> Sample<'a> {
     fn new(observed: &'a Observed, channel_weights: &[f64]) -> Sample<'a> {
         let all = observed.sample();
         let every = all.len().div_ceil(ROWS).max(1);
-        let rows: Vec<&[f32]> = all.step_by(every).collect();
+        let all: Vec<&[f32]> = all.step_by(every).collect();
         // Only ratios count: the largest weight is 1.
         let largest = channel_weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
         let weights: Vec<f32> = channel_weights.iter().map(|w| (w / largest) as f32).collect();
-        let size = |row: &&[f32]| row.iter().zip(&weights).map(|(x, w)| f64::from(x * x * w)).sum();
-        let sizes = rows.iter().map(size).collect();
-        Sample { rows, weights, sizes }
+        let size = |row: &[f32]| row.iter().zip(&weights).map(|(x, w)| f64::from(x * x * w)).sum::<f64>();
+        let (rows, sizes): (Vec<&[f32]>, Vec<f64>) = all.iter().map(|row| (*row, size(row))).filter(|(_, size)| *size > 0.0).unzip();
+        let channel = |rows: &[&[f32]], j: usize| std::array::from_fn(|l| rows.get(l).map_or(0.0, |row| row[j]));
+        let lanes = rows.chunks(LANES).map(|rows| (0..weights.len()).map(|j| channel(rows, j)).collect()).collect();
+        Sample { rows, weights, sizes, lanes, all }
     }
 
     /// Relative root mean square error of rows that are quantized by `range`. Rows of zeros do not count.
     fn error(&self, range: impl Fn(&[f32]) -> RowRange, min: i32) -> f64 {
-        let (mut sum, mut count) = (0.0, 0u32);
-        for (row, size) in self.rows.iter().zip(&self.sizes).filter(|(_, size)| **size > 0.0) {
-            let RowRange { scale, inverse, zero_point } = range(row);
-            let (low, high) = ((min - zero_point) as f32, (127 - zero_point) as f32);
-            // Sums of a few channels in f32 leave the loop to vector units.
-            let error: f64 = row
-                .chunks(64)
-                .zip(self.weights.chunks(64))
-                .map(|(row, weights)| {
-                    let one = |(&x, &w): (&f32, &f32)| {
-                        let d = x - (x * inverse).round_ties_even().clamp(low, high) * scale;
-                        d * d * w
-                    };
-                    f64::from(row.iter().zip(weights).map(one).sum::<f32>())
-                })
-                .sum();
-            sum += error / size;
-            count += 1;
+        let mut sum = 0.0;
+        for ((values, rows), sizes) in self.lanes.iter().zip(self.rows.chunks(LANES)).zip(self.sizes.chunks(LANES)) {
+            let ranges: [RowRange; LANES] = std::array::from_fn(|l| rows.get(l).map_or(RowRange::fixed(1.0, 0), |row| range(row)));
+            let [low, high] = [min, 127].map(|end| ranges.map(|r| (end - r.zero_point) as f32));
+            let (scale, inverse) = (ranges.map(|r| r.scale), ranges.map(|r| r.inverse));
+            let mut errors = [0f64; LANES];
+            for (values, weights) in values.chunks(CHUNK).zip(self.weights.chunks(CHUNK)) {
+                let mut part = [0f32; LANES];
+                for (x, w) in values.iter().zip(weights) {
+                    for l in 0..LANES {
+                        // The ends are whole numbers, so it is the same to clamp first.
+                        let q = x[l] * inverse[l];
+                        let q = if q > low[l] { q } else { low[l] };
+                        let d = x[l] - round(if q < high[l] { q } else { high[l] }) * scale[l];
+                        part[l] += d * d * w;
+                    }
+                }
+                errors.iter_mut().zip(part).for_each(|(e, p)| *e += f64::from(p));
+            }
+            errors.iter().zip(sizes).for_each(|(e, size)| sum += e / size);
         }
-        (sum / f64::from(count.max(1))).sqrt()
+        (sum / self.rows.len().max(1) as f64).sqrt()
     }
 
     /// The magnitude that a share of all numbers does not exceed.
     fn percentile(&self, share: f64) -> f32 {
-        let mut all: Vec<f32> = self.rows.iter().flat_map(|row| row.iter().map(|x| x.abs())).collect();
+        let mut all: Vec<f32> = self.all.iter().flat_map(|row| row.iter().map(|x| x.abs())).collect();
         if all.is_empty() {
             return 0.0;
         }
@@ -196,7 +220,7 @@ mod tests {
 
     /// The best static range with its error.
     fn best_static(observed: &Observed, channel_weights: &[f64]) -> Option<(QuantizeStatic, f64)> {
-        let rated = rate(observed, channel_weights, 0.0, Scaling::Static);
+        let rated = rate(&find(observed, channel_weights), 0.0, Scaling::Static);
         match rated.range {
             Range::Static(op) => Some((op, rated.error)),
             Range::Dynamic => None,
@@ -228,10 +252,10 @@ mod tests {
 
     #[test]
     fn one_sided_values_get_a_zero_point_and_others_do_not() {
-        let positive = rate(&observed(&[(0.0, 4.0); 32], 64), &[1.0; 32], 0.0, Scaling::ByError);
+        let positive = rate(&find(&observed(&[(0.0, 4.0); 32], 64), &[1.0; 32]), 0.0, Scaling::ByError);
         let Range::Static(op) = &positive.range else { panic!("{positive:?}") };
         assert!(op.zero_point == -128 && positive.static_error < positive.dynamic_error, "{positive:?}");
-        let both = rate(&observed(&[(-4.0, 4.0); 32], 64), &[1.0; 32], 0.0, Scaling::ByError);
+        let both = rate(&find(&observed(&[(-4.0, 4.0); 32], 64), &[1.0; 32]), 0.0, Scaling::ByError);
         let Range::Static(op) = &both.range else { panic!("{both:?}") };
         assert_eq!(op.zero_point, 0);
         assert!((op.scale.get() - 4.0 / 127.0).abs() < 2e-3, "{op:?}");
@@ -253,7 +277,7 @@ mod tests {
                 0.5 * x * (1.0 + (0.797_884_6 * (x + 0.044_715 * x.powi(3))).tanh())
             };
             let o = of_rows(64, (0..64 * ROWS).map(|_| gelu()).collect());
-            let rated = rate(&o, &[1.0; 64], 0.0, Scaling::Static);
+            let rated = rate(&find(&o, &[1.0; 64]), 0.0, Scaling::Static);
             let shifted = |step: f32| -> f64 {
                 let restored = |x: f32| ((x + SHIFT) / step).round_ties_even().clamp(0.0, 255.0) * step - SHIFT;
                 let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
@@ -284,7 +308,7 @@ mod tests {
         let mut o = observed(&[(-1.0, 1.0); 32], 64);
         o.rows[..32].iter_mut().for_each(|x| *x *= 3000.0);
         let o = of_rows(32, o.rows);
-        let rated = rate(&o, &[1.0; 32], 0.05, Scaling::ByError);
+        let rated = rate(&find(&o, &[1.0; 32]), 0.05, Scaling::ByError);
         assert!(rated.range == Range::Dynamic && rated.static_error > 10.0 * rated.dynamic_error, "{rated:?}");
     }
 

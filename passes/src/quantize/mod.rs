@@ -13,17 +13,21 @@
 
 pub mod activations;
 pub mod bias;
+mod memo;
 mod spec;
 mod weights;
 
+pub use memo::Memo;
 pub use spec::{Activations, Group, QuantConfig, QuantSpec, Raised, Scaling, SpecError, WeightBits};
 pub use weights::{Rounded, round_to_nearest};
 
 use crate::calibrate::{Observed, Statistics};
+use crate::parallel;
 use crate::rebuild::Rebuild;
 use crate::reparameterize::Fold;
 use crate::table::{Context, Pass, PassError, PassResult, Stats};
 use activations::{Range, Rated, rate};
+use memo::Rounding;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim};
@@ -90,10 +94,12 @@ pub struct LedgerEntry {
 fn run(graph: Graph, cx: &Context) -> PassResult {
     let mut stats = Stats::default();
     let Some(config) = cx.quant.as_ref().filter(|c| !c.is_f32()) else { return Ok((graph, stats)) };
-    let mut pass = Quantizer::new(&graph, config);
+    let own = Memo::default();
+    let mut pass = Quantizer::new(&graph, config, cx.data.get::<Memo>().unwrap_or(&own));
     if config.gated {
         pass.add_gates();
     }
+    pass.round_all();
     if let Some(statistics) = cx.data.get::<Statistics>() {
         pass.rate_operands(statistics);
         pass.sums = sums_of_products(&graph);
@@ -166,6 +172,8 @@ impl LedgerEntry {
 
 /// A constant operand of a product: a matrix, or several.
 struct Matrices {
+    /// The constant as the graph has it.
+    source: Tensor,
     /// `[k, n]` in f32, row-major, each.
     data: Vec<Tensor>,
     /// Whether it is the left operand, and `data` its transpose.
@@ -242,7 +250,17 @@ struct Correction {
 /// The products and attentions of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
 /// input, [`Gates::INPUT`], says whether the quantized result of number `i` counts.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Gates(pub Vec<Node>);
+pub struct Gates(pub Vec<Gate>);
+
+/// A choice between two results.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Gate {
+    /// The node of the graph that was quantized.
+    pub node: Node,
+    /// What was chosen, in the graph right behind the pass: the result of a `select` of the gate, the quantized result, and the exact
+    /// one.
+    pub chosen: Value,
+}
 
 impl Gates {
     /// The name of the input: booleans, at least as many as there are gates.
@@ -252,6 +270,7 @@ impl Gates {
 struct Quantizer<'g> {
     graph: &'g Graph,
     config: &'g QuantConfig,
+    memo: &'g Memo,
     out: Rebuild<'g>,
     /// Results of quantizing values of the new graph: per row, or by one range.
     rows: HashMap<(Value, Range), Vec<Value>>,
@@ -261,8 +280,8 @@ struct Quantizer<'g> {
     gates: Option<(Value, Gates)>,
     /// Operands of products, with the axis that is summed over, whose values are known from data.
     rated: HashMap<(Value, usize), RatedSite>,
-    /// What was rounded already: by the operand, whether it is the left one, and how.
-    weights: HashMap<(Value, bool, QuantSpec), Vec<Weights>>,
+    /// What the new graph has of rounded matrices.
+    weights: HashMap<Rounding, Vec<Weights>>,
     /// Large constants that the ledger has.
     mentioned: HashSet<Value>,
     /// The sums of products that nothing else takes, if there is data.
@@ -274,10 +293,11 @@ struct Quantizer<'g> {
 }
 
 impl<'g> Quantizer<'g> {
-    fn new(graph: &'g Graph, config: &'g QuantConfig) -> Quantizer<'g> {
+    fn new(graph: &'g Graph, config: &'g QuantConfig, memo: &'g Memo) -> Quantizer<'g> {
         Quantizer {
             graph,
             config,
+            memo,
             out: Rebuild::new(graph),
             rows: HashMap::new(),
             gates: None,
@@ -443,74 +463,95 @@ impl<'g> Quantizer<'g> {
 
     /// The quantized result of a node or the one that it had, as its gate says, if it gets one.
     fn gated(&mut self, n: Node, node: &NodeData, quantized: Value) -> Result<Value, PassError> {
-        let Some((input, gates)) = &mut self.gates else { return Ok(quantized) };
+        let Some((input, gates)) = &self.gates else { return Ok(quantized) };
         let (input, at) = (*input, gates.0.len());
-        gates.0.push(n);
         let slice = Slice::of_axis(self.out.new.ty(input), 0, Dim::from(at), Dim::from(1));
         let gate = self.out.emit(slice.into(), &[input], &node.loc)?[0];
         let gate = self.out.emit(Reshape { shape: Shape::default() }.into(), &[gate], &node.loc)?[0];
         let operands: Vec<Value> = node.inputs.iter().map(|&v| self.out.get(v)).collect();
         let exact = self.out.emit(node.op.clone(), &operands, &node.loc)?[0];
-        Ok(self.out.emit(Select {}.into(), &[gate, quantized, exact], &node.loc)?[0])
+        let chosen = self.out.emit(Select {}.into(), &[gate, quantized, exact], &node.loc)?[0];
+        if let Some((_, gates)) = &mut self.gates {
+            gates.0.push(Gate { node: n, chosen });
+        }
+        Ok(chosen)
+    }
+
+    /// Rounds all matrices, on several threads.
+    fn round_all(&self) {
+        let products: Vec<(Node, &NodeData)> = self.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_))).collect();
+        parallel::map(products.len(), |i| {
+            let (n, node) = products[i];
+            if let Ok((matrices, spec, _)) = self.quantizable(n, node) {
+                self.rounded(node, &matrices, spec);
+            }
+        });
     }
 
     /// Finds the ranges of all operands that data says something of.
     fn rate_operands(&mut self, statistics: &Statistics) {
-        for site in sites(self.graph, self.config) {
-            let Some(observed) = statistics.of(site.operand) else { continue };
-            let channels = observed.channels();
-            // Over all products: squares of weights and of their errors by channel, as values of the operand weigh them.
-            let (mut weights, mut errors) = (vec![0f64; channels], vec![0f64; channels]);
-            let mut scalings = vec![];
-            for &n in &site.products {
-                let node = self.graph.node(n);
-                let Ok((matrices, spec, _)) = self.quantizable(n, node) else { continue };
-                let rounded = self.weights(node, &matrices, spec);
-                for (matrix, rounded) in matrices.data.iter().zip(&rounded) {
-                    let columns = matrix.sizes()[1];
-                    for (sum, row) in weights.iter_mut().zip(matrix.values::<f32>().chunks_exact(columns)) {
-                        *sum += row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
-                    }
-                    errors.iter_mut().zip(&rounded.rounded.row_errors).for_each(|(sum, e)| *sum += e);
+        let sites = sites(self.graph, self.config);
+        let rated = parallel::map(sites.len(), |i| Some(self.rated_site(&sites[i], statistics.of(sites[i].operand)?)));
+        self.rated = sites.iter().zip(rated).filter_map(|(site, rated)| Some(((site.operand, site.axis), rated?))).collect();
+    }
+
+    fn rated_site(&self, site: &Site, observed: &Arc<Observed>) -> RatedSite {
+        let channels = observed.channels();
+        // Over all products: squares of weights and of their errors by channel, as values of the operand weigh them.
+        let (mut weights, mut errors) = (vec![0f64; channels], vec![0f64; channels]);
+        let mut scalings = vec![];
+        for &n in &site.products {
+            let node = self.graph.node(n);
+            let Ok((matrices, spec, _)) = self.quantizable(n, node) else { continue };
+            let rounded = self.rounded(node, &matrices, spec);
+            for (matrix, rounded) in matrices.data.iter().zip(&rounded) {
+                let columns = matrix.sizes()[1];
+                for (sum, row) in weights.iter_mut().zip(matrix.values::<f32>().chunks_exact(columns)) {
+                    *sum += row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>();
                 }
-                if let QuantSpec::Int { scaling, .. } = spec {
-                    scalings.push(scaling);
-                }
+                errors.iter_mut().zip(&rounded.row_errors).for_each(|(sum, e)| *sum += e);
             }
-            let weighed = |by: &[f64]| observed.mean_square.iter().zip(by).map(|(x, w)| x * w).sum::<f64>();
-            let (signal, noise) = (weighed(&weights), weighed(&errors));
-            let weight_error = if signal > 0.0 { (noise / signal).sqrt() } else { 0.0 };
-            // Products that share rows share how these are quantized: if one wants that at run time, at run time.
-            let wanted = [Scaling::Dynamic, Scaling::Static].into_iter().find(|s| scalings.contains(s)).unwrap_or_default();
-            let rated = rate(observed, &weights, weight_error, wanted);
-            self.rated.insert((site.operand, site.axis), RatedSite { rated, weight_error, observed: observed.clone() });
+            if let QuantSpec::Int { scaling, .. } = spec {
+                scalings.push(scaling);
+            }
         }
+        let weighed = |by: &[f64]| observed.mean_square.iter().zip(by).map(|(x, w)| x * w).sum::<f64>();
+        let (signal, noise) = (weighed(&weights), weighed(&errors));
+        let weight_error = if signal > 0.0 { (noise / signal).sqrt() } else { 0.0 };
+        // Products that share rows share how these are quantized: if one wants that at run time, at run time.
+        let wanted = [Scaling::Dynamic, Scaling::Static].into_iter().find(|s| scalings.contains(s)).unwrap_or_default();
+        let key = (site.operand, site.axis, site.products.clone());
+        let found = self.memo.ranges.of(key, observed, Arc::ptr_eq, || activations::find(observed, &weights));
+        RatedSite { rated: rate(&found, weight_error, wanted), weight_error, observed: observed.clone() }
     }
 
     /// The rounded matrices of a product; equal operands are rounded once.
+    fn rounded(&self, node: &NodeData, matrices: &Matrices, spec: QuantSpec) -> Vec<Arc<Rounded>> {
+        let Some(key) = rounding(node, matrices, spec) else { return vec![] };
+        let (_, _, bits, group) = key;
+        let [k, columns] = matrices.sizes();
+        let round = |w: &Tensor| Arc::new(round_to_nearest(&w.values::<f32>(), k, columns, bits, group));
+        let same = |a: &Tensor, b: &Tensor| a.bytes().as_ptr_range() == b.bytes().as_ptr_range() && a.ty() == b.ty();
+        self.memo.rounded.of(key, &matrices.source, same, || matrices.data.iter().map(round).collect())
+    }
+
+    /// The rounded matrices of a product in the new graph.
     fn weights(&mut self, node: &NodeData, matrices: &Matrices, spec: QuantSpec) -> Vec<Weights> {
-        let QuantSpec::Int { weights: bits, activations, group, .. } = spec else { return vec![] };
-        let constant = node.inputs[usize::from(!matrices.left)];
-        let key = (constant, matrices.left, spec);
+        let Some(key) = rounding(node, matrices, spec) else { return vec![] };
         if let Some(weights) = self.weights.get(&key) {
             return weights.clone();
         }
-        let name = self.graph.value(constant).name.clone();
-        let group = group_of(bits, activations, group, matrices.sizes()[0]);
-        let weights: Vec<Weights> = matrices.data.iter().map(|w| self.rounded(w, bits, group, name.clone())).collect();
+        let name = self.graph.value(key.0).name.clone();
+        let mut weights = vec![];
+        for rounded in self.rounded(node, matrices, spec) {
+            let op = QuantizedMatmul { activations: None, weights: rounded.scheme };
+            let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
+            let codes = self.out.new.add_typed_const(rounded.codes.clone(), ty, name.clone());
+            let scales = self.out.new.add_const(rounded.scales.clone(), None);
+            weights.push(Weights { codes, scales, op, rounded });
+        }
         self.weights.insert(key, weights.clone());
         weights
-    }
-
-    /// Rounds a matrix.
-    fn rounded(&mut self, matrix: &Tensor, bits: WeightBits, group: Group, name: Option<Arc<str>>) -> Weights {
-        let [k, columns] = [0, 1].map(|axis| matrix.sizes()[axis]);
-        let rounded = round_to_nearest(&matrix.values::<f32>(), k, columns, bits, group);
-        let op = QuantizedMatmul { activations: None, weights: rounded.scheme };
-        let ty = Type { quant: Some(rounded.scheme), ..rounded.codes.ty() };
-        let codes = self.out.new.add_typed_const(rounded.codes.clone(), ty, name);
-        let scales = self.out.new.add_const(rounded.scales.clone(), None);
-        Weights { codes, scales, op, rounded: rounded.into() }
     }
 
     /// Emits a product of f32 with a rounded matrix.
@@ -727,14 +768,14 @@ impl<'g> Quantizer<'g> {
         if let Some(axis) = stacked.and_then(|axis| other.rank().checked_sub(axis)).filter(|&axis| other.shape[axis].as_const().is_none()) {
             return Err(format!("the size of axis {axis} of {other}, which meets a stack of {own}, is not known"));
         }
-        let (sizes, bytes) = (sizes.to_vec(), Elem::F32.bytes(sizes.iter().product()));
+        let (sizes, bytes, source) = (sizes.to_vec(), Elem::F32.bytes(sizes.iter().product()), data.clone());
         let floats = if data.elem() == Elem::F32 { data } else { Tensor::build(Elem::F32, data.sizes(), |i| data.get(i)) };
         let matrix = |i: usize| {
             let t = Tensor::new(Elem::F32, sizes.clone(), floats.bytes().slice(i * bytes..(i + 1) * bytes)).expect("a part of the stack");
             let swapped = |t| Op::from(Transpose { perm: vec![1, 0] }).eval(&Bindings::new(), &[t]).expect("a matrix").remove(0);
             if left { swapped(t) } else { t }
         };
-        Ok(Matrices { data: (0..count).map(matrix).collect(), left, stacked })
+        Ok(Matrices { data: (0..count).map(matrix).collect(), source, left, stacked })
     }
 
     /// The tensor of a value that is constant, perhaps behind reshapes, transposes and conversions between floats.
@@ -760,6 +801,13 @@ impl<'g> Quantizer<'g> {
         let constants = node.inputs.iter().filter_map(|&v| self.graph.as_const(self.root(v)?));
         constants.map(|t| t.bytes().len() as u64).sum()
     }
+}
+
+/// Which constant of a product is rounded, whether it is the left operand, and how.
+fn rounding(node: &NodeData, matrices: &Matrices, spec: QuantSpec) -> Option<Rounding> {
+    let QuantSpec::Int { weights, activations, group, .. } = spec else { return None };
+    let group = group_of(weights, activations, group, matrices.sizes()[0]);
+    Some((node.inputs[usize::from(!matrices.left)], matrices.left, weights, group))
 }
 
 /// The group of weights that has a scale: what is wanted, unless sums with rows of bytes would not fit an i32.
@@ -797,7 +845,8 @@ pub struct Site {
 
 /// The operands of all products that [`PASS`] would quantize by a configuration, in order.
 pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
-    let pass = Quantizer::new(graph, config);
+    let memo = Memo::default();
+    let pass = Quantizer::new(graph, config, &memo);
     let mut sites: Vec<Site> = vec![];
     for (n, node) in graph.nodes().filter(|(_, node)| matches!(node.op, Op::Matmul(_))) {
         let Ok((matrices, ..)) = pass.quantizable(n, node) else { continue };
@@ -813,7 +862,8 @@ pub fn sites(graph: &Graph, config: &QuantConfig) -> Vec<Site> {
 
 /// The constant matrices of a site's products, `[k, n]` in f32 with the channels of the operand as rows, and how each is quantized.
 pub(crate) fn weights(graph: &Graph, config: &QuantConfig, site: &Site) -> Vec<(Tensor, QuantSpec)> {
-    let pass = Quantizer::new(graph, config);
+    let memo = Memo::default();
+    let pass = Quantizer::new(graph, config, &memo);
     let found = site.products.iter().filter_map(|&n| pass.quantizable(n, graph.node(n)).ok());
     found.flat_map(|(matrices, spec, _)| matrices.data.into_iter().map(move |w| (w, spec))).collect()
 }
@@ -838,6 +888,7 @@ fn moves_constant(op: &Op) -> bool {
 mod tests {
     use super::*;
     use crate::cse;
+    use crate::side_data::SideData;
     use tfc_ir::ops::Matmul;
     use tfc_ir::tensor::Scalar;
     use tfc_ir::text;
@@ -864,6 +915,40 @@ mod tests {
         assert_eq!(ops(&graph).len(), 3);
         let (graph, stats) = quantize(source, "f32");
         assert_eq!((ops(&graph)[0], stats.ledger.len()), ("matmul", 0));
+    }
+
+    /// What one run keeps changes nothing in the next, on the same graph or on another one with the same names of values.
+    #[test]
+    fn what_is_kept_is_of_its_graph() {
+        let graph = |scale: f32, mean: f32| {
+            let mut graph = Graph::new("test");
+            let x = graph.add_input("x", Type::new(Elem::F32, Shape::fixed(&[4, 64])));
+            let w = Tensor::of(&[64, 48], (0..64 * 48).map(|i| (i as f32 * 1.37).sin() * scale).collect());
+            let w = graph.add_const(w, None);
+            let y = graph.add(Matmul {}, &[x, w], &Loc::node("product")).unwrap();
+            graph.add_output("y", y);
+            let rows: Vec<f32> = (0..4 * 64).map(|i| (i as f32 * 0.731).sin() * scale + mean).collect();
+            let (min, max) = (vec![mean - scale; 64], vec![mean + scale; 64]);
+            let (mean, mean_square) = (vec![f64::from(mean); 64], vec![f64::from(scale * scale + mean * mean); 64]);
+            (graph, Statistics::from_iter([(x, Observed { axis: 1, count: 4, min, max, mean, mean_square, rows })]))
+        };
+        let quantized = |(graph, statistics): &(Graph, Statistics), spec: &str, memo: Option<&SideData>| {
+            let mut cx = Context { quant: Some(QuantConfig::new(spec.parse().unwrap())), ..Context::default() };
+            cx.data = memo.cloned().unwrap_or_default();
+            cx.data.insert(statistics.clone());
+            let (graph, stats) = run(graph.clone(), &cx).unwrap();
+            (graph.to_string(), stats.ledger)
+        };
+        let mut memo = SideData::default();
+        memo.insert(Memo::default());
+        let models = [graph(1.0, 0.0), graph(3.0, 1.0)];
+        for spec in ["w4a8:static", "w4a8:dynamic", "w8a8:static", "w4a8:g32", "w4a8:static"] {
+            for model in &models {
+                assert_eq!(quantized(model, spec, Some(&memo)), quantized(model, spec, None), "{spec}");
+            }
+        }
+        let Memo { rounded, ranges } = memo.get::<Memo>().unwrap();
+        assert_eq!((rounded.len(), ranges.len()), (3, 1));
     }
 
     /// With all gates open the graph computes what the quantized one does, with none what it did before.

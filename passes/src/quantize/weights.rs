@@ -1,8 +1,9 @@
 //! Rounding of weights to the nearest stored value.
 
 use super::spec::{Group, WeightBits};
-use tfc_ir::quant::{Granularity, Scheme, dequantize, quantize};
-use tfc_ir::tensor::{Scalar, Tensor};
+use std::borrow::Cow;
+use tfc_ir::quant::{Granularity, Scheme, dequantize, round};
+use tfc_ir::tensor::Tensor;
 use tfc_ir::types::Elem;
 
 /// A quantized matrix.
@@ -28,14 +29,30 @@ impl Rounded {
             Granularity::Blocks { size, .. } => size as usize,
             Granularity::Axis { .. } | Granularity::Tensor => k,
         };
-        let codes = self.codes.to_i64s().expect("codes are integers");
         let mut stored = Vec::with_capacity(k * n);
-        for (row, codes) in codes.chunks_exact(n.max(1)).enumerate() {
+        for (row, codes) in codes_of(&self.codes).chunks_exact(n.max(1)).enumerate() {
             let scales = &scales[row / rows_per_scale * n..][..n];
-            stored.extend(codes.iter().zip(scales).map(|(&code, &scale)| dequantize(code as i32, scale, 0)));
+            stored.extend(codes.iter().zip(scales).map(|(&code, &scale)| dequantize(code.into(), scale, 0)));
         }
         stored
     }
+}
+
+/// Integers of 4 or 8 bits, two of 4 in a byte, the first one in its low half.
+fn codes_of(codes: &Tensor) -> Cow<'_, [i8]> {
+    match codes.elem() {
+        Elem::I4 => {
+            let halves = |byte: &u8| [(byte << 4) as i8 >> 4, *byte as i8 >> 4];
+            codes.bytes().iter().flat_map(halves).take(codes.len()).collect()
+        }
+        _ => codes.values(),
+    }
+}
+
+/// A tensor of integers of 4 bits.
+fn of_halves(sizes: &[usize], codes: &[i8]) -> Tensor {
+    let bytes: Vec<u8> = codes.chunks(2).map(|pair| (pair[0] & 15) as u8 | (pair.get(1).map_or(0, |c| *c as u8) << 4)).collect();
+    Tensor::new(Elem::I4, sizes.to_vec(), bytes.into()).expect("two numbers in a byte")
 }
 
 /// Rounds a matrix `[k, n]` of finite numbers, with a scale for every column, or for every group of
@@ -50,6 +67,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
         WeightBits::Four => (Elem::I4, -8, 7),
         WeightBits::Eight => (Elem::I8, -127, 127),
     };
+    let ends = [min as f32, max as f32];
     let (size, granularity) = match group {
         Group::Of(size) if (size as usize) < k => (size as usize, Granularity::Blocks { axis: 0, size }),
         _ => (k, Granularity::Axis { axis: 1 }),
@@ -65,7 +83,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
         }
         let columns = |divide: fn(f32) -> f32| -> Candidate {
             let scales: Vec<f32> = largest.iter().map(|&l| divide(l)).collect();
-            let errors = squared_errors(rows, &scales, min, max);
+            let errors = squared_errors(rows, &scales, ends);
             Candidate { scales, errors }
         };
         let best = match bits {
@@ -75,9 +93,9 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
         for (row, codes) in rows.chunks_exact(n).zip(codes.chunks_exact_mut(n)) {
             let mut row_error = 0.0;
             for ((&w, &scale), code) in row.iter().zip(&best.scales).zip(codes) {
-                let stored = quantize(w, scale, 0, min, max);
-                *code = stored as i8;
-                row_error += (f64::from(w) - f64::from(dequantize(stored, scale, 0))).powi(2);
+                let stored = nearest(w, scale, ends);
+                *code = stored as i32 as i8;
+                row_error += (f64::from(w) - f64::from(scale * stored)).powi(2);
             }
             row_errors.push(row_error);
         }
@@ -89,7 +107,7 @@ pub fn round_to_nearest(w: &[f32], k: usize, n: usize, bits: WeightBits, group: 
     let sizes = if matches!(granularity, Granularity::Axis { .. }) { vec![n] } else { vec![groups, n] };
     let codes = match bits {
         WeightBits::Eight => Tensor::of(&[k, n], codes),
-        WeightBits::Four => Tensor::build(storage, &[k, n], |i| Scalar::Int(codes[i].into())),
+        WeightBits::Four => of_halves(&[k, n], &codes),
     };
     Rounded {
         codes,
@@ -118,21 +136,39 @@ impl Candidate {
     }
 }
 
-fn squared_errors(rows: &[f32], scales: &[f32], min: i32, max: i32) -> Vec<f64> {
+fn squared_errors(rows: &[f32], scales: &[f32], ends: [f32; 2]) -> Vec<f64> {
     let mut errors = vec![0f64; scales.len()];
     for row in rows.chunks_exact(scales.len()) {
         for ((&w, &scale), error) in row.iter().zip(scales).zip(&mut errors) {
-            let stored = dequantize(quantize(w, scale, 0, min, max), scale, 0);
-            *error += (f64::from(w) - f64::from(stored)).powi(2);
+            *error += (f64::from(w) - f64::from(scale * nearest(w, scale, ends))).powi(2);
         }
     }
     errors
+}
+
+/// What is stored for `w`: [`tfc_ir::quant::quantize`] without a zero point, in operations that vector units have.
+fn nearest(w: f32, scale: f32, [min, max]: [f32; 2]) -> f32 {
+    let q = w / scale;
+    let q = if q.is_nan() { 0.0 } else { q };
+    let q = if q > min { q } else { min };
+    round(if q < max { q } else { max })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tfc_ir::tensor::Scalar;
+
+    #[test]
+    fn halves_of_bytes_are_integers() {
+        for n in [0, 1, 6, 7] {
+            let numbers: Vec<i8> = (0..n).map(|i| (i * 5 % 16) as i8 - 8).collect();
+            let t = of_halves(&[numbers.len()], &numbers);
+            assert_eq!(t, Tensor::build(Elem::I4, &[numbers.len()], |i| Scalar::Int(numbers[i].into())));
+            assert_eq!(*codes_of(&t), numbers);
+        }
+    }
 
     fn codes(r: &Rounded) -> Vec<i64> {
         r.codes.to_i64s().unwrap()
@@ -162,6 +198,16 @@ mod tests {
     }
 
     proptest! {
+        /// The number that is stored is the one that the scheme defines.
+        #[test]
+        fn the_nearest_is_stored(w in prop::num::f32::NORMAL | prop::num::f32::ZERO | prop::num::f32::SUBNORMAL, scale in -2f32..2.0, by in -3i32..4) {
+            for scale in [scale, w / 127.0, 0.0, w * (by as f32 + 0.5)] {
+                for (min, max) in [(-8, 7), (-127, 127)] {
+                    prop_assert_eq!(nearest(w, scale, [min as f32, max as f32]) as i32, tfc_ir::quant::quantize(w, scale, 0, min, max));
+                }
+            }
+        }
+
         /// Every weight is off by half a step at most, or by the part of a step that clamping to 7 of 8 cuts off.
         #[test]
         fn errors_are_bounded(w in prop::collection::vec(-8f32..8.0, 1..60), n in 1usize..4, group in 1u32..9, eight: bool) {

@@ -202,7 +202,7 @@ pub(super) fn dual_clipping(rows: &[f32], ranges: &Ranges) -> Vec<(f32, f32)> {
                 }
                 let inverse = 1.0 / step;
                 let error = |x: &f32| {
-                    let code = super::objective::round((x.clamp(lo, hi) - lo) * inverse);
+                    let code = tfc_ir::quant::round((x.clamp(lo, hi) - lo) * inverse);
                     (x - (lo + code * step)).powi(2)
                 };
                 let total: f32 = column.iter().map(error).sum();

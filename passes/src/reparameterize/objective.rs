@@ -4,6 +4,7 @@ use super::candidates::Ranges;
 use crate::absorb::ChannelMap;
 use crate::calibrate::Observed;
 use crate::quantize::{Activations, Group, QuantSpec, Rounded, Scaling, WeightBits, round_to_nearest};
+use tfc_ir::quant::round;
 use tfc_ir::tensor::Tensor;
 
 /// The most rows that estimates look at.
@@ -15,12 +16,6 @@ const COLUMNS: usize = 256;
 
 /// What of its range static quantization keeps: the best of these counts.
 const CLIPS: [f32; 3] = [1.0, 0.9, 0.75];
-
-/// To the nearest whole number, ties to even, for magnitudes below 2²²: in two additions, which compilers vectorize.
-pub(super) fn round(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    (x + SHIFT) - SHIFT
-}
 
 /// Columns of matrices that are quantized alike.
 struct Columns {

@@ -8,15 +8,13 @@ use super::objective::Operand;
 use super::{Absorber, Fold, Legal, Method};
 use crate::absorb::ChannelMap;
 use crate::calibrate::{Observed, Statistics};
+use crate::parallel;
 use crate::quantize::{self, QuantConfig, Site};
 use std::collections::BTreeMap;
 use tfc_ir::graph::Graph;
 
 /// The part of the squared error that a map must remove to be chosen.
 const MARGIN: f64 = 0.02;
-
-/// Operands are searched on as many threads; each one's result is its own, so nothing depends on the number.
-const THREADS: usize = 2;
 
 /// What was found for an operand.
 pub(super) struct Choice {
@@ -38,13 +36,7 @@ pub(super) fn search(
         let observed = statistics.of(sites[i].operand).filter(|o| o.is_finite() && o.axis == sites[i].axis && !o.rows.is_empty());
         choice(graph, config, &sites[i], absorbers[i].as_ref(), observed.map(|o| &**o))
     };
-    let mut all: Vec<(usize, Choice)> = std::thread::scope(|scope| {
-        let part = |first: usize| move || (first..sites.len()).step_by(THREADS).map(|i| (i, one(i))).collect::<Vec<_>>();
-        let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(part(first))).collect();
-        threads.into_iter().flat_map(|t| t.join().expect("searches do not panic")).collect()
-    });
-    all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, choice)| choice).collect()
+    parallel::map(sites.len(), one)
 }
 
 fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Absorber>, observed: Option<&Observed>) -> Choice {

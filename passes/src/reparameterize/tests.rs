@@ -1,6 +1,6 @@
 use super::candidates::*;
-use super::objective::round;
 use proptest::prelude::*;
+use tfc_ir::quant::round;
 
 fn ranges(bounds: &[(f32, f32)], weight_max: &[f32]) -> Ranges {
     let (min, max) = bounds.iter().copied().unzip();
