@@ -1,4 +1,4 @@
-//! Many samples in several runs, which need the memory of a few.
+//! Samples along the first axis of tensors: some of them, and many in several runs, which need the memory of a few.
 
 use crate::diag::{Diagnostic, Result};
 use crate::npz;
@@ -33,8 +33,9 @@ pub fn in_parts(
     let mut parts: Vec<Vec<Tensor>> = vec![];
     for begin in (0..samples).step_by(most) {
         let end = samples.min(begin + most);
-        let part = along.iter().zip(inputs).map(|(along, t)| if *along { rows(t, begin, end) } else { t.clone() });
-        parts.push(run(&part.collect::<Vec<_>>())?);
+        let which: Vec<usize> = (begin..end).collect();
+        let part = along.iter().zip(inputs).map(|(along, t)| if *along { rows(t, &which) } else { Ok(t.clone()) });
+        parts.push(run(&part.collect::<Result<Vec<_>>>()?)?);
     }
     (0..model.outputs().len()).map(|i| joined(parts.iter().map(|p| &p[i]))).collect()
 }
@@ -59,12 +60,24 @@ fn mentions(sizes: &[Expr], name: &str) -> bool {
     symbols.contains(name)
 }
 
-/// Some of the rows of a tensor. No input or output of a model has elements of less than a byte.
-fn rows(t: &Tensor, begin: usize, end: usize) -> Tensor {
-    let bytes = t.bytes().len() / t.sizes()[0].max(1);
-    let mut sizes = t.sizes().to_vec();
-    sizes[0] = end - begin;
-    Tensor::new(t.elem(), sizes, t.bytes().slice(begin * bytes..end * bytes)).expect("whole rows")
+/// Some indices of the first axis of a tensor, in this order. Neighbours stay where they are in memory; others are copied. No input or
+/// output of a model has elements of less than a byte.
+///
+/// # Errors
+/// When there is no memory for a copy.
+///
+/// # Panics
+/// When `which` is empty, or an index is not there.
+pub fn rows(t: &Tensor, which: &[usize]) -> Result<Tensor> {
+    let bytes = t.bytes().len() / t.sizes()[0];
+    let row = |begin: usize, end: usize| {
+        let sizes = [&[end - begin], &t.sizes()[1..]].concat();
+        Tensor::new(t.elem(), sizes, t.bytes().slice(begin * bytes..end * bytes)).expect("whole rows")
+    };
+    if which.windows(2).all(|pair| pair[0] + 1 == pair[1]) {
+        return Ok(row(which[0], which[0] + which.len()));
+    }
+    joined(which.iter().map(|&i| row(i, i + 1)).collect::<Vec<_>>().iter())
 }
 
 /// Tensors one after the other along the first axis.
@@ -72,7 +85,7 @@ fn joined<'a>(parts: impl Iterator<Item = &'a Tensor> + Clone) -> Result<Tensor>
     let (elem, mut sizes) = parts.clone().next().map(|t| (t.elem(), t.sizes().to_vec())).expect("one part or more");
     sizes[0] = parts.clone().map(|t| t.sizes()[0]).sum();
     let bytes = parts.clone().map(|t| t.bytes().len()).sum();
-    let mut data = Buffer::new(bytes).map_err(|e| Diagnostic::failed(format!("no memory for an output of {bytes} bytes: {e}")))?;
+    let mut data = Buffer::new(bytes).map_err(|e| Diagnostic::failed(format!("no memory for a tensor of {bytes} bytes: {e}")))?;
     let mut at = 0;
     for t in parts {
         data[at..at + t.bytes().len()].copy_from_slice(t.bytes());
@@ -100,6 +113,16 @@ mod tests {
             inputs::run(&mut session, part, fixed)
         });
         (seen, outputs.unwrap())
+    }
+
+    #[test]
+    fn rows_are_taken_in_order() {
+        let t = Tensor::of(&[4, 2], (0..8).collect::<Vec<i64>>());
+        let of = |which: &[usize]| rows(&t, which).unwrap();
+        assert_eq!(of(&[1, 2]), Tensor::of(&[2, 2], vec![2i64, 3, 4, 5]));
+        assert_eq!(of(&[3, 0]), Tensor::of(&[2, 2], vec![6i64, 7, 0, 1]));
+        // Neighbours are not copied.
+        assert_eq!(of(&[1, 2]).bytes().as_ptr(), t.bytes()[16..].as_ptr());
     }
 
     #[test]

@@ -816,6 +816,20 @@ fn promises_are_kept_by_raising_layers() {
     p.run(&raising).expect(0, &[]);
     assert!(first == p.read("raised.so"), "the same data gave other code");
 
+    // Fixed ranges are given up first, where that is enough: a few rows are a hundred times as large as the others.
+    write("massive.npz", "x", &[40, 64], &|i| sample(i) * if i / 64 % 13 == 0 { 100.0 } else { 1.0 });
+    let line_of = |rest: &str| format!("compile p.onnx --calib massive.npz --cpu-variants baseline,avx2 --quant {rest}");
+    let divergence = |file: &str| json(file)["accuracy"][0]["value"].as_f64().unwrap();
+    for scaling in ["static", "dynamic"] {
+        p.run(&line_of(&format!("w8a8:{scaling} --max-kl 1e9 -o {scaling}.so"))).expect(0, &["kept"]);
+    }
+    let [fixed, found] = ["static.so", "dynamic.so"].map(divergence);
+    assert!(fixed > 4.0 * found, "{fixed} by fixed ranges, {found} by those of run time");
+    let r = p.run(&line_of(&format!("w8a8:static --max-kl {} -o some.so", 2.0 * found)));
+    r.expect(0, &["w8a8:dynamic: raised from w8a8:static by --max-kl", "kept"]);
+    let schemes: Vec<String> = json("some.so")["quantization"].as_array().unwrap().iter().map(|e| e["scheme"].to_string()).collect();
+    assert!(schemes.iter().all(|s| s.contains("w8a8")), "{schemes:?}");
+
     let files = p.files();
     let hopeless = ["an accuracy budget was missed", "with every layer in f32", "as it was asked for"];
     p.run(&format!("{line} --quant-override /first=w4a8 --max-error 1e-30 -o hopeless.so")).expect(4, &hopeless);
@@ -974,6 +988,15 @@ fn layers_and_passes_that_differ_are_found() {
     assert_eq!(json["fault"]["code"], serde_json::Value::Null);
     let shares: f64 = json["layers"].as_array().unwrap().iter().filter_map(|l| l["share"].as_f64()).sum();
     assert!((shares - 1.0).abs() < 1e-9, "{}", r.out);
+
+    // With all that says how the model is compiled, as words of a shell.
+    fs::write(p.path("q.onnx"), perceptron()).unwrap();
+    let x = tfc_ir::tensor::Tensor::build(Elem::F32, &[3, 64], |i| tfc_ir::tensor::Scalar::Float(((i * 37) % 101) as f64 / 50.0 - 1.0));
+    tfc::npz::write(File::create(p.path("q.npz")).unwrap(), [("x", Elem::F32, x.sizes(), &x.bytes()[..])]).unwrap();
+    let given = r"--quant w4a8 --quant-override /s.*d\b=w8a8 --calib q.npz --holdout 0 --dim batch=1..8";
+    let r = p.run(&format!("bisect q.onnx --inputs q.npz --tolerance 1e-6 {given}")).expect(1, &[]);
+    let words = r"tfc compile q.onnx -O3 --quant=w4a8 '--quant-override=/s.*d\b=w8a8' --calib=q.npz --holdout=0 --dim=batch=1..8 '--quant-override=^/";
+    assert!(r.err.contains(words), "{}", r.err);
 
     p.run("bisect m.onnx").expect(2, &["--inputs"]);
     p.run("bisect m.onnx --inputs in.npz --tolerance nan").expect(2, &["--tolerance"]);

@@ -5,14 +5,13 @@
 //! member of just the shape that the input has in the model, whose first axis is fixed, belongs to all samples of its archive. Archives may differ in all
 //! sizes that are free.
 
+use crate::batches::rows;
 use crate::diag::{Diagnostic, Result, list, table};
-use crate::npz::{self, Archive};
-use bytes::Bytes;
+use crate::npz::Archive;
 use std::path::{Path, PathBuf};
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::Tensor;
 use tfc_ir::types::Type;
-use tfc_runtime::Buffer;
 use xxhash_rust::xxh3::Xxh3;
 
 /// How many samples are kept apart, to measure what calibration made of the others.
@@ -217,38 +216,15 @@ impl File {
 
     /// Some of the samples as inputs.
     fn batch(&self, samples: &[usize]) -> Result<Batch> {
-        let inputs = self.members.iter().map(|(layout, t)| {
-            let part = |i: usize| {
-                let bytes = t.bytes().len() / self.samples.max(1);
-                t.bytes().slice(i * bytes..(i + 1) * bytes)
-            };
-            let (sizes, bytes) = match layout {
-                Layout::Shared => return Ok(t.clone()),
-                Layout::Whole => (t.sizes()[1..].to_vec(), part(samples[0])),
-                Layout::One => ([&[1], &t.sizes()[1..]].concat(), part(samples[0])),
-                Layout::Batch => {
-                    let mut sizes = t.sizes().to_vec();
-                    sizes[0] = samples.len();
-                    (sizes, joined(samples.iter().map(|&i| part(i)))?)
-                }
-            };
-            Ok(Tensor::new(t.elem(), sizes, bytes).expect("whole samples"))
+        let inputs = self.members.iter().map(|(layout, t)| match layout {
+            Layout::Shared => Ok(t.clone()),
+            Layout::Batch | Layout::One => rows(t, samples),
+            Layout::Whole => Ok(rows(t, samples)?.reshaped(&t.sizes()[1..]).expect("a whole input")),
         });
         let (first, last) = (samples[0], samples[samples.len() - 1]);
         let which = if first == last { format!("sample {first}") } else { format!("samples {first} to {last}") };
         Ok(Batch { samples: samples.len(), inputs: inputs.collect::<Result<_>>()?, place: format!("`{}`, {which}", self.path.display()) })
     }
-}
-
-/// Parts one after the other, aligned for every element type.
-fn joined(parts: impl Iterator<Item = Bytes> + Clone) -> Result<Bytes> {
-    let mut buffer = Buffer::new(parts.clone().map(|p| p.len()).sum()).map_err(|e| Diagnostic::failed(e.to_string()))?;
-    let mut at = 0;
-    for part in parts {
-        buffer[at..at + part.len()].copy_from_slice(&part);
-        at += part.len();
-    }
-    Ok(npz::owned(buffer))
 }
 
 fn mismatches(archive: &Archive, ports: &[Port]) -> Vec<[String; 3]> {
@@ -274,6 +250,7 @@ fn mismatches(archive: &Archive, ports: &[Port]) -> Vec<[String; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::npz;
     use tfc_ir::text;
 
     fn archive(folder: &Path, name: &str, members: &[(&str, Tensor)]) -> PathBuf {

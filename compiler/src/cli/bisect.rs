@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use tfc::bisect::{self, Fault, Here, Layer, Report, Stage, Subject, bisect};
 use tfc::diag::{Diagnostic, Result, table};
-use tfc::inputs;
+use tfc::driver::is_tir;
 use tfc::profile::nodes_text;
 use tfc::reference::interface;
-use tfc_ir::dim::{Bindings, Symbol};
 use tfc_ir::types::Elem;
+use tfc_passes::Pass;
 
 /// The tolerance of models in f32 and f64.
 const OF_FLOATS: f64 = 1e-3;
@@ -82,11 +82,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     }
     let (graph, options, sizes) = source::load(&args.model, &args.level, &args.shapes, console)?;
     let model = interface(&graph)?;
-    let tensors = inputs::read(&args.inputs, model.inputs(), "input")?;
-    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
-    let symbols: Vec<(&str, i64)> = sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let dims = model.dims_with(&shapes, &symbols).map_err(|e| inputs::at(Some(&args.inputs), e))?;
-    let bindings: Bindings = model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect();
+    let (tensors, bindings) = source::inputs(&args.inputs, &model, &sizes)?;
     let halves = graph.values().any(|(_, d)| matches!(d.ty.elem, Elem::F16 | Elem::Bf16));
     let tolerance = args.tolerance.unwrap_or(match () {
         () if options.quant.is_some() => OF_INTEGERS,
@@ -108,7 +104,8 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     };
     let here = Here { cpu: tfc_runtime::LoadOptions::from_env().cpu, threads: subject.threads };
     let report = bisect(&subject, &here, |what| console.detail(what))?;
-    let failure = report.fault.as_ref().map(|fault| verdict(args, &report, fault, tolerance));
+    let pipeline = options.pipeline();
+    let failure = report.fault.as_ref().map(|fault| verdict(args, &pipeline, &report, fault, tolerance));
     if args.json {
         let said = failure.as_ref().map_or_else(|| nothing_differs(&report, tolerance), |d| d.what.clone());
         let next = failure.as_ref().map_or(vec![], |d| d.help.clone());
@@ -128,11 +125,9 @@ fn nothing_differs(report: &Report, tolerance: f64) -> String {
 }
 
 /// What is wrong, and what to do.
-fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<Diagnostic> {
+fn verdict(args: &Args, pipeline: &[&Pass], report: &Report, fault: &Fault, tolerance: f64) -> Box<Diagnostic> {
     let layer = fault.layer.map(|i| &report.layers[i]);
-    let model = args.model.display();
-    let file = args.inputs.display();
-    let options: String = given_options(args).iter().map(|o| format!(" {o}")).collect();
+    let compile = |further: &[&str]| command("compile", args, &args.level.canonical(), further);
     let place = match fault.layer {
         None => String::new(),
         Some(i) if report.quantized() => {
@@ -150,10 +145,11 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
                 Some(l) => {
                     let others = |n: &str| report.layers.iter().filter(|l| l.loc.names().any(|other| other == n)).count();
                     let node = l.loc.names().min_by_key(|n| others(n)).unwrap_or(&l.name);
-                    d.help(format!("keep it float: tfc compile {model}{options} --quant-override '^{}$=f32'", regex::escape(node)))
+                    d.help(format!("keep it float: {}", compile(&[&format!("--quant-override=^{}$=f32", regex::escape(node))])))
                 }
                 None => d.help(format!(
-                    "look at the graphs: tfc compile {model}{options} --stop-after {before} -o before.tir, and --stop-after {number:02}-{name} -o after.tir"
+                    "look at the graphs: {}, and --stop-after {number:02}-{name} -o after.tir",
+                    compile(&["--stop-after", before, "-o", "before.tir"])
                 )),
             }
         }
@@ -164,7 +160,7 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
             if !launches.is_empty() {
                 d = d.note(format!("kernels of the layer:\n{}", launches.join("\n")));
             }
-            d.help(format!("compare the code: tfc compile {model}{options} --mcpu native --emit asm -o code.s"))
+            d.help(format!("compare the code: {}", compile(&["--mcpu", "native", "--emit", "asm", "-o", "code.s"])))
         }
     };
     let d = d.note(format!("tolerance {tolerance:e}"));
@@ -172,23 +168,34 @@ fn verdict(args: &Args, report: &Report, fault: &Fault, tolerance: f64) -> Box<D
         return d;
     }
     d.note("while layers are results, the outputs do not differ: the fault is in what is fused across them")
-        .help(format!("try without fusing: tfc verify {model} --inputs {file} --passes {}", without_fusing(args)))
+        .help(format!("try without fusing: {}", without_fusing(args, pipeline)))
 }
 
-/// The options that say how the model is compiled.
-fn given_options(args: &Args) -> Vec<String> {
-    let mut options = vec![format!("-O{}", args.level.level as u8)];
-    options.extend(args.level.passes.iter().map(|p| format!("--passes {}", p.0.iter().map(|p| p.name).collect::<Vec<_>>().join(","))));
-    if args.level.quantization.is_given() {
-        options.extend(args.level.quantization.canonical());
+/// A command on the same model with the options that say how it is compiled, and others.
+fn command(name: &str, args: &Args, level: &[String], further: &[&str]) -> String {
+    let mut words = vec!["tfc".to_string(), name.into(), args.model.display().to_string()];
+    words.extend_from_slice(level);
+    words.extend(args.level.quantization.data());
+    // A graph in text form has its sizes.
+    if !is_tir(&args.model) {
+        words.extend(args.shapes.canonical());
     }
-    options
+    words.extend(further.iter().map(ToString::to_string));
+    words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" ")
 }
 
-/// The passes that run, but for those that fuse.
-fn without_fusing(args: &Args) -> String {
-    let passes = args.level.passes.as_ref().map_or_else(|| tfc_passes::pipeline(args.level.level), |p| p.0.clone());
-    passes.iter().map(|p| p.name).filter(|n| *n != "fuse").collect::<Vec<_>>().join(",")
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+/// The command that compares a model without those passes that fuse.
+fn without_fusing(args: &Args, pipeline: &[&Pass]) -> String {
+    let passes: Vec<&str> = pipeline.iter().map(|p| p.name).filter(|n| *n != "fuse").collect();
+    let level: Vec<String> = args.level.canonical().into_iter().filter(|o| !o.starts_with("--passes=")).collect();
+    let file = args.inputs.display().to_string();
+    command("verify", args, &level, &["--inputs", &file, "--passes", &passes.join(",")])
 }
 
 fn to_text(report: &Report, most: usize, tolerance: f64) -> String {

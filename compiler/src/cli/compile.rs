@@ -15,9 +15,7 @@ use tfc::emit::manifest::c_identifier;
 use tfc::files::{Pending, Place};
 use tfc::kernel::Program;
 use tfc::metrics::{Metric, promises_table};
-use tfc::onnx::DimSpec;
 use tfc_ir::graph::Graph;
-use tfc_passes::OptLevel;
 
 /// Compile a model.
 ///
@@ -313,33 +311,9 @@ fn write_native(
 
 /// What shapes the code, in the form of the command line and in a fixed order.
 fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
-    let mut options = vec![
-        match args.level.level {
-            OptLevel::O0 => "-O0",
-            OptLevel::O1 => "-O1",
-            OptLevel::O2 => "-O2",
-            OptLevel::O3 => "-O3",
-        }
-        .to_string(),
-    ];
-    if let Some(passes) = &args.level.passes {
-        options.push(format!("--passes={}", passes.0.iter().map(|p| p.name).collect::<Vec<_>>().join(",")));
-    }
-    options.extend(args.level.quantization.canonical());
+    let mut options = args.level.canonical();
     options.push(format!("--cpu-variants={}", cpus.iter().map(|c| c.name).collect::<Vec<_>>().join(",")));
-    let mut shapes: Vec<String> = args
-        .shapes
-        .shapes
-        .iter()
-        .map(|(n, s)| format!("--shape={n}={}", s.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")))
-        .collect();
-    shapes.extend(args.shapes.dims.iter().map(|(n, d)| match d {
-        DimSpec::Fixed(k) => format!("--dim={n}={k}"),
-        DimSpec::Range(r) => format!("--dim={n}={}..{}", r.min, r.max),
-    }));
-    shapes.sort();
-    shapes.dedup();
-    options.extend(shapes);
+    options.extend(args.shapes.canonical());
     options
 }
 

@@ -144,10 +144,13 @@ impl Quantization {
         }
     }
 
-    /// The options in a fixed form.
-    pub fn canonical(&self) -> Vec<String> {
-        let quant = format!("--quant={}", self.quant.as_deref().unwrap_or("f32"));
-        [quant].into_iter().chain(self.overrides.iter().map(|o| format!("--quant-override={o}"))).collect()
+    /// The options that say what is calibrated on.
+    pub fn data(&self) -> Vec<String> {
+        let mut options: Vec<String> = self.calib.iter().map(|path| format!("--calib={}", path.display())).collect();
+        options.extend(self.calib_cache.iter().map(|path| format!("--calib-cache={}", path.display())));
+        options.extend(self.calib_mask.iter().map(|input| format!("--calib-mask={input}")));
+        options.extend(self.holdout.iter().map(|n| format!("--holdout={n}")));
+        options
     }
 
     /// Says which overrides match no product of a model, and what stays float.
@@ -207,6 +210,15 @@ fn parse_quant(option: &str, spec: &str) -> Result<QuantSpec> {
 }
 
 impl Level {
+    /// What shapes the code, in a fixed form and order; data shapes it too ([`Quantization::data`]).
+    pub fn canonical(&self) -> Vec<String> {
+        let mut options = vec![format!("-O{}", self.level as u8)];
+        options.extend(self.passes.iter().map(|p| format!("--passes={}", p.0.iter().map(|p| p.name).collect::<Vec<_>>().join(","))));
+        options.push(format!("--quant={}", self.quantization.quant.as_deref().unwrap_or("f32")));
+        options.extend(self.quantization.overrides.iter().map(|o| format!("--quant-override={o}")));
+        options
+    }
+
     /// The level that an artifact was compiled with, from the options in its manifest.
     ///
     /// # Errors
@@ -305,7 +317,28 @@ impl Threads {
     }
 }
 
+impl Fixed {
+    /// Sizes of symbols.
+    pub fn symbols(&self) -> Vec<(&str, i64)> {
+        self.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect()
+    }
+}
+
 impl Shapes {
+    /// The options in a fixed form and order.
+    pub fn canonical(&self) -> Vec<String> {
+        let shape =
+            |(n, s): &(String, Vec<i64>)| format!("--shape={n}={}", s.iter().map(ToString::to_string).collect::<Vec<_>>().join("x"));
+        let mut options: Vec<String> = self.shapes.iter().map(shape).collect();
+        options.extend(self.dims.iter().map(|(n, d)| match d {
+            DimSpec::Fixed(k) => format!("--dim={n}={k}"),
+            DimSpec::Range(r) => format!("--dim={n}={}..{}", r.min, r.max),
+        }));
+        options.sort();
+        options.dedup();
+        options
+    }
+
     /// The options of the importer.
     ///
     /// # Errors

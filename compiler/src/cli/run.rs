@@ -10,7 +10,7 @@ use tfc::diag::{Diagnostic, Result};
 use tfc::files::Pending;
 use tfc::{inputs, npz};
 use tfc_ir::tensor::{Scalar, Tensor};
-use tfc_runtime::{Session, View};
+use tfc_runtime::Session;
 
 /// Run a model once on given inputs.
 ///
@@ -48,7 +48,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         return Err(Diagnostic::failed(format!("output `{}` cannot be written: .npy files have no {}", port.name, port.elem)));
     }
     let tensors = match &args.inputs {
-        Some(path) => inputs::read(path, model.inputs(), "input")?,
+        Some(path) => source::inputs(path, &model, &source.sizes)?.0,
         None if model.inputs().is_empty() => vec![],
         None => {
             let wanted: Vec<String> = model.inputs().iter().map(|p| format!("`{}`: {}", p.name, p.type_text())).collect();
@@ -56,21 +56,13 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         }
     };
     let mut session = session(&model, args.threads.count())?;
-    let named: Vec<(&str, View)> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(inputs::view)).collect();
-    let dims: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let outputs = session.run_with(&named, &dims).map_err(|e| inputs::at(args.inputs.as_deref(), e))?;
+    let outputs = inputs::run(&mut session, &tensors, &source.sizes.symbols())?;
+    let named = || model.outputs().iter().map(|p| p.name.as_str()).zip(&outputs);
     let Some(path) = &args.outputs else {
-        let summaries: Vec<String> = outputs
-            .into_iter()
-            .map(|o| {
-                let tensor = Tensor::new(inputs::elem_of(o.elem), o.shape, npz::owned(o.data)).expect("the runtime gives whole tensors");
-                summary(&o.name, &tensor)
-            })
-            .collect();
-        return console.result(&summaries.concat());
+        return console.result(&named().map(|(name, tensor)| summary(name, tensor)).collect::<String>());
     };
     let mut out = Pending::default();
-    let arrays = outputs.iter().map(|o| (o.name.as_str(), inputs::elem_of(o.elem), &o.shape[..], &o.data[..]));
+    let arrays = named().map(|(name, t)| (name, t.elem(), t.sizes(), &t.bytes()[..]));
     out.write(path, |w| npz::write(w, arrays))?;
     out.commit()?;
     Ok(())

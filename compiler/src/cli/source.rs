@@ -7,10 +7,12 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 use tfc::diag::{Diagnostic, Result};
-use tfc::driver;
 use tfc::kernel::Program;
 use tfc::onnx::ImportOptions;
+use tfc::{driver, inputs};
+use tfc_ir::dim::Bindings;
 use tfc_ir::graph::Graph;
+use tfc_ir::tensor::Tensor;
 use tfc_runtime::Model;
 
 /// A model that is ready to run.
@@ -77,6 +79,16 @@ pub fn open(path: &Path, level: &Level, shapes: &Shapes, keep: Keep, console: &C
     console.detail(&format!("CPU variant {}", model.cpu_variant()));
     let graph = imported.or((keep == Keep::Computed).then_some(optimized.graph));
     Ok(Source { model, graph, sizes })
+}
+
+/// The inputs of a model from an archive, with the sizes at which they have their shapes. `sizes` are those that do not follow from them.
+///
+/// # Errors
+/// When the archive cannot be read or does not fit the model.
+pub fn inputs(path: &Path, model: &Model, sizes: &Fixed) -> Result<(Vec<Tensor>, Bindings)> {
+    let tensors = inputs::read(path, model.inputs(), "input")?;
+    let bindings = inputs::bindings(model, &tensors, &sizes.symbols()).map_err(|e| inputs::at(Some(path), e))?;
+    Ok((tensors, bindings))
 }
 
 /// Compiles a model up to the program.

@@ -15,7 +15,7 @@ use tfc::npz::Archive;
 use tfc::onnx::ImportOptions;
 use tfc::reference::Reference;
 use tfc::{driver, inputs};
-use tfc_ir::dim::{Bindings, Symbol};
+use tfc_ir::dim::Bindings;
 use tfc_ir::graph::Graph;
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_ir::types::Elem;
@@ -95,12 +95,11 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let model = Arc::new(source.model);
     promise.fits(&floats(&model).map(|p| p.name.as_str()).collect::<Vec<_>>())?;
     let tensors = match &args.inputs {
-        Some(path) => inputs::read(path, model.inputs(), "input")?,
+        Some(path) => source::inputs(path, &model, &source.sizes)?.0,
         None => inputs::synthetic(&model, &source.sizes.shapes, &source.sizes.dims)?,
     };
-    let symbols: Vec<(&str, i64)> = source.sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let bindings = |tensors: &[Tensor]| bindings(&model, tensors, &symbols, args.inputs.as_deref());
-    bindings(&tensors)?;
+    let symbols = source.sizes.symbols();
+    let bindings = |tensors: &[Tensor]| inputs::bindings(&model, tensors, &symbols).map_err(|e| inputs::at(args.inputs.as_deref(), e));
     let mask = mask(args.level.quantization.calib_mask.as_deref(), &model, &tensors)?;
     let labels = args.labels.as_deref().map(|path| labels(path, &model)).transpose()?;
 
@@ -152,13 +151,6 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
 /// The outputs of floats.
 fn floats(model: &Model) -> impl Iterator<Item = &Port> {
     model.outputs().iter().filter(|p| inputs::elem_of(p.elem).is_float())
-}
-
-/// The sizes at which the inputs have the shapes of these tensors.
-fn bindings(model: &Model, tensors: &[Tensor], symbols: &[(&str, i64)], path: Option<&Path>) -> Result<Bindings> {
-    let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
-    let dims = model.dims_with(&shapes, symbols).map_err(|e| inputs::at(path, e))?;
-    Ok(model.symbols().iter().zip(dims.values()).map(|(s, v)| (Symbol::new(&s.name), *v)).collect())
 }
 
 /// The input that hides positions.
