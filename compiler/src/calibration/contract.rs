@@ -90,12 +90,12 @@ impl Contract {
         let mut sums = vec![Accumulator::default(); self.outputs.len()];
         let total = self.samples.iter().map(|b| b.samples).sum();
         let mut done = 0;
-        self.progress.at("measure", done, total);
+        self.progress.at("measure on samples", done, total);
         for batch in &self.samples {
             let (actual, expected) = (executable.run(batch)?, self.reference.run(batch)?);
             self.add(&mut sums, batch, &actual, &expected, usize::MAX)?;
             done += batch.samples;
-            self.progress.at("measure", done, total);
+            self.progress.at("measure on samples", done, total);
         }
         let outputs = self.finish(&sums);
         Ok(Accuracy { samples: total, checked: self.promise.check(&outputs), outputs, raised: vec![] })

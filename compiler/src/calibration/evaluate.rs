@@ -17,7 +17,7 @@ use tfc_runtime::Session;
 
 /// Who is told how far a long evaluation is.
 pub trait Progress: Send + Sync {
-    /// `done` of `total` samples have gone through what is called `what`; all of it begins with 0.
+    /// `done` of `total` things are done of what is called `what`, which says what they are; all of it begins with 0.
     fn at(&self, what: &str, done: usize, total: usize);
 }
 
@@ -101,12 +101,12 @@ impl Oracle for Compiled {
         let failed = |d: Box<Diagnostic>| OracleError { message: d.text(), code: d.exit as u8 };
         let total = self.batches.iter().map(|b| b.samples).sum();
         let mut done = 0;
-        self.progress.at("calibrate", done, total);
+        self.progress.at("calibrate on samples", done, total);
         let mut executable = Executable::of(graph, self.threads).map_err(failed)?;
         for (i, batch) in self.batches.iter().enumerate() {
             each(i, executable.run(batch).map_err(failed)?);
             done += batch.samples;
-            self.progress.at("calibrate", done, total);
+            self.progress.at("calibrate on samples", done, total);
         }
         Ok(())
     }

@@ -88,7 +88,7 @@ impl Console {
 }
 
 impl Console {
-    /// Says how far an evaluation of samples is: a bar on a terminal, lines elsewhere.
+    /// Says how far a long evaluation is: a bar on a terminal, lines elsewhere.
     pub fn samples(&self) -> Arc<dyn Progress> {
         match () {
             () if self.quiet => Arc::new(Quiet),
@@ -105,7 +105,7 @@ impl Progress for Bar {
     fn at(&self, what: &str, done: usize, total: usize) {
         let mut bar = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if done == 0 {
-            let style = ProgressStyle::with_template("      {msg} [{bar:32}] {pos}/{len} samples").expect("a template");
+            let style = ProgressStyle::with_template("      {msg} [{bar:32}] {pos}/{len}").expect("a template");
             let new = ProgressBar::new(total as u64).with_style(style).with_message(what.to_string());
             new.tick();
             *bar = Some(new);
@@ -125,7 +125,7 @@ impl Progress for Lines {
     fn at(&self, what: &str, done: usize, total: usize) {
         if done == 0 {
             // There is nowhere to say that stderr is gone.
-            let _ = writeln!(io::stderr().lock(), "      {what}: {total} samples");
+            let _ = writeln!(io::stderr().lock(), "      {what}: {total}");
         }
     }
 }
