@@ -99,6 +99,23 @@ def test_samples_that_do_not_fit(tmp_path: Path) -> None:
     assert all(part in str(error.value) for part in ["the calibration data does not fit the model", "`image`", "`picture`"])
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupts_end_the_command(ignored: bool) -> None:
+    """Ctrl-C ends the command at once, unless whoever started it said that it is ignored."""
+    program = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN if {ignored} else signal.default_int_handler)
+from tfc import _tfc, __main__
+def command(args):
+    signal.raise_signal(signal.SIGINT)
+    return 7
+_tfc.main = command
+sys.exit(__main__.main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False).returncode
+    assert ended == (7 if ignored else -2)
+
+
 def test_the_command() -> None:
     script = Path(sys.executable).with_name("tfc")
     for command in ([script], [sys.executable, "-m", "tfc"]):

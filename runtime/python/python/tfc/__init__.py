@@ -51,7 +51,8 @@ def compile(
     options: Sequence[str] = (),
     verbose: bool = False,
 ) -> Path:
-    """Compiles an ONNX model and returns where the output is: what ``tfc compile`` does, with its options.
+    """Compiles an ONNX model and returns where the output is: what ``tfc compile`` does, with its options. The interpreter's lock
+    is released; an interrupt (Ctrl-C) is raised when the compiler is done.
 
     Args:
         model: The model, ``.onnx`` or ``.tir``.

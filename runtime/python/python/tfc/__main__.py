@@ -8,8 +8,9 @@ from . import _tfc
 
 def main() -> int:
     """Runs the command line and returns its exit code."""
-    # Python's own handler would only note the signal until the command is over.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Python's own handler would only note the signal until the command is over. An ignored signal stays ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _tfc.main(["tfc", *sys.argv[1:]])
 
 
