@@ -1,17 +1,13 @@
 //! Static quantization in kernels. Its numbers are in memory, so that kernels that differ in nothing else are one.
 //!
 //! A *site* is what all values of one `quantize_static` are quantized by: a buffer of [`WORDS`] words of 32 bits. Kernels that
-//! pack rows have it as a parameter, others load its first four words, each an f32, in expressions ([`LOADED`] says in which
-//! order they are used).
+//! pack rows have it as a parameter, others load its first four words, each an f32, in expressions.
 
 use tfc_ir::ops::QuantizeStatic;
 use tfc_ir::quant::RowRange;
 
 /// Words of a site.
 pub const WORDS: usize = 8;
-
-/// The words that expressions load: f32.
-pub const LOADED: [i64; 4] = [INVERSE, LOW, HIGH, ZERO];
 
 /// What values are multiplied by, an f32.
 pub const INVERSE: i64 = 0;
@@ -30,6 +26,12 @@ pub const LEAST_I8: i64 = 6;
 
 /// The largest inverse of a site that expressions may load: with it, functions need not be more exact than codes of 8 bits are.
 pub const MOST_STEPS: f32 = 400.0;
+
+/// Whether no result of GELU, also where it is off by `8e-5`, is rounded to less than the bound of a site.
+pub fn is_above_low(gelu: &QuantizeStatic) -> bool {
+    const LEAST: f32 = -0.1702;
+    LEAST * gelu.range().inverse >= (i32::from(gelu.scheme().min) - gelu.range().zero_point) as f32 - 0.5
+}
 
 /// The words of a site.
 pub fn words(op: &QuantizeStatic) -> [u32; WORDS] {

@@ -456,7 +456,7 @@ impl<'a> Epilogue<'a> {
         for (_, node) in body.nodes().filter(|(_, n)| n.outputs[0] != self.p.node.outputs[0]) {
             let operands: Vec<ExprId> = node.inputs.iter().map(|&v| self.value(v, args)).collect();
             self.values[node.outputs[0]] = Some(match &self.sites[node.outputs[0]] {
-                Some(site) => self.exprs.codes(operands[0], |word| args.element(site, word, self.loop_axes.len())),
+                Some(site) => self.exprs.codes(operands[0], site.below, |word| args.element(&site.view, word, self.loop_axes.len())),
                 None => self.exprs.apply(&node.op, &operands),
             });
         }

@@ -54,14 +54,17 @@ impl Exprs {
         Some(self.push(expr, t.elem()))
     }
 
-    /// What `quantize_static` makes of a float, by the words of a [site]; `load` is the access to one of them.
-    pub fn codes(&mut self, x: ExprId, mut load: impl FnMut(i64) -> Access) -> ExprId {
-        let [inverse, low, high, zero] = site::LOADED.map(|word| self.push(Expr::Load(load(word)), Elem::F32));
+    /// What `quantize_static` makes of a float, which may be `below` the bound, by the words of a [site]; `load` is the access to
+    /// one of them.
+    pub fn codes(&mut self, x: ExprId, below: bool, mut load: impl FnMut(i64) -> Access) -> ExprId {
+        let mut word = |n: i64| self.push(Expr::Load(load(n)), Elem::F32);
+        let (inverse, high, zero) = (word(site::INVERSE), word(site::HIGH), word(site::ZERO));
+        let low = below.then(|| word(site::LOW));
         let (x, zero) = (self.cast(x, Elem::F32), self.cast(zero, Elem::I32));
         let mut prim = |p: Prim, args: &[ExprId], elem: Elem| self.push(Expr::Prim(p, args.to_vec()), elem);
         let scaled = prim(Prim::Mul, &[x, inverse], Elem::F32);
         let rounded = prim(Prim::RoundEven, &[scaled], Elem::F32);
-        let raised = prim(Prim::Max, &[rounded, low], Elem::F32);
+        let raised = low.map_or(rounded, |low| prim(Prim::Max, &[rounded, low], Elem::F32));
         let bounded = prim(Prim::Min, &[raised, high], Elem::F32);
         let steps = prim(Prim::Cast, &[bounded], Elem::I32);
         let code = prim(Prim::Add, &[steps, zero], Elem::I32);

@@ -618,7 +618,7 @@ impl Builder<'_> {
                 match &self.sites[y] {
                     Some(site) => {
                         let loops = self.loops.all().count();
-                        self.exprs.codes(operands[0], |word| self.args.element(site, word, loops))
+                        self.exprs.codes(operands[0], site.below, |word| self.args.element(&site.view, word, loops))
                     }
                     None => self.exprs.apply(op, &operands),
                 }

@@ -10,7 +10,16 @@ use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape};
 
 /// The sites of the quantizations of a group, by their results.
-pub type Sites = SecondaryMap<Value, Option<View>>;
+pub type Sites = SecondaryMap<Value, Option<Site>>;
+
+/// The site of a quantization.
+#[derive(Clone)]
+pub struct Site {
+    /// Its memory.
+    pub view: View,
+    /// Whether values may be below its bound.
+    pub below: bool,
+}
 
 impl Scheduler {
     /// The site of a quantization.
@@ -27,7 +36,8 @@ impl Scheduler {
             if let Op::QuantizeStatic(op) = &node.op
                 && op.range().inverse <= site::MOST_STEPS
             {
-                sites[node.outputs[0]] = Some(self.site(op));
+                let of_gelu = body.producer(node.inputs[0]).is_some_and(|n| matches!(n.op, Op::Gelu(_)));
+                sites[node.outputs[0]] = Some(Site { view: self.site(op), below: !(of_gelu && site::is_above_low(op)) });
             }
         }
         sites

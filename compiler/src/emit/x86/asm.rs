@@ -663,14 +663,13 @@ impl Asm {
         dst
     }
 
-    /// EVEX: constants behind the code, one for each lane.
+    /// Constants behind the code, one for each lane; of fewer than 16, the first.
     pub fn table(&mut self, lanes: [f32; 16]) -> Table {
         self.words(lanes.map(f32::to_bits))
     }
 
-    /// EVEX: integers behind the code, one for each lane.
+    /// Integers behind the code, one for each lane; of fewer than 16, the first.
     pub fn words(&mut self, bits: [u32; 16]) -> Table {
-        assert!(self.isa.evex(), "tables have 16 lanes");
         let known = self.tables.iter().position(|t| *t == bits);
         Table(known.unwrap_or_else(|| {
             self.tables.push(bits);
@@ -932,6 +931,18 @@ impl Asm {
         let bytes = self.v();
         self.push(Code::VEX_Vpackuswb_xmm_xmm_xmmm128, First::Write, vec![xmm(bytes), xmm(packed), xmm(packed)]);
         self.store_eight_bytes(m, bytes, mask);
+    }
+
+    /// Without EVEX: stores the low bytes of the lanes of four vectors, one behind the other.
+    pub fn store_low_bytes_of_four(&mut self, m: Mem, x: [V; 4]) {
+        let x = x.map(|x| self.binary(Op::And, x, 0xff));
+        let (low, high) = (self.binary(Op::NarrowD, x[0], x[1]), self.binary(Op::NarrowD, x[2], x[3]));
+        let bytes = self.binary(Op::NarrowUnsignedW, low, high);
+        // Narrowing leaves in every 128 bits four bytes of each of four vectors.
+        let order = self.words(std::array::from_fn(|i| (i % 2 * 4 + i / 2 % 4) as u32));
+        let order = self.vector_of(order);
+        let bytes = self.binary(Op::PermPs, order, bytes);
+        self.store_vector(m, bytes);
     }
 
     /// Without EVEX: the i32 sums of pairs of neighbouring lanes, those of `x` first.

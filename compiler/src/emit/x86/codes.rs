@@ -54,7 +54,7 @@ impl Site {
 /// Brings the sites into the frame by which expressions are quantized.
 pub fn bring_sites(f: &mut Function, exprs: &Exprs) {
     let is_gelu = |x: ExprId| matches!(gelu::find(exprs, x), Some(Gelu { tanh: None, .. }));
-    let found: Vec<(u32, bool)> = exprs.keys().filter_map(|e| find(exprs, e)).map(|(x, buffer)| (buffer, is_gelu(x))).collect();
+    let found: Vec<(u32, bool)> = exprs.keys().filter_map(|e| find(exprs, e)).map(|c| (c.site, is_gelu(c.x))).collect();
     for &(buffer, _) in &found {
         if f.site(buffer).is_none() {
             let site = Site::new(f, buffer, found.contains(&(buffer, true)));
@@ -63,9 +63,19 @@ pub fn bring_sites(f: &mut Function, exprs: &Exprs) {
     }
 }
 
-/// What is quantized by [`Exprs::codes`](crate::schedule::exprs::Exprs::codes), and the buffer of the site, if that is what an
-/// `i8` is.
-pub fn find(exprs: &Exprs, code: ExprId) -> Option<(ExprId, u32)> {
+/// Codes that [`Exprs::codes`](crate::schedule::exprs::Exprs::codes) makes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Codes {
+    /// What is quantized.
+    pub x: ExprId,
+    /// Whether that may be below the bound of the site.
+    pub below: bool,
+    /// Buffer parameter of the site.
+    pub site: u32,
+}
+
+/// The codes that an `i8` is, if it is some.
+pub fn find(exprs: &Exprs, code: ExprId) -> Option<Codes> {
     let of = |e: ExprId, prim: Prim, elem: Elem| match &exprs[e] {
         (Expr::Prim(p, args), t) if (*p, *t) == (prim, elem) => Some(&args[..]),
         _ => None,
@@ -84,26 +94,33 @@ pub fn find(exprs: &Exprs, code: ExprId) -> Option<(ExprId, u32)> {
     let &[steps, zero] = of(sum, Prim::Add, Elem::I32)? else { return None };
     let (&[bounded], &[zero]) = (of(steps, Prim::Cast, Elem::I32)?, of(zero, Prim::Cast, Elem::I32)?) else { return None };
     let (raised, high) = with(bounded, Prim::Min, site::HIGH)?;
-    let (rounded, low) = with(raised, Prim::Max, site::LOW)?;
+    let raise = with(raised, Prim::Max, site::LOW);
+    let (rounded, low) = raise.unwrap_or((raised, high));
     let &[scaled] = of(rounded, Prim::RoundEven, Elem::F32)? else { return None };
     let (x, inverse) = with(scaled, Prim::Mul, site::INVERSE)?;
     let zero = loaded(zero, site::ZERO)?;
-    [high, low, zero].iter().all(|&buffer| buffer == inverse).then_some((x, inverse))
+    let one = [high, low, zero].iter().all(|&buffer| buffer == inverse);
+    one.then_some(Codes { x, below: raise.is_some(), site: inverse })
 }
 
 /// Codes of a vector of f32 by a site, in the lowest byte of each lane: other bytes hold anything. What is no number is
 /// converted to a number whose lowest byte is 0.
 pub fn low_byte(a: &mut Asm, x: V, site: &Site) -> V {
     let x = a.binary(Op::MulPs, x, site.inverse);
-    of_scaled(a, x, site)
+    of_scaled(a, x, site, true)
 }
 
-/// [`low_byte`] of values that are multiplied already.
-pub fn of_scaled(a: &mut Asm, x: V, site: &Site) -> V {
+/// [`low_byte`] of values that are multiplied already, and may be `below` the bound or not.
+pub fn of_scaled(a: &mut Asm, x: V, site: &Site, below: bool) -> V {
     // Where one operand is NaN the instruction gives the second.
-    let [low, high] = site.bounds.map(|bound| a.vector_of(bound));
-    let x = a.binary(Op::MaxPs, low, x);
-    let x = a.binary(Op::MinPs, high, x);
+    let raised = if below {
+        let low = a.vector_of(site.bounds[0]);
+        a.binary(Op::MaxPs, low, x)
+    } else {
+        x
+    };
+    let high = a.vector_of(site.bounds[1]);
+    let x = a.binary(Op::MinPs, high, raised);
     let x = a.unary(Op::CvtPs2Dq, x);
     a.binary(Op::AddD, x, site.zero)
 }
@@ -120,11 +137,13 @@ mod tests {
         let access = |buffer: u32, n: i64| Access { buffer, offset: Extent::Const(n), strides: vec![], dynamic: vec![] };
         let mut e = exprs::Exprs::default();
         let x = e.push(Expr::Load(access(0, 0)), Elem::F32);
-        let code = e.codes(x, |n| access(7, n));
-        assert_eq!(find(&e.list, code), Some((x, 7)));
-        // Words of several sites.
-        let mixed = e.codes(x, |n| access(n as u32, n));
-        assert_eq!(find(&e.list, mixed), None);
+        for below in [false, true] {
+            let code = e.codes(x, below, |n| access(7, n));
+            assert_eq!(find(&e.list, code), Some(Codes { x, below, site: 7 }));
+            // Words of several sites.
+            let mixed = e.codes(x, below, |n| access(n as u32, n));
+            assert_eq!(find(&e.list, mixed), None);
+        }
         let plain = e.apply(&Cast { to: Elem::I8 }.into(), &[x]);
         assert_eq!(find(&e.list, plain), None);
     }

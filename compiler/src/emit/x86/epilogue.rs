@@ -120,6 +120,14 @@ impl<'a> Epilogue<'a> {
 
     /// Stores a vector of results; the sum is in a register or in memory.
     fn store(&self, f: &mut Function, mut e: Evaluator<'a>, stores: &[Base], sum: Src, scale: Option<V>) {
+        self.find_dot(f, &mut e, sum, scale);
+        for ((_, x), &to) in stored(self.g).zip(stores) {
+            e.store(f, to, x);
+        }
+    }
+
+    /// The dot products of a vector.
+    fn find_dot(&self, f: &mut Function, e: &mut Evaluator<'a>, sum: Src, scale: Option<V>) {
         let dot = match scale {
             None => f.a.vector_of(sum),
             Some(scale) => {
@@ -129,9 +137,6 @@ impl<'a> Epilogue<'a> {
             }
         };
         e.reduced[Reduction::new(0)] = Some(dot);
-        for ((_, x), &to) in stored(self.g).zip(stores) {
-            e.store(f, to, x);
-        }
     }
 
     /// Rows of a tile of some height, from the `first` on, with their sums in registers; `rows` rows are left with those of
@@ -239,10 +244,25 @@ impl<'a> Epilogue<'a> {
         for &id in &self.of_row {
             shared.evaluate(f, id);
         }
+        // Without EVEX, codes of a whole row are stored at once.
+        let together = !f.a.isa.evex() && vectors.iter().all(|(e, _)| e.lanes == Lanes::All);
+        let mut codes: Vec<Vec<V>> = vec![vec![]; self.stores.len()];
         for ((e, scale), &sum) in vectors.iter().zip(sums) {
             let mut e = e.clone();
             self.of_row.iter().for_each(|&id| e.know(&shared, id));
-            self.store(f, e, &self.stores, sum, *scale);
+            self.find_dot(f, &mut e, sum, *scale);
+            for (((_, x), &to), codes) in stored(self.g).zip(&self.stores).zip(&mut codes) {
+                match if together { e.codes(f, x) } else { None } {
+                    Some(x) => codes.push(x),
+                    None => e.store(f, to, x),
+                }
+            }
+        }
+        for (codes, &to) in codes.into_iter().zip(&self.stores) {
+            if let Ok(codes) = <[V; 4]>::try_from(codes) {
+                let place = vectors[0].0.place(to);
+                f.a.store_low_bytes_of_four(place, codes);
+            }
         }
         self.advance(f, 1);
     }

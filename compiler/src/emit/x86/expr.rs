@@ -366,21 +366,9 @@ impl<'a> Evaluator<'a> {
 
     /// Stores the value of an expression.
     pub fn store(&mut self, f: &mut Function, to: Base, e: ExprId) {
-        let Some((whole, buffer)) = codes::find(self.exprs, e) else {
+        let Some(codes) = self.codes(f, e) else {
             let x = self.vector(f, e);
             return self.store_value(f, to, x);
-        };
-        let site = *f.site(buffer).expect("sites are brought first");
-        let codes = match (gelu::find(self.exprs, whole), site.gelu) {
-            (Some(Gelu { x, tanh: None }), Some(by)) if self.known[whole].is_none() => {
-                let x = self.vector(f, x);
-                let scaled = gelu::gelu_coarse(&mut f.a, x, by);
-                codes::of_scaled(&mut f.a, scaled, &site)
-            }
-            _ => {
-                let x = self.vector(f, whole);
-                codes::low_byte(&mut f.a, x, &site)
-            }
         };
         let m = self.place(to);
         match self.lanes_of(to) {
@@ -388,6 +376,23 @@ impl<'a> Evaluator<'a> {
             Lanes::Some(mask) => f.a.store_low_bytes(m, codes, Some(mask), false),
             Lanes::One => f.a.store_byte(m, codes),
         }
+    }
+
+    /// The [codes](codes::low_byte) that an expression is, if it is some.
+    pub fn codes(&mut self, f: &mut Function, e: ExprId) -> Option<V> {
+        let codes = codes::find(self.exprs, e)?;
+        let site = *f.site(codes.site).expect("sites are brought first");
+        Some(match (gelu::find(self.exprs, codes.x), site.gelu) {
+            (Some(Gelu { x, tanh: None }), Some(by)) if self.known[codes.x].is_none() => {
+                let x = self.vector(f, x);
+                let scaled = gelu::gelu_coarse(&mut f.a, x, by);
+                codes::of_scaled(&mut f.a, scaled, &site, codes.below)
+            }
+            _ => {
+                let x = self.vector(f, codes.x);
+                codes::low_byte(&mut f.a, x, &site)
+            }
+        })
     }
 
     /// The lanes that are stored.

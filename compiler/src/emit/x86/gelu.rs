@@ -98,7 +98,7 @@ pub fn gelu(a: &mut Asm, x: V) -> V {
     if a.isa.evex() { by_table(a, x) } else { by_tail(a, x, &TAIL, exp2) }
 }
 
-/// What GELU for codes of 8 bits is multiplied by, and with tables what these are then.
+/// What GELU for codes of 8 bits is multiplied by, or what makes it so much.
 #[derive(Clone, Copy)]
 pub enum Scaled {
     /// The factor.
@@ -324,14 +324,26 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_real_function_or_near_a_half() {
-        for (scale, zero_point) in [(1e-5f32, -7), (0.001, 0), (0.0026, 0), (0.0026, -127), (0.03125, -7), (0.7, 100)] {
+        for (scale, zero_point) in [
+            (1e-5f32, -7),
+            (0.001, 0),
+            (0.0026, 0),
+            (0.0026, -127),
+            (0.0026, -62),
+            (0.0311, -122),
+            (0.03125, -7),
+            (0.7, 100),
+            (9e11, 3),
+            (2e12, 3),
+        ] {
             let op = ops::QuantizeStatic { scale: scale.into(), zero_point };
             let ends = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::MAX, -1e30, 1e30, f32::MAX, -0.0, 1e-30, -1e-30];
             let xs: Vec<f32> = (-60_000..60_000).map(|i| i as f32 / 9_973.0).chain(ends).collect();
             let mut kernel = kernel(xs.len(), |exprs, x| {
                 let y = exprs.apply(&ops::Gelu { tanh: false }.into(), &[x]);
                 let word = |n| Access { buffer: 2, offset: Extent::Const(n), strides: vec![Extent::Const(0)], dynamic: vec![] };
-                if op.range().inverse <= site::MOST_STEPS { exprs.codes(y, word) } else { exprs.apply(&op.clone().into(), &[y]) }
+                let below = !site::is_above_low(&op);
+                if op.range().inverse <= site::MOST_STEPS { exprs.codes(y, below, word) } else { exprs.apply(&op.clone().into(), &[y]) }
             });
             kernel.buffers[1].elem = Elem::I8;
             kernel.buffers.push(kernel.buffers[0]);
