@@ -183,14 +183,22 @@ pub(super) fn candidates(ranges: &Ranges, clipped: &[(f32, f32)], shift: bool) -
 }
 
 /// Per channel the bounds between which 256 codes lose least of some rows `[rows, channels]` (RepQuant, Li et al. 2024, by a grid
-/// instead of gradients): both bounds of the channel shrink independently, to half at most.
-pub(super) fn dual_clipping(rows: &[f32], ranges: &Ranges) -> Vec<(f32, f32)> {
+/// instead of gradients): both bounds of the channel shrink independently, to half at most. Channels with the same `ties` have one pair
+/// of bounds, for the values of all of them.
+pub(super) fn dual_clipping(rows: &[f32], ranges: &Ranges, ties: &[u32]) -> Vec<(f32, f32)> {
     let channels = ranges.channels();
     let factors: Vec<f32> = (0..=10).map(|i| 1.0 - 0.05 * i as f32).collect();
-    let mut column = vec![0f32; rows.len() / channels.max(1)];
-    let mut bounds = Vec::with_capacity(channels);
+    let mut tied: Vec<Vec<usize>> = vec![vec![]; channels];
+    ties.iter().enumerate().for_each(|(j, &first)| tied[first as usize].push(j));
+    let mut bounds: Vec<(f32, f32)> = Vec::with_capacity(channels);
     for j in 0..channels {
-        column.iter_mut().zip(rows.chunks_exact(channels)).for_each(|(to, row)| *to = row[j]);
+        // The first of those that are tied comes before the others.
+        let first = ties[j] as usize;
+        if first < j {
+            bounds.push(bounds[first]);
+            continue;
+        }
+        let column: Vec<f32> = tied[j].iter().flat_map(|&c| rows.chunks_exact(channels).map(move |row| row[c])).collect();
         let (min, max) = (ranges.min[j], ranges.max[j]);
         let mut best = (f32::INFINITY, (min, max));
         for &low in &factors {

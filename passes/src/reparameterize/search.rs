@@ -63,7 +63,7 @@ fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Ab
     let plain_error = operand.measured(&plain);
     fold.plain_error = plain_error.sqrt();
     fold.folded_error = fold.plain_error;
-    let best = absorber.and_then(|absorber| best(&operand, absorber.shift));
+    let best = absorber.and_then(|absorber| best(&operand, absorber));
     let Some((error, best)) = best.filter(|(error, _)| *error < plain_error * (1.0 - MARGIN)) else { return Choice { map: None, fold } };
     fold.method = best.method;
     fold.strength = best.strength;
@@ -72,11 +72,11 @@ fn choice(graph: &Graph, config: &QuantConfig, site: &Site, absorber: Option<&Ab
     Choice { map: Some(best.map), fold }
 }
 
-/// The map with the smallest error, the first of equal ones.
-fn best(operand: &Operand, shift: bool) -> Option<(f64, Candidate)> {
-    let clipped = dual_clipping(&operand.rows, &operand.ranges);
+/// The map with the smallest error of those that can be absorbed, the first of equal ones.
+fn best(operand: &Operand, absorber: &Absorber) -> Option<(f64, Candidate)> {
+    let clipped = dual_clipping(&operand.rows, &operand.ranges, &absorber.ties);
     let mut finalists: BTreeMap<Method, (f64, Candidate)> = BTreeMap::new();
-    for candidate in candidates(&operand.ranges, &clipped, shift).into_iter().filter(|c| c.map.is_usable()) {
+    for candidate in candidates(&operand.ranges, &clipped, absorber.shift).into_iter().filter(|c| absorber.takes(&c.map)) {
         let estimate = operand.estimate(&candidate.map);
         let best = finalists.get(&candidate.method).map_or(f64::INFINITY, |(error, _)| *error);
         if estimate < best {

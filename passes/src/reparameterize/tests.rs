@@ -73,7 +73,7 @@ proptest! {
             let step = (hi - lo) / 255.0;
             rows.iter().map(|x| (x - (lo + round((x.clamp(lo, hi) - lo) / step) * step)).powi(2)).sum()
         };
-        let clipped = dual_clipping(&rows, &ranges(&[(lo, hi)], &[1.0]))[0];
+        let clipped = dual_clipping(&rows, &ranges(&[(lo, hi)], &[1.0]), &[0])[0];
         prop_assert!(clipped.0 >= lo.min(lo / 2.0) && clipped.1 <= hi.max(hi / 2.0));
         prop_assert!(error(clipped.0, clipped.1) <= error(lo, hi) * 1.001 + 1e-6);
     }
@@ -113,4 +113,20 @@ fn outliers_are_counted_against_the_median() {
 fn channels_that_are_tied_have_one_representative() {
     assert_eq!(super::representatives(5, &[(1, 3), (3, 4), (0, 0)]), Some(vec![0, 1, 2, 1, 1]));
     assert_eq!(super::representatives(5, &[(1, u32::MAX)]), None);
+}
+
+/// Heads with the same values must be mapped alike, though what attention makes of them differs.
+#[test]
+fn channels_that_are_tied_get_the_same_numbers() {
+    // Channels 0 and 2 are one; 0 has an outlier that the others have not.
+    let rows: Vec<f32> =
+        (0..64).flat_map(|i| [1.0, 1.0, 0.3].map(|by| by * ((i * 37 % 64) as f32 / 32.0 - 1.0))).chain([8.0, 1.0, 0.3]).collect();
+    let ranges = ranges(&[(-1.0, 8.0), (-1.0, 1.0), (-1.0, 8.0)], &[1.0; 3]);
+    let [free, tied] = [[0, 1, 2], [0, 1, 0]].map(|ties| dual_clipping(&rows, &ranges, &ties));
+    assert_ne!(free[0], free[2]);
+    assert!(tied[0] == tied[2] && tied[1] == free[1], "{tied:?}");
+    for candidate in candidates(&ranges, &tied, true) {
+        assert_eq!(candidate.map.scale[0], candidate.map.scale[2], "{:?}", candidate.method);
+        assert_eq!(candidate.map.shift.as_ref().map(|z| z[0]), candidate.map.shift.as_ref().map(|z| z[2]), "{:?}", candidate.method);
+    }
 }
