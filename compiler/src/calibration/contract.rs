@@ -29,8 +29,10 @@ pub struct Contract {
     pub threads: usize,
     /// Who is told how far it is.
     pub progress: Arc<dyn Progress>,
-    /// The model in f32.
-    reference: Executable,
+    /// The model in f32,
+    exact: Graph,
+    /// and its code, made when it is first needed: calibration has no memory for it.
+    reference: Option<Executable>,
     /// Names of the outputs; those that are no floats are not measured.
     outputs: Vec<Option<String>>,
 }
@@ -65,7 +67,7 @@ impl Contract {
     /// A contract about a model that is `graph` in f32.
     ///
     /// # Errors
-    /// When the promise names outputs that are not there, and as [`Executable::of`].
+    /// When the promise names outputs that are not there.
     pub fn new(
         graph: &Graph,
         samples: Vec<Batch>,
@@ -77,8 +79,15 @@ impl Contract {
         let name = |o: &tfc_ir::graph::Output| graph.ty(o.value).elem.is_float().then(|| o.name.to_string());
         let outputs: Vec<Option<String>> = graph.outputs().iter().map(name).collect();
         promise.fits(&outputs.iter().flatten().map(String::as_str).collect::<Vec<_>>())?;
-        let reference = Executable::of(graph, threads)?;
-        Ok(Contract { samples, mask, promise, threads, progress, reference, outputs })
+        Ok(Contract { samples, mask, promise, threads, progress, exact: graph.clone(), reference: None, outputs })
+    }
+
+    /// The code of the model in f32.
+    fn reference(&mut self) -> Result<&mut Executable> {
+        if self.reference.is_none() {
+            self.reference = Some(Executable::of(&self.exact, self.threads)?);
+        }
+        self.reference.as_mut().ok_or_else(|| Diagnostic::bug("there is no code of the model in f32"))
     }
 
     /// Measures a graph that is behind all passes.
@@ -91,9 +100,9 @@ impl Contract {
         let total = self.samples.iter().map(|b| b.samples).sum();
         let mut done = 0;
         self.progress.at("measure on samples", done, total);
-        for batch in &self.samples {
-            let (actual, expected) = (executable.run(batch)?, self.reference.run(batch)?);
-            self.add(&mut sums, batch, &actual, &expected, usize::MAX)?;
+        for batch in self.samples.clone() {
+            let (actual, expected) = (executable.run(&batch)?, self.reference()?.run(&batch)?);
+            self.add(&mut sums, &batch, &actual, &expected, usize::MAX)?;
             done += batch.samples;
             self.progress.at("measure on samples", done, total);
         }
@@ -123,13 +132,15 @@ impl Contract {
         if count == 0 {
             return Ok(vec![]);
         }
-        let samples = ranking::samples(graph, gates, &self.reference, &self.samples, ranking::OPERATIONS)?.to_vec();
-        let expected: Vec<Vec<Tensor>> = samples.iter().map(|b| self.reference.run(b)).collect::<Result<_>>()?;
+        let all = self.samples.clone();
+        let reference = self.reference()?;
+        let samples = ranking::samples(graph, gates, reference, &all, ranking::OPERATIONS)?;
+        let expected: Vec<Vec<Tensor>> = samples.iter().map(|b| reference.run(b)).collect::<Result<_>>()?;
         let none = vec![Accumulator::default(); self.outputs.len()];
         // With all roundings, then without those of each layer.
         let mut sums = vec![none; count + 1];
         self.progress.at("rank layers", 0, count);
-        ranking::without_each(graph, gates, &samples, self.threads, &mut |gate, i, actual| {
+        ranking::without_each(graph, gates, samples, self.threads, &mut |gate, i, actual| {
             self.add(&mut sums[gate.map_or(0, |g| g + 1)], &samples[i], actual, &expected[i], ranking::ROWS)?;
             if let Some(gate) = gate.filter(|_| i + 1 == samples.len()) {
                 self.progress.at("rank layers", gate + 1, count);
