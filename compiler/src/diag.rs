@@ -231,9 +231,10 @@ impl From<ArtifactError> for Box<Diagnostic> {
             ArtifactError::Target { .. } => Diagnostic::unsupported(e.to_string()),
             ArtifactError::Io { action, path, source } => Diagnostic::io(action, &path, &source),
             ArtifactError::Compiler { command, output } => Diagnostic::failed("the C compiler failed").note(command).note(output),
-            ArtifactError::Occupied { .. } | ArtifactError::NoFolder { .. } | ArtifactError::NoCompiler { .. } => {
-                Diagnostic::failed(e.to_string())
-            }
+            ArtifactError::Occupied { .. }
+            | ArtifactError::OtherModel { .. }
+            | ArtifactError::NoFolder { .. }
+            | ArtifactError::NoCompiler { .. } => Diagnostic::failed(e.to_string()),
         }
     }
 }

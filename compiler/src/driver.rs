@@ -15,16 +15,17 @@ use crate::calibration::data::Batch;
 use crate::calibration::{Accuracy, Compiled, Contract, Data, Holdout, Progress, cache, evaluate};
 use crate::diag::{self, Diagnostic, Result, list};
 use crate::emit::jit;
-use crate::files::{Pending, Place, folder};
+use crate::files::{self, Pending, Place};
 use crate::kernel::Program;
 use crate::metrics::Promise;
-use crate::onnx::{self, ImportOptions};
+use crate::onnx::{self, DimSpec, ImportOptions};
 use crate::schedule::schedule;
 use std::ffi::OsString;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tfc_ir::dim::{Dim, Symbol};
 use tfc_ir::graph::{Graph, Loc};
 use tfc_ir::text;
 use tfc_ir::verify::verify;
@@ -96,8 +97,8 @@ impl CalibrationOptions {
                 .help("give samples with --calib DATA.npz; what is observed on them is written to the file"));
         }
         // Whoever waits for calibration shall not learn only at its end that there is no place for the cache.
-        if let Some(path) = self.cache.as_deref().filter(|path| !folder(path).is_dir()) {
-            return Err(Diagnostic::failed(format!("cannot write `{}`: there is no folder `{}`", path.display(), folder(path).display())));
+        if let Some(path) = self.cache.as_deref().filter(|_| !cached) {
+            files::check(path)?;
         }
         let data = if self.paths.is_empty() { None } else { Some(Data::read(&self.paths, graph, self.holdout)?) };
         let key = self.cache.clone().map(|path| (path, cache::Key::new(graph, options, data.as_ref().map(|d| d.hash))));
@@ -188,21 +189,28 @@ pub fn is_tir(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "tir")
 }
 
-/// The file with the large constants of a graph in text form: `model.tir.bin` for `model.tir`.
+/// The file of constants of one graph in text form: `model.tir.bin` for `model.tir`.
 pub fn companion(tir: &Path) -> PathBuf {
     let mut name: OsString = tir.into();
     name.push(".bin");
     name.into()
 }
 
-/// Reads a model: `.tir` as text, with its companion file if there is one, everything else as ONNX.
+/// The name of the file of constants of all graphs in a folder of dumps.
+pub const SHARED_CONSTANTS: &str = "constants.bin";
+
+/// The file of constants of a graph in text form: its own, else that of its folder; `None` if there is neither.
+fn constants_of(tir: &Path) -> Option<PathBuf> {
+    [companion(tir), tir.with_file_name(SHARED_CONSTANTS)].into_iter().find(|path| path.exists())
+}
+
+/// Reads a model: `.tir` as text, with its file of constants if there is one, everything else as ONNX.
 ///
 /// # Errors
 /// When the file cannot be read, is not such a model, uses what is not supported, or contradicts `import`.
 pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     let file = onnx::map_file(path)?;
-    let (graph, warnings) =
-        if is_tir(path) { (parse(path, &file, import)?, vec![]) } else { onnx::import_with_warnings(&decode(path)?, import)? };
+    let (graph, warnings) = if is_tir(path) { (parse(path, &file, import)?, vec![]) } else { self::import(&decode(path)?, import)? };
     if let Err(errors) = verify(&graph) {
         if !is_tir(path) {
             return Err(diag::verifier(&errors, "the import"));
@@ -216,6 +224,42 @@ pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
         hash.update(&tensor.content_hash().to_le_bytes());
     }
     Ok(Loaded { graph, hash: hash.digest128(), warnings })
+}
+
+/// Imports a model. Where it takes no sizes as `import` gives, the error says which it takes.
+fn import(model: &onnx::model::Model, import: &ImportOptions) -> Result<(Graph, Vec<String>)> {
+    onnx::import_with_warnings(model, import).map_err(|e| sizes_taken(model, import, e.into()))
+}
+
+/// An error of an import with sizes, with what the model takes in front of it if it is that.
+pub fn sizes_taken(model: &onnx::model::Model, import: &ImportOptions, e: Box<Diagnostic>) -> Box<Diagnostic> {
+    if e.exit != diag::Exit::Failed || *import == ImportOptions::default() {
+        return e;
+    }
+    // What the model says of its sizes if nothing else does.
+    let Ok((graph, _)) = onnx::import_with_warnings(model, &ImportOptions::default()) else { return e };
+    let given = |(name, spec): (&String, &DimSpec)| match spec {
+        DimSpec::Fixed(n) => (format!("`{name}`"), Dim::from(Symbol::new(name)), *n, *n),
+        DimSpec::Range(r) => (format!("`{name}`"), Dim::from(Symbol::new(name)), r.min, r.max),
+    };
+    let inputs = graph.inputs().iter().filter_map(|&v| Some((graph.value(v).name.as_deref()?, &graph.ty(v).shape.0)));
+    let shapes = inputs.filter_map(|(name, dims)| Some((name, dims, import.shapes.get(name)?))).flat_map(|(name, dims, sizes)| {
+        let axis = move |(axis, (dim, &n)): (usize, (&Dim, &i64))| (format!("{dim} (axis {axis} of `{name}`)"), dim.clone(), n, n);
+        dims.iter().zip(sizes).enumerate().map(axis).collect::<Vec<_>>()
+    });
+    for (what, dim, min, max) in import.dims.iter().map(given).chain(shapes) {
+        let Some(symbol) = dim.as_symbol() else { continue };
+        let Some(takes) = graph.symbols.get(symbol) else { continue };
+        if min <= takes.max && takes.min <= max {
+            continue;
+        }
+        let by = graph.bounds.get(symbol).map_or(String::new(), |loc| format!(", by node `{loc}`"));
+        let given = if min == max { min.to_string() } else { format!("{min}..{max}") };
+        let limit = if min > takes.max { format!("at most {}", takes.max) } else { format!("at least {}", takes.min) };
+        let file = format!("`{}`", model.file.display());
+        return Diagnostic::failed(format!("the dimension {what} cannot be {given}: the model takes {limit}{by}")).at(file).note(e.text());
+    }
+    e
 }
 
 /// Decodes an ONNX model.
@@ -242,13 +286,16 @@ fn parse(path: &Path, file: &[u8], import: &ImportOptions) -> Result<Graph> {
     }
     let text = std::str::from_utf8(file)
         .map_err(|e| Diagnostic::failed("the file is not text in UTF-8").at(place.clone()).at(format!("byte {}", e.valid_up_to())))?;
-    let companion = companion(path);
-    let blob = if companion.exists() { Some(onnx::map_file(&companion)?) } else { None };
-    text::parse(text, blob).map_err(|e| {
+    let constants = constants_of(path);
+    let file = constants.as_deref().map(onnx::map_file).transpose()?;
+    text::parse(text, file).map_err(|e| {
         let (message, lines) = (e.message.clone(), e.to_string());
         let excerpt = lines.split_once('\n').map_or("", |(_, rest)| rest).to_string();
         let d = Diagnostic::failed(message).at(format!("{}:{}:{}", path.display(), e.line, e.column)).note(excerpt);
-        if companion.exists() { d } else { d.note(format!("there is no file `{}`", companion.display())) }
+        match &constants {
+            Some(constants) => d.note(format!("its file of constants is `{}`", constants.display())),
+            None => d.note(format!("there is no file `{}` and no `{SHARED_CONSTANTS}` beside it", companion(path).display())),
+        }
     })
 }
 
@@ -414,8 +461,7 @@ pub fn jit(optimized: &Optimized) -> Result<Model> {
     Ok(jit::load(&program, "model", cpu.as_deref())?)
 }
 
-/// Writes a graph as text, and its large constants to the companion file if it has any. A device or a pipe has no
-/// companion: large constants are left out there.
+/// Writes a graph as text, and what it elides to its file of constants if there is any. A device or a pipe has no such file.
 ///
 /// # Errors
 /// When a file cannot be written.

@@ -1,14 +1,14 @@
 //! Writing files so that a failure leaves nothing behind.
 //!
-//! What is written goes to a temporary file beside its place and gets its name at the end. Links are written
+//! What is written goes to a [`Scratch`] folder beside its place and gets its name at the end. Links are written
 //! through: the file that a link leads to is replaced, the link stays. Devices, pipes and the streams of the process
 //! are written into; they are never replaced.
 
 use crate::diag::{Diagnostic, Result};
+use crate::scratch::{Scratch, undisturbed};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// Where an output goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,10 +66,13 @@ pub struct Pending {
 /// What will be at a path.
 enum Draft {
     /// A file beside the place that it will have.
-    Beside(NamedTempFile, PathBuf),
+    Beside(Scratch, PathBuf),
     /// What will be written into a stream.
     Apart(File, PathBuf),
 }
+
+/// The name of a file in its scratch folder.
+const DRAFT: &str = "new";
 
 impl Pending {
     /// Writes the file that will be `path`.
@@ -87,71 +90,103 @@ impl Pending {
         self.files.pop();
     }
 
-    /// Gives all files their names and returns them.
+    /// Gives all files their names, which no handled signal interrupts, and returns them. Streams come first: they may wait.
     ///
     /// # Errors
     /// When a file cannot be renamed, or a stream does not take what is for it; what has its name already, stays.
-    pub fn commit(self) -> Result<Vec<PathBuf>> {
-        let mut paths = vec![];
-        for (draft, path) in self.files {
-            let done = match draft {
-                Draft::Beside(file, place) => file.persist(place).map(|_| ()).map_err(|e| e.error),
-                Draft::Apart(mut file, stream) => file.rewind().and_then(|()| pour(&mut file, &stream)),
-            };
-            done.map_err(|e| Diagnostic::io("write", &path, &e))?;
-            paths.push(path);
+    pub fn commit(mut self) -> Result<Vec<PathBuf>> {
+        for (draft, path) in &mut self.files {
+            if let Draft::Apart(file, stream) = draft {
+                file.rewind().and_then(|()| pour(file, stream)).map_err(|e| Diagnostic::io("write", path, &e))?;
+            }
         }
-        Ok(paths)
+        undisturbed(|| {
+            for (draft, path) in &self.files {
+                if let Draft::Beside(scratch, place) = draft {
+                    fs::rename(scratch.join(DRAFT), place).map_err(|e| Diagnostic::io("write", path, &e))?;
+                }
+            }
+            Ok::<_, Box<Diagnostic>>(())
+        })?;
+        Ok(self.files.into_iter().map(|(_, path)| path).collect())
     }
 }
 
 fn draft(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> io::Result<Draft> {
-    let mut draft = match Place::of(path)? {
-        Place::Name(place) if place.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-        Place::Name(place) => Draft::Beside(beside(&place)?, place),
-        Place::Stream(stream) => Draft::Apart(tempfile::tempfile()?, stream),
+    let fill = |mut file: File| -> io::Result<File> {
+        let mut out = BufWriter::with_capacity(1 << 16, &mut file);
+        write(&mut out).and_then(|()| out.flush())?;
+        drop(out);
+        Ok(file)
     };
-    let file = match &mut draft {
-        Draft::Beside(file, _) => file.as_file_mut(),
-        Draft::Apart(file, _) => file,
-    };
-    let mut out = BufWriter::with_capacity(1 << 16, file);
-    write(&mut out).and_then(|()| out.flush())?;
-    drop(out);
-    Ok(draft)
-}
-
-/// A temporary file in the folder of `place`, with the usual permissions.
-fn beside(place: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".tfc-");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder(place)).map_err(without_path)
-}
-
-/// An error of making a temporary file without the name of that file, which nobody knows.
-pub fn without_path(e: io::Error) -> io::Error {
-    match e.to_string().split_once(" at path ") {
-        Some((cause, _)) => io::Error::new(e.kind(), cause),
-        None => e,
+    match Place::of(path)? {
+        Place::Name(place) => {
+            let scratch = beside(&place)?;
+            fill(File::create(scratch.join(DRAFT))?)?;
+            Ok(Draft::Beside(scratch, place))
+        }
+        Place::Stream(stream) => Ok(Draft::Apart(fill(tempfile::tempfile()?)?, stream)),
     }
+}
+
+/// A scratch folder in the folder of `place`, where no folder is.
+fn beside(place: &Path) -> io::Result<Scratch> {
+    if place.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Scratch::new(folder(place)) }
+}
+
+/// Asks whether there is a folder for what will be at `path`.
+///
+/// # Errors
+/// When there is not.
+pub fn check_folder(path: &Path) -> Result<()> {
+    let folder = folder(path);
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let what = if folder.exists() { "is not a folder" } else { "does not exist" };
+    Err(Diagnostic::failed(format!("cannot write `{}`: the folder `{}` {what}", path.display(), folder.display())))
+}
+
+/// Asks whether a file can be written at `path`, before the work that its contents take.
+///
+/// # Errors
+/// When there is a folder at `path`, or its folder does not exist or cannot be written.
+pub fn check(path: &Path) -> Result<()> {
+    check_folder(path)?;
+    let checked = match Place::of(path) {
+        Ok(Place::Name(place)) => beside(&place).map(drop),
+        Ok(Place::Stream(_)) => Ok(()),
+        Err(e) => Err(e),
+    };
+    checked.map_err(|e| Diagnostic::io("write", path, &e))
+}
+
+/// Puts files at paths, in their order, which no handled signal interrupts where renaming is all it takes.
+///
+/// # Errors
+/// When the system refuses, with the path; what has been put then stays.
+pub fn put_all(files: &[(PathBuf, PathBuf)]) -> Result<(), (&Path, io::Error)> {
+    let rename = |(file, path): &(PathBuf, PathBuf)| match Place::of(path) {
+        Ok(Place::Name(place)) => fs::rename(file, place).is_ok(),
+        _ => false,
+    };
+    let done = undisturbed(|| files.iter().take_while(|f| rename(f)).count());
+    files[done..].iter().try_for_each(|(file, path)| put(file, path).map_err(|e| (path.as_path(), e)))
 }
 
 /// Puts a file at `path`: under this name, over what is there, or into the stream.
 ///
 /// # Errors
 /// When the system refuses; then what was there still is, unless it is a stream.
-pub fn put(file: &Path, path: &Path) -> io::Result<()> {
+fn put(file: &Path, path: &Path) -> io::Result<()> {
     match Place::of(path)? {
         Place::Stream(stream) => pour(&mut File::open(file)?, &stream),
         Place::Name(place) => match fs::rename(file, &place) {
             // A link may lead to another file system.
             Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
-                let mut copy = beside(&place)?;
-                io::copy(&mut File::open(file)?, &mut copy)?;
-                copy.as_file().set_permissions(fs::metadata(file)?.permissions())?;
-                copy.persist(place).map(|_| ()).map_err(|e| e.error)
+                let scratch = beside(&place)?;
+                fs::copy(file, scratch.join(DRAFT))?;
+                fs::rename(scratch.join(DRAFT), place)
             }
             done => done,
         },

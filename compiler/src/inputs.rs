@@ -1,6 +1,7 @@
 //! Inputs for a model: read from an archive and matched with what the model wants, or made up.
 
 use crate::diag::{Diagnostic, Result, list, table};
+use crate::memory;
 use crate::npz::{self, Archive, NpzError};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -109,21 +110,48 @@ fn mismatches(archive: &Archive, ports: &[Port], what: &str) -> Vec<[String; 3]>
 /// follow from `shapes` and `dims`.
 ///
 /// # Errors
-/// When these contradict the model, or leave a dimension open; the error names all that are open.
+/// When these contradict the model, or leave a dimension open; the error names all that are open. When there is no memory for
+/// the model at these sizes.
 pub fn synthetic(model: &Model, shapes: &BTreeMap<String, Vec<i64>>, dims: &BTreeMap<String, i64>) -> Result<Vec<Tensor>> {
     let dims = dims_of(model, shapes, dims)?;
+    fits_memory(model, &dims)?;
     let mut random = Normal::new(0x7fc);
     let mut inputs = vec![];
     for port in model.inputs() {
         let sizes = port.shape_at(&dims)?;
         let bytes = port.bytes_at(&dims)?;
-        if isize::try_from(bytes).is_err() || bytes > 1 << 40 {
-            return Err(Diagnostic::failed(format!("input `{}` would have {bytes} bytes", port.name)));
+        // Where the system does not tell how much memory there is, it may still refuse.
+        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(Diagnostic::failed(format!("cannot allocate the {bytes} bytes of input `{}`", port.name)));
         }
         let elem = elem_of(port.elem);
         inputs.push(Tensor::build(elem, &sizes, |_| if elem.is_float() { Scalar::Float(random.next()) } else { Scalar::Int(1) }));
     }
     Ok(inputs)
+}
+
+/// Whether the machine has the memory that a model takes at some dimensions.
+///
+/// # Errors
+/// When it has not, as far as the system tells; when sizes leave what can be addressed.
+pub fn fits_memory(model: &Model, dims: &Dims) -> Result<()> {
+    let bytes = |ports: &[Port]| -> Result<u128> { ports.iter().try_fold(0u128, |sum, p| Ok(sum + p.bytes_at(dims)? as u128)) };
+    let (inputs, outputs, arena) = (bytes(model.inputs())?, bytes(model.outputs())?, model.arena_bytes(dims)? as u128);
+    let needed = inputs + outputs + arena;
+    match memory::available() {
+        Some(there) if needed > there.into() => {
+            let sizes: String = model.symbols().iter().zip(dims.values()).map(|(s, v)| format!(", `{}` = {v}", s.name)).collect();
+            let mib = |n: u128| format!("{} MiB", n.div_ceil(1 << 20));
+            Err(Diagnostic::failed(format!(
+                "the model needs {} of memory at these sizes, and there are {}",
+                mib(needed),
+                mib(there.into())
+            ))
+            .note(format!("inputs {}, outputs {}, arena {}{sizes}", mib(inputs), mib(outputs), mib(arena)))
+            .help("choose smaller sizes with --dim or --shape"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn dims_of(model: &Model, shapes: &BTreeMap<String, Vec<i64>>, dims: &BTreeMap<String, i64>) -> Result<Dims> {

@@ -355,7 +355,7 @@ fn a_profile_accounts_for_the_whole_run() {
     let p = Place::new();
     p.run("compile m.onnx -o bundle -q").expect(0, &[]);
     let mut sources = vec!["m.onnx"];
-    sources.extend(p.path("bundle/m.so").exists().then_some("bundle"));
+    sources.extend(p.path("bundle/bundle.so").exists().then_some("bundle"));
     for source in sources {
         for threads in 1..3 {
             let line = format!("bench {source} --inputs in.npz --iters 3 --threads {threads} --profile");
@@ -475,8 +475,8 @@ fn objects_are_the_same_every_time_and_can_be_inspected() {
     let p = Place::new();
     fs::create_dir(p.path("other")).unwrap();
     fs::copy(p.path("m.onnx"), p.path("other/m.onnx")).unwrap();
-    p.run("compile m.onnx -o a.o -q").expect(0, &[]);
-    p.run("compile other/m.onnx -o other/b.o -q").expect(0, &[]);
+    p.run("compile m.onnx -o a.o --name m -q").expect(0, &[]);
+    p.run("compile other/m.onnx -o other/b.o --name m -q").expect(0, &[]);
     assert_eq!(p.read("a.o"), p.read("other/b.o"));
     let r = p.run("inspect a.o").expect(0, &["batch  0..", "f32[batch, 4]", "picked", "kernels"]);
     assert!(r.err.is_empty());
@@ -569,7 +569,7 @@ fn cpu_variants_are_chosen_refused_and_listed() {
     assert_eq!(names, ["baseline", "avx2", "avxvnni", "avx512vnni", "amx"]);
     let triple = target_lexicon::Triple::host();
     let best = tfc::emit::clif::target::Cpu::best_here().unwrap().name;
-    let models: &[&str] = if p.path("all/m.so").exists() { &["m.onnx", "all"] } else { &["m.onnx"] };
+    let models: &[&str] = if p.path("all/all.so").exists() { &["m.onnx", "all"] } else { &["m.onnx"] };
     for model in models {
         p.run(&format!("run {model} --inputs in.npz -v")).expect(0, &[&format!("variant {best}")]);
         for cpu in tfc::emit::clif::target::Cpu::variants(&triple) {
@@ -612,11 +612,11 @@ fn a_bundle_runs_like_its_model() {
     p.run("compile m.onnx -o bundle").expect(0, &["wrote bundle"]);
     assert!(!p.files().iter().any(|f| f.starts_with(".tfc") || f.contains("tmp")), "{:?}", p.files());
     p.run("inspect bundle").expect(0, &["name", "f32[batch, 4]"]);
-    if !p.path("bundle/m.so").exists() {
+    if !p.path("bundle/bundle.so").exists() {
         eprintln!("skipped: there is no C compiler, so there is no shared object");
         return;
     }
-    p.run("inspect bundle/m.so").expect(0, &["f32[batch, 4]"]);
+    p.run("inspect bundle/bundle.so").expect(0, &["f32[batch, 4]"]);
     p.run("run bundle --inputs in.npz --outputs out.npz").expect(0, &[]);
     p.run("verify m.onnx --inputs in.npz --reference out.npz").expect(0, &["ok"]);
     p.run("verify bundle --model m.onnx --inputs in.npz").expect(0, &["ok"]);
@@ -1038,10 +1038,10 @@ fn pipes_and_devices_are_no_inputs() {
         p.run(line).expect(1, &[what]);
     }
     p.run("compile m.onnx -o b --weights external -q").expect(0, &[]);
-    if p.path("b/m.so").exists() {
-        fs::remove_file(p.path("b/m.weights.bin")).unwrap();
-        pipe("b/m.weights.bin");
-        p.run("run b --inputs in.npz").expect(1, &["m.weights.bin", "a named pipe"]);
+    if p.path("b/b.so").exists() {
+        fs::remove_file(p.path("b/b.weights.bin")).unwrap();
+        pipe("b/b.weights.bin");
+        p.run("run b --inputs in.npz").expect(1, &["b.weights.bin", "a named pipe"]);
     }
     fs::remove_dir_all(p.path("b")).unwrap();
     assert_eq!(p.files(), before);
@@ -1108,4 +1108,306 @@ fn a_full_disk_leaves_nothing() {
         r.expect(1, &[&format!("cannot write `{out}`: File too large")]);
         assert_eq!(p.files(), before, "{line}");
     }
+}
+
+/// Models that are all called `model.onnx`.
+fn models_of_one_name() -> Place {
+    let p = Place::new();
+    for (folder, activation) in [("a", "Relu"), ("b", "Tanh"), ("c/onnx", "Sigmoid")] {
+        fs::create_dir_all(p.path(folder)).unwrap();
+        fs::write(p.path(folder).join("model.onnx"), model(activation)).unwrap();
+    }
+    fs::create_dir(p.path("out")).unwrap();
+    p
+}
+
+#[test]
+fn outputs_name_symbols_and_weights() {
+    let p = models_of_one_name();
+    p.run("compile a/model.onnx -o out/a.o --weights external").expect(0, &["wrote out/a.o", "wrote out/a.weights.bin"]);
+    p.run("compile b/model.onnx -o out/b.o --weights external").expect(0, &["wrote out/b.o", "wrote out/b.weights.bin"]);
+    for name in ["a", "b"] {
+        let json = p.run(&format!("inspect out/{name}.o --json")).expect(0, &[]).out;
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&json["name"], &json["weights"]["file"]), (&name.into(), &format!("{name}.weights.bin").into()));
+    }
+    p.run("compile a/model.onnx --name other -o out/c.o --weights external").expect(0, &["wrote out/c.weights.bin"]);
+    p.run("inspect out/c.o").expect(0, &["other"]);
+    p.run("compile a/model.onnx -o out/v1.d").expect(2, &["extension"]);
+    p.run("compile a/model.onnx --emit obj,asm -o out/two.x --weights external").expect(0, &["out/two.o", "out/two.weights.bin"]);
+    let named = |artifact: &str| {
+        let json = p.run(&format!("inspect {artifact} --json")).expect(0, &[]).out;
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["name"].as_str().unwrap().to_string()
+    };
+    // Without an output, the model's name; where it is `model`, its folder's.
+    for (line, name, bundle) in [
+        ("compile m.onnx", "m", "m/m.o"),
+        ("compile a/model.onnx", "a", "a_bundle/a.o"),
+        ("compile c/onnx/model.onnx", "c", "c_bundle/c.o"),
+        ("compile a/model.onnx --emit obj", "a", "a.o"),
+        ("compile a/model.onnx --emit obj -o out", "a", "out/a.o"),
+        ("compile a/model.onnx -o out/int", "int_", "out/int/int_.o"),
+    ] {
+        fs::remove_file(p.path("out/a.o")).ok();
+        p.run(line).expect(0, &[]);
+        assert_eq!(named(bundle), name, "{line}");
+    }
+    let there = ran(p.command("compile ../b/model.onnx").current_dir(p.path("out")).output().unwrap());
+    there.expect(0, &["wrote b"]);
+    fs::create_dir(p.path("out/.hidden")).unwrap();
+    let there = ran(p.command("compile ../b/model.onnx -o .").current_dir(p.path("out/.hidden")).output().unwrap());
+    there.expect(0, &[]);
+    assert_eq!(named("out/.hidden"), "_hidden");
+}
+
+#[test]
+fn nothing_of_another_model_is_replaced_unless_forced() {
+    let p = models_of_one_name();
+    p.run("compile a/model.onnx -o out/bundle").expect(0, &[]);
+    p.run("compile a/model.onnx -o out/x.o --weights external").expect(0, &[]);
+    p.run("compile a/model.onnx -o out/x.a --weights external").expect(0, &[]);
+    fs::copy(p.path("out/x.weights.bin"), p.path("out/y.weights.bin")).unwrap();
+    fs::write(p.path("out/z.weights.bin"), "mine").unwrap();
+    fs::write(p.path("out/z.o"), "mine").unwrap();
+    let hash = |name: &str| {
+        let json: serde_json::Value = serde_json::from_str(&p.run(&format!("inspect {name} --json")).expect(0, &[]).out).unwrap();
+        json["model_hash"].as_str().unwrap().to_string()
+    };
+    let theirs = hash("out/x.o");
+    let read = || ["bundle/bundle.o", "x.o", "x.a", "x.weights.bin", "y.weights.bin", "z.weights.bin"].map(|f| p.read(&format!("out/{f}")));
+    let before = read();
+    for (line, what) in [
+        ("compile b/model.onnx -o out/bundle", "`out/bundle`: a bundle of another model"),
+        ("compile b/model.onnx -o out/bundle --name b", "`out/bundle`: a bundle of another model"),
+        ("compile b/model.onnx -o out/x.o", "`out/x.o`: code of another model"),
+        ("compile b/model.onnx -o out/x.a", "`out/x.a`: code of another model"),
+        ("compile b/model.onnx --emit obj,asm -o out/x", "`out/x.o`: code of another model"),
+        ("compile b/model.onnx -o out/y.o --weights external", "`out/y.weights.bin`: the weights file of another model"),
+    ] {
+        // The hashes of both sides.
+        p.run(line).expect(1, &[what, &theirs, "this model's is", "--force"]);
+    }
+    p.run("compile b/model.onnx -o out/z.o --weights external").expect(1, &["`out/z.weights.bin`", "not known", "--force"]);
+    assert!(before == read());
+    // Its own things are replaced, whatever the options and the name.
+    for line in ["-o out/bundle -O0", "-o out/bundle --name other", "-o out/x.o -O1 --weights external"] {
+        p.run(&format!("compile a/model.onnx {line}")).expect(0, &[]);
+    }
+    p.run("compile a/model.onnx -o out/z.o").expect(0, &[]);
+    for line in ["-o out/bundle", "-o out/x.o", "-o out/y.o --weights external", "-o out/z.o --weights external"] {
+        p.run(&format!("compile b/model.onnx --force {line}")).expect(0, &[]);
+    }
+    assert!(hash("out/x.o") != theirs && hash("out/bundle") != theirs);
+    // Not even by force: files that no bundle has.
+    fs::write(p.path("out/bundle/main.c"), "mine").unwrap();
+    p.run("compile b/model.onnx --force -o out/bundle").expect(1, &["`main.c`"]);
+}
+
+#[test]
+fn occupied_places_are_refused_before_the_work() {
+    let p = Place::new();
+    fs::create_dir_all(p.path("mine/deep")).unwrap();
+    for name in ["x.o", "x.weights.bin", "x.tir", "x.npz", "x.json", "x.cache"] {
+        fs::create_dir(p.path(name)).unwrap();
+    }
+    fs::write(p.path("file"), "mine").unwrap();
+    let before = p.files();
+    // There is no such model: that is found out first when a model is read.
+    for (line, what) in [
+        ("compile absent.onnx -o mine", "the folder is not empty"),
+        ("compile absent.onnx -o file --emit bundle", "it is a file"),
+        ("compile absent.onnx -o x.o", "irectory"),
+        ("compile absent.onnx --emit obj,asm -o x", "irectory"),
+        ("compile absent.onnx -o x.a --weights external", "`x.weights.bin`"),
+        ("compile absent.onnx -o x.tir", "irectory"),
+        ("compile absent.onnx -o no/x.o", "the folder `no` does not exist"),
+        ("compile absent.onnx -o y.o --dump-ir file", "`file`"),
+        ("run absent.onnx --inputs in.npz --outputs x.npz", "irectory"),
+        ("bench absent.onnx --trace x.json", "irectory"),
+    ] {
+        let said = p.run(line).expect(1, &["error: cannot ", what]);
+        assert!(!said.err.contains("absent"), "{}", said.err);
+    }
+    p.run("compile absent.onnx -o y.o").expect(1, &["absent.onnx"]);
+    assert_eq!(p.files(), before);
+}
+
+/// A linker that never ends holds the compiler where it has files that are half written.
+#[cfg(target_os = "linux")]
+#[test]
+fn signals_leave_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Stdio};
+    use std::thread::sleep;
+    use std::time::Duration;
+    let p = Place::new();
+    fs::create_dir(p.path("bin")).unwrap();
+    fs::write(p.path("bin/cc"), "#!/bin/sh\necho $$ > pid.new\nmv pid.new pid\nexec sleep 600\n").unwrap();
+    fs::set_permissions(p.path("bin/cc"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", p.path("bin").display(), std::env::var("PATH").unwrap());
+    let kill = |signal: &str, pid: &str| {
+        assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+    };
+    let started = |command: &mut Command| -> (Child, String) {
+        let child = command.env("PATH", &path).current_dir(p.0.path()).stderr(Stdio::piped()).spawn().unwrap();
+        while !p.path("pid").exists() {
+            sleep(Duration::from_millis(5));
+        }
+        let linker = fs::read_to_string(p.path("pid")).unwrap().trim().to_string();
+        fs::remove_file(p.path("pid")).unwrap();
+        (child, linker)
+    };
+    let hidden = || p.files().into_iter().filter(|f| f.starts_with(".tfc")).count();
+    let before = p.files();
+    for (line, out) in [("compile m.onnx -o m.so", "m.so"), ("compile m.onnx -o bundle", "bundle")] {
+        for (name, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
+            let (child, linker) = started(&mut p.command(line));
+            assert_eq!(hidden(), 1);
+            kill(name, &child.id().to_string());
+            let output = child.wait_with_output().unwrap();
+            kill("-KILL", &linker);
+            assert_eq!(output.status.signal(), Some(number), "{line} {name}");
+            assert!(!String::from_utf8(output.stderr).unwrap().contains("error"), "{line} {name}");
+            assert_eq!(p.files(), before, "{line} {name}");
+        }
+        let (mut child, linker) = started(&mut p.command(line));
+        kill("-KILL", &child.id().to_string());
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        kill("-KILL", &linker);
+        assert_eq!(hidden(), 1);
+        assert!(!p.path(out).exists());
+        // Whoever writes there next removes it, even if it fails then.
+        p.run(&format!("compile absent.onnx -o {out}")).expect(1, &[]);
+        assert_eq!(p.files(), before, "{line} -KILL");
+    }
+    // What is ignored from the start stays so.
+    let tfc = format!("trap '' HUP; exec {} compile m.onnx -o m.so", env!("CARGO_BIN_EXE_tfc"));
+    let (mut child, linker) = started(Command::new("sh").args(["-c", &tfc]));
+    kill("-HUP", &child.id().to_string());
+    sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none());
+    kill("-TERM", &child.id().to_string());
+    assert_eq!(child.wait().unwrap().signal(), Some(15));
+    kill("-KILL", &linker);
+    assert_eq!(p.files(), before);
+}
+
+/// Dumps have their constants in one file, each once, and go on with it.
+#[test]
+fn dumps_share_their_constants() {
+    let p = Place::new();
+    p.run("compile m.onnx -o m.o --dump-ir ir --print-ir-after 00-import -q").expect(0, &["elided #"]);
+    let bytes = p.read("ir/constants.bin").len();
+    let dumps = fs::read_dir(p.path("ir")).unwrap().count();
+    // 160 and 15 floats, as they are and as a pass has them.
+    assert!(dumps > 5 && bytes < 3 * (640 + 60), "{dumps} files, {bytes} bytes of constants");
+    p.run("compile m.onnx -o m.o --dump-ir ir -q").expect(0, &[]);
+    assert_eq!(p.read("ir/constants.bin").len(), bytes);
+    // What a process that was killed left is no part of the file.
+    let whole = p.read("ir/constants.bin");
+    fs::write(p.path("ir/constants.bin"), [&whole[..], &[7; 100]].concat()).unwrap();
+    p.run("verify ir/00-import.tir --inputs in.npz").expect(0, &["ok"]);
+    p.run("compile m.onnx -O0 -o m.o --dump-ir ir -q").expect(0, &[]);
+    assert!(p.read("ir/constants.bin").starts_with(&whole));
+    p.run("verify ir/01-dce.tir --inputs in.npz").expect(0, &["ok"]);
+    // What is printed is read with the file, and not without.
+    let printed = p.run("compile m.onnx --stop-after import --emit tir -o -").expect(0, &[]).out;
+    assert_eq!(printed.as_bytes(), p.read("ir/00-import.tir"));
+    fs::write(p.path("ir/printed.tir"), &printed).unwrap();
+    p.run("verify ir/printed.tir --inputs in.npz").expect(0, &["ok"]);
+    fs::write(p.path("printed.tir"), &printed).unwrap();
+    p.run("verify printed.tir --inputs in.npz").expect(1, &["elided", "`printed.tir.bin`", "constants.bin"]);
+    // Something else of that name stays.
+    fs::create_dir(p.path("mine")).unwrap();
+    fs::write(p.path("mine/constants.bin"), "mine").unwrap();
+    p.run("compile absent.onnx -o m.o --dump-ir mine").expect(1, &["`mine/constants.bin`", "no file of constants"]);
+    assert_eq!(p.read("mine/constants.bin"), b"mine");
+}
+
+#[test]
+fn targets_that_are_not_tested_are_refused() {
+    let p = Place::new();
+    let before = p.files();
+    for target in [
+        "x86_64-pc-windows-msvc",
+        "x86_64-pc-windows-gnu",
+        "aarch64-linux-android",
+        "aarch64-apple-ios",
+        "x86_64-unknown-freebsd",
+        "aarch64-unknown-linux-musl",
+        "wasm32-unknown-unknown",
+        "riscv64gc-unknown-linux-gnu",
+    ] {
+        let line = format!("compile m.onnx --target {target} -o out.o");
+        p.run(&line).expect(3, &["is not supported", "`x86_64-unknown-linux-gnu`", "`aarch64-unknown-linux-gnu`"]);
+    }
+    for (target, instead) in [("x86_64-unknown-none", "x86_64-unknown-linux-gnu"), ("aarch64-unknown-none", "aarch64-unknown-linux-gnu")] {
+        p.run(&format!("compile m.onnx --target {target}")).expect(3, &["is not supported", "help:", instead, "memcpy"]);
+    }
+    assert_eq!(p.files(), before);
+    p.run("compile m.onnx --target x86_64-unknown-linux-musl -o musl.o").expect(0, &[]);
+}
+
+#[test]
+fn absurd_sizes_are_errors() {
+    // The first takes 168 GB.
+    let sizes = ["batch=500000000,count=1", "batch=2147483647,count=1", "batch=2147483647,count=2147483647"];
+    if tfc::memory::available().is_none_or(|bytes| bytes > 150 << 30) {
+        eprintln!("SKIPPED: this machine has more memory than the model wants, or does not tell");
+        return;
+    }
+    let p = Place::new();
+    for size in sizes {
+        let said = p.run(&format!("bench m.onnx --iters 1 --dim {size}")).expect(1, &["error: "]);
+        assert!(!said.err.contains("panicked"), "{}", said.err);
+    }
+    p.run("bench m.onnx --dim batch=9000000000000,count=1").expect(1, &["`batch`", "9000000000000", "at most 2147483647"]);
+    p.run("bench m.onnx --dim batch=99999999999999999999,count=1").expect(2, &["99999999999999999999"]);
+    p.run("compile m.onnx -o bundle -q").expect(0, &[]);
+    if p.path("bundle/bundle.so").exists() {
+        for size in sizes {
+            p.run(&format!("bench bundle --iters 1 --dim {size}")).expect(1, &["error: "]);
+        }
+        let said = p.run(&format!("bench bundle --dim {}", sizes[0]));
+        said.expect(1, &["of memory at these sizes", "inputs 7630 MiB", "`batch` = 500000000", "--dim"]);
+    }
+}
+
+/// A table of positions bounds the length, and whoever wants more is told the bound.
+#[test]
+fn sizes_that_a_model_does_not_take_are_told_with_those_that_it_takes() {
+    let p = Place::new();
+    let weight =
+        TensorProto { name: "positions".into(), data_type: F32, dims: vec![7, 4], raw_data: vec![0; 4 * 28], ..Default::default() };
+    let pair = |name: &str, at: i64| TensorProto {
+        name: name.into(),
+        data_type: I64,
+        dims: vec![1],
+        raw_data: at.to_le_bytes().into(),
+        ..Default::default()
+    };
+    let graph = GraphProto {
+        node: vec![
+            node("Shape", &["x"], "shape"),
+            node("Slice", &["shape", "zero", "one"], "length"),
+            node("Slice", &["positions", "zero", "length", "zero"], "rows"),
+            node("Add", &["x", "rows"], "y"),
+        ],
+        input: vec![value("x", F32, &["seq", "4"])],
+        output: vec![value("y", F32, &["seq", "4"])],
+        initializer: vec![weight, pair("zero", 0), pair("one", 1)],
+        ..Default::default()
+    };
+    let opset = OperatorSetIdProto { version: 17, ..Default::default() };
+    let model = ModelProto { ir_version: 8, opset_import: vec![opset], graph: MessageField::some(graph), ..Default::default() };
+    fs::write(p.path("p.onnx"), model.write_to_bytes().unwrap()).unwrap();
+    let said = "cannot be 600: the model takes at most 7, by node `/Add`";
+    for line in ["compile p.onnx -o p.o", "bench p.onnx", "check p.onnx"] {
+        p.run(&format!("{line} --dim seq=600")).expect(1, &[said, "`seq`", "--> `p.onnx`"]);
+        p.run(&format!("{line} --shape x=600x4")).expect(1, &[said, "axis 0 of `x`"]);
+    }
+    p.run("compile p.onnx -o p.o --dim seq=600..700").expect(1, &["cannot be 600..700", "at most 7"]);
+    p.run("compile p.onnx -o p.o --dim seq=7").expect(0, &[]);
+    p.run("compile p.onnx -o p.o --dim nothing=600").expect(1, &["no dimension `nothing`"]);
 }

@@ -7,7 +7,8 @@
 //! | 8 | 8 | bytes of the header, 4096: where the data begins |
 //! | 16 | 8 | bytes of the data |
 //! | 24 | 16 | XXH3-128 of the data |
-//! | 40 | 4056 | zero |
+//! | 40 | 16 | hash of the model that the data were made of; zero if that is not told |
+//! | 56 | 4040 | zero |
 //!
 //! Integers are little-endian on every target; the data are in the byte order of the target. The file
 //! ends with the data. The data begin on a page, so a mapped file keeps the alignment that the
@@ -35,8 +36,10 @@ pub const HEADER_BYTES_OFFSET: usize = 8;
 pub const DATA_BYTES_OFFSET: usize = 16;
 /// Offset of the hash of the data, a `u128`: its low half comes first.
 pub const HASH_OFFSET: usize = 24;
+/// Offset of the hash of the model, a `u128`. Only the compiler reads it, before it replaces a file.
+pub const MODEL_OFFSET: usize = 40;
 
-const HASH_END: usize = HASH_OFFSET + 16;
+const FIELDS_END: usize = MODEL_OFFSET + 16;
 
 /// What the header of a weights file says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,12 +48,14 @@ pub struct Header {
     pub data_bytes: u64,
     /// [`content_hash`] of the data.
     pub hash: u128,
+    /// Hash of the model that the data were made of; zero if that is not told.
+    pub model: u128,
 }
 
 impl Header {
-    /// The header of a file that holds `data`.
+    /// The header of a file that holds `data`, of a model that it does not tell.
     pub fn of(data: &[u8]) -> Header {
-        Header { data_bytes: data.len() as u64, hash: content_hash(data) }
+        Header { data_bytes: data.len() as u64, hash: content_hash(data), model: 0 }
     }
 
     /// Bytes of the whole file; `None` when that leaves `u64`.
@@ -110,6 +115,7 @@ pub fn write_header(header: &Header) -> [u8; PAGE] {
     page[HEADER_BYTES_OFFSET..][..8].copy_from_slice(&(PAGE as u64).to_le_bytes());
     page[DATA_BYTES_OFFSET..][..8].copy_from_slice(&header.data_bytes.to_le_bytes());
     page[HASH_OFFSET..][..16].copy_from_slice(&header.hash.to_le_bytes());
+    page[MODEL_OFFSET..][..16].copy_from_slice(&header.model.to_le_bytes());
     page
 }
 
@@ -122,7 +128,7 @@ pub fn parse_header(file: &[u8]) -> Result<Header, HeaderError> {
     {
         return Err(HeaderError::Magic(*magic));
     }
-    let Some(fields) = file.first_chunk::<HASH_END>().filter(|_| file.len() >= PAGE) else {
+    let Some(fields) = file.first_chunk::<FIELDS_END>().filter(|_| file.len() >= PAGE) else {
         return Err(HeaderError::Short { expected: PAGE as u64, actual });
     };
     let version = u32::from_le_bytes(array(fields, VERSION_OFFSET));
@@ -133,8 +139,11 @@ pub fn parse_header(file: &[u8]) -> Result<Header, HeaderError> {
     if header_bytes != PAGE as u64 {
         return Err(HeaderError::HeaderBytes(header_bytes));
     }
-    let header =
-        Header { data_bytes: u64::from_le_bytes(array(fields, DATA_BYTES_OFFSET)), hash: u128::from_le_bytes(array(fields, HASH_OFFSET)) };
+    let header = Header {
+        data_bytes: u64::from_le_bytes(array(fields, DATA_BYTES_OFFSET)),
+        hash: u128::from_le_bytes(array(fields, HASH_OFFSET)),
+        model: u128::from_le_bytes(array(fields, MODEL_OFFSET)),
+    };
     match header.file_bytes().unwrap_or(u64::MAX) {
         expected if actual < expected => Err(HeaderError::Short { expected, actual }),
         expected if actual > expected => Err(HeaderError::Long { expected, actual }),
@@ -151,7 +160,7 @@ pub fn verify_contents(file: &[u8]) -> Result<Header, HeaderError> {
     }
 }
 
-fn array<const N: usize>(fields: &[u8; HASH_END], offset: usize) -> [u8; N] {
+fn array<const N: usize>(fields: &[u8; FIELDS_END], offset: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&fields[offset..offset + N]);
     out
@@ -176,11 +185,13 @@ mod tests {
 
     #[test]
     fn the_layout_is_the_documented_one() {
-        let page = write_header(&Header { data_bytes: 0x0102, hash: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100 });
+        let (hash, model) = (0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100, 0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1110);
+        let page = write_header(&Header { data_bytes: 0x0102, hash, model });
         assert_eq!(page[..8], *b"TFCW\x01\0\0\0");
         assert_eq!(page[8..24], [0, 0x10, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(page[24..40], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-        assert!(page[40..].iter().all(|&b| b == 0));
+        assert_eq!(page[40..56], std::array::from_fn::<u8, 16, _>(|i| 16 + i as u8));
+        assert!(page[56..].iter().all(|&b| b == 0));
     }
 
     #[test]

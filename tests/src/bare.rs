@@ -174,8 +174,15 @@ impl Image {
             let verified = verify(&graph).unwrap_or_else(|e| panic!("{}: {}", m.name, e[0]));
             let program = schedule(&verified).unwrap_or_else(|e| panic!("{}: {e}", m.name));
             let name = format!("m{i}");
-            let options =
-                ObjectOptions { name: &name, target: &target(), cpus: &m.cpus, embed_weights: false, options: &[], model_hash: 0 };
+            let options = ObjectOptions {
+                name: &name,
+                target: &target(),
+                cpus: &m.cpus,
+                embed_weights: false,
+                weights_file: "",
+                options: &[],
+                model_hash: 0,
+            };
             let object = emit(&program, &options).unwrap_or_else(|e| panic!("{}: {e}", m.name));
             let file = folder.path().join(format!("{name}.o"));
             fs::write(&file, &object.bytes).expect("a folder to write to");

@@ -95,6 +95,7 @@ fn build(graph: &Graph, folder: &Path) {
         cpus: &Cpu::variants(&triple),
         options: &[],
         model_hash: 0,
+        force: false,
         extra: &[],
     };
     artifact::write(&program, &options).unwrap_or_else(|e| panic!("{e}"));

@@ -9,8 +9,10 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use target_lexicon::Triple;
 use tempfile::TempDir;
+use tfc::artifact::interface::Interface;
 use tfc::artifact::{self, ArtifactError, Kind, Options, WeightsMode, Written};
 use tfc::emit::clif::target::Cpu;
+use tfc::emit::names::c_identifiers;
 use tfc::kernel::Program;
 use tfc_ir::dim::{Dim, Symbol};
 use tfc_ir::graph::{Graph, Loc};
@@ -19,6 +21,7 @@ use tfc_ir::tensor::Tensor;
 use tfc_ir::types::{Elem, Shape, Type};
 use tfc_ir::verify::verify;
 use tfc_passes::OptLevel;
+use tfc_runtime::manifest::{Manifest, Symbol as FreeDim, TensorInfo};
 use tfc_runtime::{LoadOptions, Model, Session};
 use tfc_tests::models::relative_error;
 use tfc_tests::native;
@@ -104,6 +107,7 @@ impl Emission<'_> {
                 cpus: &cpus,
                 options: &["-O1".into()],
                 model_hash: 0x0123_4567_89ab_cdef,
+                force: false,
                 extra: &[("note.txt", b"more")],
             },
         )
@@ -606,11 +610,11 @@ fn single_files_go_where_they_are_wanted() {
     let emit = |kinds: &[Kind], weights, out: &str| {
         Emission { kinds, ..Emission::bundle("m", weights) }.write(&p, &at(out)).unwrap_or_else(|e| panic!("{e}")).paths
     };
-    assert_eq!(emit(&[Kind::Obj], WeightsMode::External, "x.o"), [at("x.o"), at("m.weights.bin")]);
-    assert_eq!(emit(&[Kind::Shared], WeightsMode::External, "y.so"), [at("y.so"), at("m.weights.bin")]);
+    assert_eq!(emit(&[Kind::Obj], WeightsMode::External, "x.o"), [at("x.o"), at("x.weights.bin")]);
+    assert_eq!(emit(&[Kind::Shared], WeightsMode::External, "y.so"), [at("y.so"), at("y.weights.bin")]);
     assert_eq!(emit(&[Kind::Exe], WeightsMode::Auto, "prog"), [at("prog")]);
     assert_eq!(emit(&[Kind::Lib, Kind::Asm], WeightsMode::Auto, "both"), [at("both.a"), at("both.s")]);
-    assert_eq!(contents(folder.path()).len(), 6);
+    assert_eq!(contents(folder.path()).len(), 7);
     let stdout = run(Command::new(at("prog")).arg("batch=2")).stdout;
     assert!(String::from_utf8_lossy(&stdout).contains("rows: f32[2, 4]: 4 5 6 7 4 5 6 7\n"));
     let model = Model::load_with(at("y.so"), &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
@@ -639,7 +643,7 @@ fn other_peoples_folders_stay() {
     fs::write(out.join("my_main.c"), "mine").unwrap();
     refused("`my_main.c`");
     fs::remove_file(out.join("m.manifest.json")).unwrap();
-    refused("`m.manifest.json`");
+    refused("`NAME.manifest.json`");
     assert_eq!(fs::read_to_string(out.join("my_main.c")).unwrap(), "mine");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     let nowhere = Emission::bundle("m", WeightsMode::Auto).write(&p, &folder.path().join("no/such/m"));
@@ -739,4 +743,167 @@ fn bundles_for_other_machines() {
             assert!(String::from_utf8_lossy(&output.stdout).contains("rows: f32[1, 4]: 4 5 6 7\n"));
         }
     }
+}
+
+/// The standards that a compiler knows of these.
+fn standards<'a>(compiler: &str, language: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let knows = |name: &&&str| {
+        let args = [&format!("-std={name}"), "-x", language, "-fsyntax-only", "/dev/null"];
+        Command::new(compiler).args(args).output().is_ok_and(|o| o.status.success())
+    };
+    names.iter().filter(knows).copied().collect()
+}
+
+const C_STANDARDS: [&str; 8] = ["c99", "c11", "c17", "c2x", "c23", "gnu99", "gnu17", "gnu2x"];
+const CXX_STANDARDS: [&str; 8] = ["c++11", "c++14", "c++17", "c++20", "c++23", "gnu++11", "gnu++20", "gnu++23"];
+
+/// Headers of C11 to C23. `<tgmath.h>` makes macros of the names of functions, which members may have: they take arguments.
+const C_HEADERS: [&str; 29] = [
+    "assert",
+    "complex",
+    "ctype",
+    "errno",
+    "fenv",
+    "float",
+    "inttypes",
+    "iso646",
+    "limits",
+    "locale",
+    "math",
+    "setjmp",
+    "signal",
+    "stdalign",
+    "stdarg",
+    "stdatomic",
+    "stdbit",
+    "stdbool",
+    "stdckdint",
+    "stddef",
+    "stdint",
+    "stdio",
+    "stdlib",
+    "stdnoreturn",
+    "string",
+    "threads",
+    "time",
+    "uchar",
+    "wchar",
+];
+
+/// Those that C++ has, without deprecated ones.
+const CXX_HEADERS: [&str; 14] =
+    ["assert", "errno", "fenv", "float", "inttypes", "limits", "locale", "math", "setjmp", "signal", "stdio", "stdlib", "time", "wchar"];
+
+/// Includes of the headers that a compiler has.
+fn includes(headers: &[&str]) -> String {
+    headers.iter().map(|h| format!("#if __has_include(<{h}.h>)\n#include <{h}.h>\n#endif\n")).collect()
+}
+
+/// Keywords of C11 to C23, C++11 to C++23 and Rust 2015 to 2024, written down apart from the compiler's own list.
+const KEYWORDS: &str = "_Alignas _Alignof _Atomic _BitInt _Bool _Complex _Decimal128 _Decimal32 _Decimal64 _Generic _Imaginary _Noreturn \
+    _Static_assert _Thread_local alignas alignof auto bool break case char const constexpr continue default do double else enum extern \
+    false float for goto if inline int long nullptr register restrict return short signed sizeof static static_assert struct switch \
+    thread_local true typedef typeof typeof_unqual union unsigned void volatile while and and_eq asm bitand bitor catch char16_t \
+    char32_t char8_t class co_await co_return co_yield compl concept const_cast consteval constinit decltype delete dynamic_cast \
+    explicit export friend mutable namespace new noexcept not not_eq operator or or_eq private protected public reinterpret_cast \
+    requires static_cast template this throw try typeid typename using virtual wchar_t xor xor_eq final override import module as async \
+    await become box crate dyn fn gen impl in let loop macro match mod move mut priv pub ref self Self super trait type unsafe unsized \
+    use where yield macro_rules raw safe _ int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t size_t m_ALIGN m_INPUTS \
+    m_ABI_VERSION m_run m_dims m_context linux unix __linux__ __GNUC__ _GNU_SOURCE";
+
+/// A model whose inputs, outputs and dimensions have the names of keywords and of all macros of standard headers.
+#[test]
+fn members_may_have_any_name() {
+    let mut names: Vec<String> = KEYWORDS.split_ascii_whitespace().map(Into::into).collect();
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("all.c"), includes(&C_HEADERS)).unwrap();
+    for (compiler, language) in [("cc", "c"), ("clang", "c")].into_iter().filter(|(c, _)| has(c)) {
+        for standard in standards(compiler, language, &C_STANDARDS) {
+            let output = run(Command::new(compiler).args([&format!("-std={standard}"), "-dM", "-E", "all.c"]).current_dir(folder.path()));
+            let text = String::from_utf8(output.stdout).unwrap();
+            let macros = text.lines().filter_map(|l| l.strip_prefix("#define ")?.split(|c: char| c == '(' || c == ' ').next());
+            // Systems define more than the standard says where the mode is not a strict one.
+            names.extend(macros.filter(|n| standard.starts_with('c') || n.starts_with("INT") || n.starts_with("PRI")).map(Into::into));
+        }
+    }
+    names.sort();
+    names.dedup();
+    let words: Vec<&str> = names.iter().map(String::as_str).collect();
+    let members = c_identifiers("m", &words);
+    for (word, member) in words.iter().zip(&members) {
+        assert!(
+            !words.contains(&member.as_str()) || ["m_run", "m_dims", "m_context", "macro_rules", "raw", "safe"].contains(word),
+            "{word}: {member}"
+        );
+    }
+    let tensor = |(name, member): (&&str, &String)| TensorInfo {
+        name: name.to_string(),
+        c_name: member.clone(),
+        elem: "i64".into(),
+        shape: vec![name.to_string()],
+    };
+    let tensors: Vec<TensorInfo> = words.iter().zip(&members).map(tensor).collect();
+    let symbol =
+        |(name, member): (&&str, &String)| Symbol { name: name.to_string(), c_name: member.clone(), min: 1, max: 9, reason: String::new() };
+    let manifest = Manifest {
+        name: "m".into(),
+        symbols: words.iter().zip(&members).map(symbol).collect(),
+        inputs: tensors.clone(),
+        outputs: tensors,
+        ..Manifest::default()
+    };
+    let interface = Interface::of(&manifest).unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("m.h", &artifact::header::text(&interface));
+    write("m.rs", &artifact::rust::text(&interface));
+    write("example_main.c", &artifact::example::main_c(&interface));
+    let warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"];
+    for (compiler, language, names, headers) in [
+        ("cc", "c", &C_STANDARDS, &C_HEADERS[..]),
+        ("clang", "c", &C_STANDARDS, &C_HEADERS),
+        ("c++", "c++", &CXX_STANDARDS, &CXX_HEADERS),
+        ("clang++", "c++", &CXX_STANDARDS, &CXX_HEADERS),
+    ] {
+        if !has(compiler) {
+            continue;
+        }
+        let known = standards(compiler, language, names);
+        assert!(known.len() >= 3, "{compiler} knows {known:?}");
+        for (with, text) in [("bare.c", "#include \"m.h\"\n".into()), ("full.c", format!("{}#include \"m.h\"\n", includes(headers)))] {
+            write(with, &text);
+            for standard in &known {
+                run(Command::new(compiler)
+                    .args(warnings)
+                    .args([&format!("-std={standard}"), "-x", language, with])
+                    .current_dir(folder.path()));
+            }
+        }
+        if language == "c" {
+            run(Command::new(compiler).args(warnings).args(["-std=c99", "example_main.c"]).current_dir(folder.path()));
+        }
+    }
+    if has("rustc") {
+        for edition in ["2018", "2021", "2024"] {
+            let args = ["--crate-type=lib", "--emit=metadata", "--edition", edition, "m.rs"];
+            run(Command::new("rustc").args(args).current_dir(folder.path()));
+        }
+    }
+}
+
+/// The other C library of Linux: the bundle builds and its example runs.
+#[test]
+fn bundles_for_musl() {
+    let target: Triple = "x86_64-unknown-linux-musl".parse().unwrap();
+    if target.architecture != Triple::host().architecture || !has("x86_64-linux-musl-gcc") || !has("make") {
+        eprintln!("SKIPPED: bundles for musl");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("m");
+    let emission = Emission { target, ..Emission::bundle("m", WeightsMode::External) };
+    emission.write(&program(&mixed("m", 24)), &out).unwrap_or_else(|e| panic!("{e}"));
+    assert!(out.join("m.so").exists());
+    run(Command::new("make").arg("LDFLAGS=-static").current_dir(&out).env_remove("CFLAGS").env_remove("CC"));
+    let output = run(&mut Command::new(out.join("example_main")));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("rows: f32[1, 4]: 4 5 6 7\n"));
 }

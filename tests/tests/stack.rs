@@ -129,6 +129,7 @@ fn check(name: &str, graph: &Graph, bindings: &Bindings, inputs: &[Tensor], leve
         cpus: &cpus,
         options: &[],
         model_hash: 0,
+        force: false,
         extra: &[],
     };
     let stack = artifact::write(&program, &options).unwrap_or_else(|e| panic!("{name}: {e}")).manifest.stack_bytes;

@@ -232,7 +232,7 @@ fn cranelift(program: &Program, options: &Options, form: Form) -> Result<String,
     }
     let Some(cpu) = options.cpus.first() else { return Ok(out) };
     let mut recorder = Recorder { isa: cpu.isa.clone(), declarations: ModuleDeclarations::default(), form, functions: vec![] };
-    let weights = Header { data_bytes: program.weight_bytes(), hash: 0 };
+    let weights = Header { data_bytes: program.weight_bytes(), hash: 0, model: 0 };
     let module_options = module::Options {
         name: options.name,
         cpus: options.cpus,

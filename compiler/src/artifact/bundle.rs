@@ -1,18 +1,18 @@
-//! Files and folders that are complete or not there: everything is written into a temporary folder beside
-//! its place and renamed at the end.
+//! Files and folders that are complete or not there: everything is written into a scratch folder beside its place and
+//! renamed at the end.
 
 use super::ArtifactError;
 use crate::files::{self, Place};
 use crate::kernel::Program;
+use crate::scratch::{Scratch, undisturbed};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 use tfc_runtime::weights::{Header, write_header};
 
 /// A folder beside the place of an artifact, gone when it is dropped.
 pub struct Staging {
-    folder: TempDir,
+    folder: Scratch,
     /// Where files are put that will be renamed: made with the usual permissions.
     pub inside: PathBuf,
     /// What the user calls the artifact.
@@ -26,12 +26,12 @@ impl Staging {
     /// When the parent folder of `out` is not there or not writable.
     pub fn beside(out: &Path, place: &Place) -> Result<Staging, ArtifactError> {
         let parent = match place {
-            Place::Name(name) => files::folder(name).into(),
+            Place::Name(name) => files::folder(name).to_path_buf(),
             Place::Stream(_) => std::env::temp_dir(),
         };
-        let failed = |e| ArtifactError::io("write", out, files::without_path(e));
-        let folder = tempfile::Builder::new().prefix(".tfc-").tempdir_in(parent).map_err(failed)?;
-        let inside = folder.path().join("new");
+        let failed = |e| ArtifactError::io("write", out, e);
+        let folder = Scratch::new(&parent).map_err(failed)?;
+        let inside = folder.join("new");
         fs::create_dir(&inside).map_err(failed)?;
         Ok(Staging { folder, inside, out: out.into() })
     }
@@ -65,30 +65,33 @@ impl Staging {
         Ok(path)
     }
 
-    /// Puts all files in place as the folder `place`. A folder that is there must be empty or an earlier bundle of the
-    /// same name ([`check_place`]). At every moment there is a whole bundle at `place`, the earlier one or the new one,
+    /// Puts all files in place as the folder `place`. A folder that is there must be empty or an earlier bundle
+    /// ([`check_place`]). At every moment there is a whole bundle at `place`, the earlier one or the new one,
     /// where the file system can exchange two folders; elsewhere a process that ends between two steps leaves the
     /// earlier one aside, and [`recover`] brings it back.
     ///
     /// # Errors
     /// When the file system refuses; then the earlier bundle is still there.
-    pub fn place_folder(self, place: &Path, name: &str) -> Result<(), ArtifactError> {
-        check_place(place, name)?;
-        let failed = |e| ArtifactError::io("write", &self.out, e);
+    pub fn place_folder(self, place: &Path) -> Result<(), ArtifactError> {
+        check_place(place)?;
+        undisturbed(|| self.replace(place)).map_err(|e| ArtifactError::io("write", &self.out, e))
+    }
+
+    fn replace(&self, place: &Path) -> io::Result<()> {
         if !place.exists() {
-            return fs::rename(&self.inside, place).map_err(failed);
+            return fs::rename(&self.inside, place);
         }
         if exchange(&self.inside, place).is_ok() {
             return Ok(());
         }
         let old = aside(place);
-        fs::rename(place, &old).map_err(failed)?;
+        fs::rename(place, &old)?;
         if let Err(e) = fs::rename(&self.inside, place) {
             // The first error is the one to tell.
             let _ = fs::rename(&old, place);
-            return Err(failed(e));
+            return Err(e);
         }
-        fs::rename(&old, self.folder.path().join("old")).map_err(failed)
+        fs::rename(&old, self.folder.join("old"))
     }
 }
 
@@ -117,24 +120,24 @@ fn aside(place: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When the file system refuses.
-pub fn recover(place: &Path, name: &str) -> Result<(), ArtifactError> {
+pub fn recover(place: &Path) -> Result<(), ArtifactError> {
     let old = aside(place);
-    if !old.is_dir() || check_place(&old, name).is_err() {
+    if !old.is_dir() || check_place(&old).is_err() {
         return Ok(());
     }
     let done = if place.exists() { fs::remove_dir_all(&old) } else { fs::rename(&old, place) };
     done.map_err(|e| ArtifactError::io("write", place, e))
 }
 
-/// Whether a bundle called `name` may be put at `out`: nothing is there, or an empty folder, or a bundle
-/// of that name without files of others in it.
+/// Whether a bundle may be put at `out`, as far as no file of others would be lost: nothing is there, or an empty folder,
+/// or a bundle and nothing else. Returns whether it is a bundle.
 ///
 /// # Errors
 /// [`ArtifactError::Occupied`].
-pub fn check_place(out: &Path, name: &str) -> Result<(), ArtifactError> {
+pub fn check_place(out: &Path) -> Result<bool, ArtifactError> {
     let occupied = |reason: String| Err(ArtifactError::Occupied { path: out.into(), reason });
     if !out.exists() {
-        return Ok(());
+        return Ok(false);
     }
     if !out.is_dir() {
         return occupied("it is a file".into());
@@ -145,17 +148,22 @@ pub fn check_place(out: &Path, name: &str) -> Result<(), ArtifactError> {
         entries.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
     }
     entries.sort();
-    let manifest = format!("{name}.manifest.json");
-    if !entries.is_empty() && !entries.contains(&manifest) {
-        return occupied(format!("the folder is not empty and has no `{manifest}`, so it is not an earlier bundle of this model"));
+    if entries.is_empty() {
+        return Ok(false);
     }
+    let Some(name) = entries.iter().find_map(|f| f.strip_suffix(MANIFEST)) else {
+        return occupied(format!("the folder is not empty and has no `NAME{MANIFEST}`, so it is not an earlier bundle"));
+    };
     let own =
         |f: &str| f.starts_with(&format!("{name}.")) || f == format!("lib{name}.a") || f.starts_with("example_main") || f == "Makefile";
     match entries.iter().find(|f| !own(f)) {
         Some(other) => occupied(format!("`{other}` in it is not part of a bundle and would be lost")),
-        None => Ok(()),
+        None => Ok(true),
     }
 }
+
+/// What is behind the name of a bundle in the name of its manifest.
+const MANIFEST: &str = ".manifest.json";
 
 #[cfg(test)]
 mod tests {
@@ -178,7 +186,7 @@ mod tests {
         for n in ["first", "second", "third"] {
             let staging = Staging::beside(&place, &Place::Name(place.clone())).unwrap();
             staging.write("m.manifest.json", n.as_bytes()).unwrap();
-            staging.place_folder(&place, "m").unwrap();
+            staging.place_folder(&place).unwrap();
             assert_eq!(text(&place), n);
             assert_eq!(folder.path().read_dir().unwrap().count(), 1);
         }
@@ -195,7 +203,7 @@ mod tests {
         fs::write(aside(&place).join("mine"), "").unwrap();
         let staging = Staging::beside(&place, &Place::Name(place.clone())).unwrap();
         staging.write("m.manifest.json", b"new").unwrap();
-        staging.place_folder(&place, "m").unwrap();
+        staging.place_folder(&place).unwrap();
         assert_eq!(text(&place), "new");
         assert!(aside(&place).join("mine").exists());
     }
@@ -206,17 +214,17 @@ mod tests {
         let place = folder.path().join("m");
         // Between the two renames: the earlier bundle is aside.
         bundle(&aside(&place), "earlier");
-        recover(&place, "m").unwrap();
+        recover(&place).unwrap();
         assert_eq!(text(&place), "earlier");
         // Behind them: it has not been removed.
         bundle(&aside(&place), "earliest");
-        recover(&place, "m").unwrap();
+        recover(&place).unwrap();
         assert_eq!(text(&place), "earlier");
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
         // Not ours.
         fs::create_dir(aside(&place)).unwrap();
         fs::write(aside(&place).join("mine"), "").unwrap();
-        recover(&place, "m").unwrap();
+        recover(&place).unwrap();
         assert!(aside(&place).join("mine").exists());
     }
 }

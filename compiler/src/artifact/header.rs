@@ -1,6 +1,6 @@
 //! `NAME.h`: the C interface with the types of the model.
 
-use super::interface::{Interface, Tensor, comment, status_name};
+use super::interface::{Interface, Tensor, c_bytes, comment, status_name};
 use std::fmt::Write;
 use tfc_runtime::abi::{self, Status};
 use tfc_runtime::elem::Elem;
@@ -61,7 +61,7 @@ fn write_header(o: &mut String, i: &Interface) -> std::fmt::Result {
     match i.weights_file() {
         Some((file, bytes)) => {
             writeln!(o, "/* Name and bytes of the weights file, whose contents {n}_init takes. */")?;
-            writeln!(o, "#define {n}_WEIGHTS_FILE \"{file}\"\n#define {n}_WEIGHTS_BYTES {bytes}\n")?;
+            writeln!(o, "#define {n}_WEIGHTS_FILE {}\n#define {n}_WEIGHTS_BYTES {bytes}\n", c_bytes(file))?;
         }
         None => writeln!(o, "/* There is no weights file: {n}_init takes NULL and 0. */\n#define {n}_WEIGHTS_BYTES 0\n")?,
     }

@@ -183,6 +183,15 @@ pub fn comment(text: &str) -> String {
     text.replace("*/", "* /").replace("/*", "/ *").chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// A file name as a string literal of C: the bytes of it.
+pub fn c_bytes(name: &str) -> String {
+    let byte = |b: u8| match b {
+        b' ' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'_' | b'-' | b'.' | b'+' | b'=' | b',' => (b as char).to_string(),
+        b => format!("\\{b:03o}"),
+    };
+    format!("\"{}\"", name.bytes().map(byte).collect::<String>())
+}
+
 /// Text from a model as a string literal that C and Rust both read. Anything but printable ASCII becomes
 /// `_`, and so do question marks, of which C makes trigraphs.
 pub fn literal(text: &str) -> String {
@@ -243,6 +252,7 @@ mod tests {
     fn text_of_models_stays_where_it_is_put() {
         assert_eq!(comment("a*/\nb/*"), "a* / b/ *");
         assert_eq!(literal("a\"b\\c\nü"), "\"a\\\"b\\\\c__\"");
+        assert_eq!(c_bytes("a b-1.x\"?ü"), r#""a b-1.x\042\077\303\274""#);
         assert_eq!(status_name(Status::NullPointer), "NULL_POINTER");
     }
 }

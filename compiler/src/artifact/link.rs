@@ -10,13 +10,15 @@ use target_lexicon::{BinaryFormat, Environment, OperatingSystem, Triple};
 /// cross compilers have, such as `aarch64-linux-gnu-gcc`.
 pub fn compiler_name(target: &Triple) -> String {
     let host = Triple::host();
-    if target.architecture == host.architecture && target.operating_system == host.operating_system {
-        return "cc".into();
-    }
-    let environment = match target.environment {
+    let environment = |t: &Triple| match t.environment {
         Environment::Unknown => "gnu".into(),
         other => other.to_string(),
     };
+    let system = |t: &Triple| (t.architecture, t.operating_system, environment(t));
+    if system(target) == system(&host) {
+        return "cc".into();
+    }
+    let environment = environment(target);
     match target.operating_system {
         OperatingSystem::Linux => format!("{}-linux-{environment}-gcc", target.architecture),
         _ => format!("{target}-gcc"),
@@ -92,6 +94,10 @@ mod tests {
         let x86: Triple = "x86_64-unknown-linux-gnu".parse().unwrap();
         let (other, name) = if cfg!(target_arch = "x86_64") { (arm, "aarch64-linux-gnu-gcc") } else { (x86, "x86_64-linux-gnu-gcc") };
         assert_eq!(compiler_name(&other), name);
+        let musl: Triple = "x86_64-unknown-linux-musl".parse().unwrap();
+        if Triple::host() != musl {
+            assert_eq!(compiler_name(&musl), "x86_64-linux-musl-gcc");
+        }
         let mac: Triple = "aarch64-apple-darwin".parse().unwrap();
         assert!(matches!(find(&mac), Err(ArtifactError::Target { .. })));
     }

@@ -11,7 +11,8 @@
 //! | [`asm`] | listings of machine code and of Cranelift IR |
 //! | [`bundle`] | whole folders and files at their place |
 //!
-//! Equal programs and options give equal bytes, wherever they are written.
+//! Equal programs and options give equal bytes, whatever folder they are written to. [`read`] reads them back. What was made of
+//! another model is not replaced unless the user says so.
 
 pub mod archive;
 pub mod asm;
@@ -21,6 +22,7 @@ pub mod header;
 pub mod interface;
 pub mod json;
 pub mod link;
+pub mod read;
 pub mod rust;
 pub mod symbols;
 
@@ -32,9 +34,11 @@ use crate::kernel::Program;
 use bundle::Staging;
 use interface::Interface;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
 use tfc_runtime::manifest::Manifest;
+use tfc_runtime::weights;
 
 /// A kind of artifact.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -56,6 +60,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it has code that a machine runs, which needs the weights.
+    fn runs(self) -> bool {
+        !matches!(self, Kind::Asm | Kind::Clif)
+    }
+
     /// The extension of its files; none for folders and executables.
     pub fn extension(self) -> Option<&'static str> {
         match self {
@@ -93,8 +102,10 @@ pub struct Options<'a> {
     /// One kind is written to `out`, into it where that is a device or a pipe. With [`Kind::Bundle`], `out` is the folder and the other kinds are
     /// files in it. Several kinds without it are `out` with the extension of each.
     pub kinds: &'a BTreeSet<Kind>,
-    /// Where to write it. A weights file goes beside it.
+    /// Where to write it. A weights file goes beside it, with its stem.
     pub out: &'a Path,
+    /// Whether what was made of another model is replaced.
+    pub force: bool,
     /// Where the weights go.
     pub weights: WeightsMode,
     /// The target.
@@ -144,6 +155,22 @@ pub enum ArtifactError {
         /// What is there.
         reason: String,
     },
+    /// What was made of another model is where the artifact would go.
+    #[error(
+        "cannot write `{}`: {what} of another model is there ({}; this model's is {ours:032x}); choose another name with -o, or replace it with --force",
+        path.display(),
+        theirs.map_or("whose hash is not known".into(), |h| format!("whose hash is {h:032x}"))
+    )]
+    OtherModel {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+        /// The hash of the model that it was made of, if that can be told.
+        theirs: Option<u128>,
+        /// The hash of the model that is compiled.
+        ours: u128,
+    },
     /// There is no folder for the weights file.
     #[error("there is no place for a weights file beside `{}`, which is a device or a pipe; put the weights into the object (--weights embedded)", path.display())]
     NoFolder {
@@ -187,23 +214,91 @@ impl ArtifactError {
     }
 }
 
+impl Options<'_> {
+    /// Where the file of one kind goes, without a bundle.
+    fn file(&self, kind: Kind) -> PathBuf {
+        if self.kinds.len() == 1 { self.out.into() } else { self.out.with_extension(kind.extension().unwrap_or_default()) }
+    }
+
+    /// The name of the weights file: in a bundle that of all its files, else that of the output.
+    fn weights_file(&self) -> String {
+        let stem = self.out.file_stem().filter(|_| !self.kinds.contains(&Kind::Bundle)).map(OsStr::to_string_lossy);
+        format!("{}.weights.bin", stem.as_deref().unwrap_or(self.name))
+    }
+}
+
+/// Refuses what [`write`] will refuse, as far as it can be told without the model: to be asked before the work.
+///
+/// # Errors
+/// When something is in the way, the folder cannot be written, or a tool is missing.
+pub fn check(options: &Options) -> Result<(), ArtifactError> {
+    let io = |e| ArtifactError::io("write", options.out, e);
+    let place = Place::of(options.out).map_err(io)?;
+    if options.kinds.contains(&Kind::Bundle) {
+        let Place::Name(name) = &place else {
+            return Err(ArtifactError::Occupied { path: options.out.into(), reason: "it is a device or a pipe".into() });
+        };
+        bundle::recover(name)?;
+        bundle::check_place(name)?;
+    } else {
+        let runs = options.kinds.iter().any(|k| k.runs());
+        let weights = (runs && options.weights == WeightsMode::External).then(|| options.out.with_file_name(options.weights_file()));
+        // A folder in the way of one of them shall not leave the others without it.
+        if let Some(out) = options.kinds.iter().map(|&k| options.file(k)).chain(weights).find(|out| out.is_dir()) {
+            return Err(ArtifactError::io("write", &out, std::io::ErrorKind::IsADirectory.into()));
+        }
+    }
+    compiler(options)?;
+    Staging::beside(options.out, &place).map(drop)
+}
+
+/// Refuses to replace what was made of another model, unless the user wants that. Files that no artifact is in are
+/// replaced, as every compiler does, but not ones that are called like the weights. `weights_file` says whether there will be a weights file.
+///
+/// # Errors
+/// [`ArtifactError::OtherModel`].
+pub fn check_model(options: &Options, weights_file: bool) -> Result<(), ArtifactError> {
+    let ours = options.model_hash;
+    let refuse = |path: &Path, what, theirs| Err(ArtifactError::OtherModel { path: path.into(), what, theirs, ours });
+    if options.force {
+        return Ok(());
+    }
+    if options.kinds.contains(&Kind::Bundle) {
+        if options.out.exists() && bundle::check_place(options.out)? {
+            let manifest = read::of_bundle(options.out).ok();
+            let theirs = manifest.and_then(|m| u128::from_str_radix(m["model_hash"].as_str()?, 16).ok());
+            if theirs != Some(ours) {
+                return refuse(options.out, "a bundle", theirs);
+            }
+        }
+        return Ok(());
+    }
+    for out in options.kinds.iter().filter(|k| k.runs()).map(|&k| options.file(k)).filter(|out| out.is_file()) {
+        if let Ok(manifest) = read::of_file(&out)
+            && manifest.model_hash != ours.to_le_bytes()
+        {
+            return refuse(&out, "code", manifest.model_hash.try_into().ok().map(u128::from_le_bytes));
+        }
+    }
+    let file = options.out.with_file_name(options.weights_file());
+    if weights_file && options.kinds.iter().any(|k| k.runs()) && file.is_file() {
+        let header = crate::onnx::map_file(&file).ok().and_then(|f| weights::parse_header(&f).ok());
+        let theirs = header.map(|h| h.model).filter(|&h| h != 0);
+        if theirs != Some(ours) {
+            return refuse(&file, "the weights file", theirs);
+        }
+    }
+    Ok(())
+}
+
 /// Compiles a program and writes artifacts.
 ///
 /// # Errors
 /// When something is in the way or a tool is missing, and when the file system refuses; else bugs of ours.
 pub fn write(program: &Program, options: &Options) -> Result<Written, ArtifactError> {
+    check(options)?;
     let bundle = options.kinds.contains(&Kind::Bundle);
     let place = Place::of(options.out).map_err(|e| ArtifactError::io("write", options.out, e))?;
-    match &place {
-        Place::Name(name) if bundle => {
-            bundle::recover(name, options.name)?;
-            bundle::check_place(name, options.name)?;
-        }
-        Place::Stream(_) if bundle => {
-            return Err(ArtifactError::Occupied { path: options.out.into(), reason: "it is a device or a pipe".into() });
-        }
-        _ => {}
-    }
     let compiler = compiler(options)?;
     let stream = matches!(place, Place::Stream(_));
     let embed_weights = match options.weights {
@@ -214,11 +309,14 @@ pub fn write(program: &Program, options: &Options) -> Result<Written, ArtifactEr
     if stream && !embed_weights {
         return Err(ArtifactError::NoFolder { path: options.out.into() });
     }
+    check_model(options, !embed_weights)?;
+    let weights_file = options.weights_file();
     let object_options = ObjectOptions {
         name: options.name,
         target: options.target,
         cpus: options.cpus,
         embed_weights,
+        weights_file: &weights_file,
         options: options.options,
         model_hash: options.model_hash,
     };
@@ -231,7 +329,7 @@ pub fn write(program: &Program, options: &Options) -> Result<Written, ArtifactEr
     if let Place::Name(name) = &place
         && bundle
     {
-        writer.staging.place_folder(name, options.name)?;
+        writer.staging.place_folder(name)?;
     }
     Ok(Written { paths, notes, manifest })
 }
@@ -305,7 +403,7 @@ impl Writer<'_> {
         let interface = Interface::of(&self.object.manifest)?;
         let mut ready = vec![];
         for &kind in o.kinds {
-            let out = if o.kinds.len() == 1 { o.out.into() } else { o.out.with_extension(kind.extension().unwrap_or_default()) };
+            let out = o.file(kind);
             let file = match kind {
                 Kind::Bundle => continue,
                 Kind::Obj => s.write("out.o", &self.object.bytes)?,
@@ -322,8 +420,7 @@ impl Writer<'_> {
                         let main = s.write("main.c", example::main_c(&interface).as_bytes())?;
                         link::executable(cc, &main, &object, &file)?;
                     } else {
-                        let soname =
-                            out.file_name().map_or_else(|| format!("{n}.so"), |f: &std::ffi::OsStr| f.to_string_lossy().into_owned());
+                        let soname = out.file_name().map_or_else(|| format!("{n}.so"), |f: &OsStr| f.to_string_lossy().into_owned());
                         self.link_shared(cc, &object, &soname, &file)?;
                     }
                     file
@@ -331,9 +428,8 @@ impl Writer<'_> {
             };
             ready.push((file, out));
         }
-        let runs = |k: &Kind| !matches!(k, Kind::Asm | Kind::Clif);
         if let Some((file, _)) = interface.weights_file()
-            && o.kinds.iter().any(runs)
+            && o.kinds.iter().any(|k| k.runs())
         {
             ready.push((s.write_weights(file, self.program, &self.object.weights)?, o.out.with_file_name(file)));
         }
@@ -341,9 +437,10 @@ impl Writer<'_> {
         if let Some((_, out)) = ready.iter().find(|(_, out)| out.is_dir()) {
             return Err(ArtifactError::io("write", out, std::io::ErrorKind::IsADirectory.into()));
         }
-        for (file, out) in &ready {
-            files::put(file, out).map_err(|e| ArtifactError::io("write", out, e))?;
-        }
+        // Code is where it belongs when its weights are.
+        ready.reverse();
+        files::put_all(&ready).map_err(|(out, e)| ArtifactError::io("write", out, e))?;
+        ready.reverse();
         Ok(ready.into_iter().map(|(_, out)| out).collect())
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tfc::diag::{Diagnostic, Result, table};
-use tfc::files::Pending;
+use tfc::files::{self, Pending};
 use tfc::hwbench::machine::Machine;
 use tfc::inputs;
 use tfc::profile::{Summary, chrome_trace};
@@ -68,6 +68,7 @@ pub struct Args {
 
 pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let before_main = time_before_main(start);
+    args.trace.as_deref().map_or(Ok(()), files::check)?;
     let load = Instant::now();
     args.level.quantization.mask_has_samples()?;
     let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
@@ -184,6 +185,7 @@ impl Data {
         let shapes: Vec<(&str, &[usize])> = model.inputs().iter().map(|p| p.name.as_str()).zip(tensors.iter().map(|t| t.sizes())).collect();
         let dims: Vec<(&str, i64)> = sizes.dims.iter().map(|(n, v)| (n.as_str(), *v)).collect();
         let dims = model.dims_with(&shapes, &dims).map_err(|e| inputs::at(path, e))?;
+        inputs::fits_memory(model, &dims)?;
         let mut outputs = vec![];
         for port in model.outputs() {
             outputs.push(Buffer::new(port.bytes_at(&dims)?).map_err(|e| Diagnostic::failed(format!("output `{}`: {e}", port.name)))?);

@@ -42,7 +42,7 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         (onnx::CheckReport { nodes, ..Default::default() }, Some(graph), vec![])
     } else {
         let model = driver::decode(&args.model)?;
-        let report = onnx::check(&model, &options.import)?;
+        let report = onnx::check(&model, &options.import).map_err(|e| driver::sizes_taken(&model, &options.import, e.into()))?;
         let graph = if report.is_supported() { Some(onnx::import(&model, &options.import)?) } else { None };
         (report, graph, model.unused)
     };

@@ -6,21 +6,23 @@ use super::{ledger, trace::Trace};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use target_lexicon::Triple;
+use target_lexicon::{OperatingSystem, Triple};
 use tfc::artifact::{self, Kind, WeightsMode};
 use tfc::diag::{Diagnostic, Result, list, table};
 use tfc::driver::{self, Optimized};
 use tfc::emit::clif::target::Cpu;
-use tfc::emit::manifest::c_identifier;
-use tfc::files::{Pending, Place};
+use tfc::emit::names::{c_identifier, is_identifier};
+use tfc::files::{self, Pending, Place};
 use tfc::kernel::Program;
 use tfc::metrics::{Metric, promises_table};
+use tfc::scratch::Scratch;
 use tfc_ir::graph::Graph;
 
 /// Compile a model.
 ///
-/// Without -o, a bundle is written to a folder that is named after the model: object, static and shared
-/// library, C header, Rust wrapper, weights, manifest, and an example that builds.
+/// Without -o, a bundle is written to a folder that is named after the model (after the model's folder, where the file is
+/// called model.onnx): object, static and shared library, C header, Rust wrapper, weights, manifest, and an example that
+/// builds. What was compiled from another model is not replaced, unless --force says so.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   tfc compile bert.onnx                                 a bundle in the folder `bert`
@@ -43,9 +45,13 @@ pub struct Args {
     /// What to write; several with commas. Without a bundle, several go to OUT with their extensions.
     #[arg(long, value_enum, value_name = "KINDS", value_delimiter = ',')]
     emit: Vec<Emit>,
-    /// The prefix of all symbols and files, a C identifier [default: the model's file name].
+    /// The prefix of all symbols and of the files in a bundle, a C identifier [default: the name of OUT; without one that
+    /// of the model, which is its folder's where the file is called model.onnx].
     #[arg(long)]
     name: Option<String>,
+    /// Replace what was compiled from another model: bundles, code and weights.
+    #[arg(long)]
+    force: bool,
     /// Whether the weights are in the object or in a file beside it [default: in the object below 1 MiB].
     #[arg(long, value_enum, value_name = "WHERE")]
     weights: Option<Weights>,
@@ -53,7 +59,7 @@ pub struct Args {
     level: Level,
     #[command(flatten)]
     shapes: Shapes,
-    /// The target, such as aarch64-unknown-linux-gnu [default: this machine].
+    /// The target: x86_64-unknown-linux-gnu, x86_64-unknown-linux-musl or aarch64-unknown-linux-gnu [default: this machine].
     #[arg(long, value_name = "TRIPLE", help_heading = "Target")]
     target: Option<String>,
     /// Make code for one kind of CPU only: native (the best variant that this machine runs), a variant
@@ -152,13 +158,90 @@ impl Plan {
     }
 }
 
+/// What to write of the program, for the functions that write it.
+struct Native<'a> {
+    args: &'a Args,
+    plan: &'a Plan,
+    name: &'a str,
+    target: &'a Triple,
+    cpus: &'a [Cpu],
+    kinds: BTreeSet<Kind>,
+    options: Vec<String>,
+}
+
+impl Native<'_> {
+    /// Where it goes.
+    fn out(&self) -> PathBuf {
+        let mut native = self.plan.emits.iter().filter(|e| e.kind().is_some());
+        match (native.next(), native.next()) {
+            // Kinds that are not native have their own names; the only native one gets the same.
+            (Some(&only), None) if only != Emit::Bundle => self.plan.file(only),
+            _ => self.plan.out.clone(),
+        }
+    }
+
+    /// For the model with this hash.
+    fn artifact<'b>(&'b self, out: &'b Path, model_hash: u128, extra: &'b [(&'b str, &'b [u8])]) -> artifact::Options<'b> {
+        artifact::Options {
+            name: self.name,
+            kinds: &self.kinds,
+            out,
+            force: self.args.force,
+            weights: match self.args.weights {
+                None => WeightsMode::Auto,
+                Some(Weights::Embedded) => WeightsMode::Embedded,
+                Some(Weights::External) => WeightsMode::External,
+            },
+            target: self.target,
+            cpus: self.cpus,
+            options: &self.options,
+            model_hash,
+            extra,
+        }
+    }
+}
+
+/// Whoever waits for a compilation shall not learn only at its end that there is no place for it.
+fn check_places(plan: &Plan, native: &Native) -> Result<()> {
+    if plan.stdout {
+        return Ok(());
+    }
+    files::check_folder(&plan.out)?;
+    if !native.kinds.is_empty() {
+        artifact::check(&native.artifact(&native.out(), 0, &[]))?;
+    }
+    let bundle = plan.emits.contains(&Emit::Bundle);
+    plan.emits.iter().filter(|e| e.is_graph() && !bundle).try_for_each(|&e| files::check(&plan.file(e)))
+}
+
+/// The same of what was compiled from another model. Weights of this many bytes get a file of their own, however they are
+/// quantized; of smaller ones it turns out later.
+fn check_models(graph: &Graph, hash: u128, plan: &Plan, native: &Native) -> Result<()> {
+    const SURE: usize = 16 * artifact::EMBED_LIMIT as usize;
+    if plan.stdout || native.kinds.is_empty() {
+        return Ok(());
+    }
+    let bytes = || graph.values().filter_map(|(v, _)| graph.as_const(v)).map(|t| t.bytes().len()).sum::<usize>();
+    let weights_file = match native.args.weights {
+        Some(Weights::External) => bytes() > 0,
+        Some(Weights::Embedded) => false,
+        None => bytes() >= SURE && !Place::is_stream(&plan.out),
+    };
+    Ok(artifact::check_model(&native.artifact(&native.out(), hash, &[]), weights_file)?)
+}
+
 /// Compiles. Returns where the output is; empty if it was printed.
 pub fn run(args: &Args, console: &Console) -> Result<PathBuf> {
     let name = name(args)?;
-    let plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
-    check_folder(&plan)?;
+    let mut plan = plan(&args.emit, args.output.as_deref(), &name, args.debugging.stop_after.is_some())?;
+    if args.output.is_none() && plan.emits.contains(&Emit::Bundle) {
+        plan.out = default_folder(&name, &args.model);
+    }
     let target = target(args.target.as_deref())?;
     let cpus = cpus(args, &target)?;
+    let kinds = plan.emits.iter().filter_map(|e| e.kind()).collect();
+    let code = Native { args, plan: &plan, name: &name, target: &target, cpus: &cpus, kinds, options: canonical_options(args, &cpus) };
+    check_places(&plan, &code)?;
     args.level.quantization.mask_has_samples()?;
     let mut options = driver_options(&args.level, &args.shapes, console)?;
     options.promise(args.accuracy.promise(), args.debugging.opt_report)?;
@@ -171,6 +254,7 @@ pub fn run(args: &Args, console: &Console) -> Result<PathBuf> {
     console.progress(1, steps, &format!("read {}", args.model.display()));
     let loaded = driver::load(&args.model, &options.import)?;
     console.warnings(&loaded.warnings);
+    check_models(&loaded.graph, loaded.hash, &plan, &code)?;
     trace.step("import");
     trace.imported(&loaded.graph)?;
     let optimized = if trace.stopped() {
@@ -200,7 +284,7 @@ pub fn run(args: &Args, console: &Console) -> Result<PathBuf> {
     if let Some(program) = program.as_ref().filter(|_| native) {
         console.progress(4, steps, &format!("generate code for {} kernels, {} CPU variants", program.kernels.len(), cpus.len()));
         drop(optimized);
-        write_native(program, args, &plan, &name, &target, &cpus, loaded.hash, &extra, console)?;
+        write_native(program, &code, loaded.hash, &extra, console)?;
         trace.step("code");
     }
     for path in pending.commit()? {
@@ -253,50 +337,14 @@ fn write_graph(graph: &Graph, plan: &Plan, pending: &mut Pending, console: &Cons
     Ok(extra)
 }
 
-#[expect(clippy::too_many_arguments, reason = "the one place where everything comes together")]
-fn write_native(
-    program: &Program,
-    args: &Args,
-    plan: &Plan,
-    name: &str,
-    target: &Triple,
-    cpus: &[Cpu],
-    hash: u128,
-    extra: &[(&'static str, Vec<u8>)],
-    console: &Console,
-) -> Result<()> {
-    let kinds: BTreeSet<Kind> = plan.emits.iter().filter_map(|e| e.kind()).collect();
+fn write_native(program: &Program, code: &Native, hash: u128, extra: &[(&'static str, Vec<u8>)], console: &Console) -> Result<()> {
+    let temporary = std::env::temp_dir();
     let folder =
-        if plan.stdout { Some(tempfile::tempdir().map_err(|e| Diagnostic::io("create", &std::env::temp_dir(), &e))?) } else { None };
-    let out = match &folder {
-        Some(folder) => folder.path().join("listing"),
-        // Kinds that are not native have their own names; the only native one gets the same.
-        None if plan.emits.len() > 1 && kinds.len() == 1 && !kinds.contains(&Kind::Bundle) => {
-            let emit = plan.emits.iter().find(|e| e.kind().is_some()).expect("one kind");
-            plan.file(*emit)
-        }
-        None => plan.out.clone(),
-    };
+        code.plan.stdout.then(|| Scratch::new(&temporary)).transpose().map_err(|e| Diagnostic::io("write into", &temporary, &e))?;
+    let out = folder.as_ref().map_or_else(|| code.out(), |folder| folder.join("listing"));
     let extra: Vec<(&str, &[u8])> = extra.iter().map(|(e, data)| (*e, &data[..])).collect();
-    let written = artifact::write(
-        program,
-        &artifact::Options {
-            name,
-            kinds: &kinds,
-            out: &out,
-            weights: match args.weights {
-                None => WeightsMode::Auto,
-                Some(Weights::Embedded) => WeightsMode::Embedded,
-                Some(Weights::External) => WeightsMode::External,
-            },
-            target,
-            cpus,
-            options: &canonical_options(args, cpus),
-            model_hash: hash,
-            extra: &extra,
-        },
-    )?;
-    if plan.stdout {
+    let written = artifact::write(program, &code.artifact(&out, hash, &extra))?;
+    if code.plan.stdout {
         let text = std::fs::read_to_string(&out).map_err(|e| Diagnostic::io("read", &out, &e))?;
         return console.result(&text);
     }
@@ -317,25 +365,46 @@ fn canonical_options(args: &Args, cpus: &[Cpu]) -> Vec<String> {
     options
 }
 
-/// Whoever waits for a compilation shall not learn only at its end that there is no place for it.
-fn check_folder(plan: &Plan) -> Result<()> {
-    let folder = plan.out.parent().filter(|f| !f.as_os_str().is_empty() && !plan.stdout);
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            let what = if folder.exists() { "is not a folder" } else { "does not exist" };
-            Err(Diagnostic::failed(format!("cannot write `{}`: the folder `{}` {what}", plan.out.display(), folder.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
+/// The prefix of all symbols: what the user says, else the name of the output, else that of the model.
 fn name(args: &Args) -> Result<String> {
     let Some(name) = &args.name else {
-        return Ok(c_identifier(&args.model.file_stem().unwrap_or_default().to_string_lossy()));
+        let of_output = args.output.as_deref().and_then(|out| output_name(out, &args.emit));
+        return Ok(of_output.unwrap_or_else(|| model_name(&args.model)));
     };
-    match c_identifier(name) {
-        id if id == *name => Ok(id),
-        id => Err(Diagnostic::usage(format!("--name {name}: this is not an identifier in C")).help(format!("use --name {id}"))),
+    if is_identifier(name) {
+        return Ok(name.clone());
+    }
+    Err(Diagnostic::usage(format!("--name {name}: this is not an identifier in C")).help(format!("use --name {}", c_identifier(name))))
+}
+
+/// The name of an output; none for streams, and for folders that single files go into.
+fn output_name(out: &Path, emit: &[Emit]) -> Option<String> {
+    let folder = out.is_dir();
+    let bundle = emit.contains(&Emit::Bundle) || (emit.is_empty() && (folder || out.extension().is_none()));
+    if out == "-" || Place::is_stream(out) || (folder && !bundle) {
+        return None;
+    }
+    // A folder may be called `.`, but has a name.
+    let named = if folder { out.canonicalize().ok()? } else { out.into() };
+    let name = if bundle { named.file_name() } else { named.file_stem() };
+    name.map(|n| c_identifier(&n.to_string_lossy()))
+}
+
+/// The name of a model: that of its file, or, where all are called `model`, that of its folder, or of the one above
+/// where that is called `onnx`.
+fn model_name(model: &Path) -> String {
+    let stem = model.file_stem().unwrap_or_default();
+    let path = std::path::absolute(model).unwrap_or_default();
+    let folder = path.ancestors().skip(1).filter_map(Path::file_name).find(|f| *f != "onnx").filter(|_| stem == "model");
+    c_identifier(&folder.unwrap_or(stem).to_string_lossy())
+}
+
+/// Where a bundle goes without -o: to a folder called `name`, if that is not where the model is.
+fn default_folder(name: &str, model: &Path) -> PathBuf {
+    let of_model = std::path::absolute(files::folder(model)).and_then(|f| f.canonicalize());
+    match (Path::new(name).canonicalize(), of_model) {
+        (Ok(place), Ok(model)) if model.starts_with(&place) => format!("{name}_bundle").into(),
+        _ => name.into(),
     }
 }
 
@@ -388,18 +457,34 @@ fn plan(emit: &[Emit], output: Option<&Path>, name: &str, stop: bool) -> Result<
     Ok(Plan { emits, out, stdout })
 }
 
+/// The targets whose code is tested: bundles build and their examples run.
+const TESTED: [&str; 3] = ["x86_64-unknown-linux-gnu", "x86_64-unknown-linux-musl", "aarch64-unknown-linux-gnu"];
+
 fn target(triple: Option<&str>) -> Result<Triple> {
+    let host = Triple::host();
     let target = match triple {
-        None => Triple::host(),
+        None => host.clone(),
         Some(t) => {
             t.parse().map_err(|e| Diagnostic::usage(format!("--target {t}: {e}")).help("a target is like x86_64-unknown-linux-gnu"))?
         }
     };
-    if Cpu::baseline(&target).is_none() {
-        return Err(Diagnostic::unsupported(format!("there is no code generator for the target {target}"))
-            .note("there are ones for x86_64 and aarch64"));
+    let same = |t: &Triple| {
+        (t.architecture, t.operating_system, t.environment) == (target.architecture, target.operating_system, target.environment)
+    };
+    let tested = || TESTED.iter().filter_map(|t| t.parse().ok()).chain([host.clone()]).any(|t| same(&t));
+    if Cpu::baseline(&target).is_some() && tested() {
+        return Ok(target);
     }
-    Ok(target)
+    let why = if Cpu::baseline(&target).is_none() { "there is no code generator for it" } else { "no code for it has ever been run" };
+    let d = Diagnostic::unsupported(format!("the target {target} is not supported: {why}"))
+        .note(format!("targets that are tested: {}; this machine is {host}", list(TESTED)));
+    Err(match target.operating_system {
+        OperatingSystem::None_ | OperatingSystem::Unknown if Cpu::baseline(&target).is_some() => d.help(format!(
+            "without an operating system use an object for {}-unknown-linux-gnu (-o NAME.o): it needs memcpy, memmove and memset and nothing else",
+            target.architecture
+        )),
+        _ => d,
+    })
 }
 
 fn cpus(args: &Args, target: &Triple) -> Result<Vec<Cpu>> {

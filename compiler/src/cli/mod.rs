@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tfc::diag::{Diagnostic, Result};
+use tfc::scratch;
 
 /// The environment variable with options that are put before those of the command line.
 const FLAGS_VARIABLE: &str = "TFC_FLAGS";
@@ -98,6 +99,8 @@ pub fn main(args: Vec<OsString>, start: Instant) -> u8 {
     };
     let console = Console::new(cli.color, cli.verbose, cli.quiet);
     files_have_limits();
+    // Without the handlers the next process removes what a signal leaves.
+    let _ = scratch::end_on_signals();
     let run = || match cli.command {
         Command::Compile(args) => compile::run(&args, &console).map(drop),
         Command::Run(args) => run::run(&args, &console),
@@ -130,6 +133,7 @@ fn files_have_limits() {
 }
 
 fn fail(d: &Diagnostic, console: &Console) -> u8 {
+    scratch::wait_if_ending();
     console.error(d);
     d.exit as u8
 }

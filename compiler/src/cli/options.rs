@@ -489,8 +489,8 @@ pub struct Debugging {
     /// Print the graph to stderr after the import and after every pass.
     #[arg(long, help_heading = "Debugging")]
     pub print_ir_after_all: bool,
-    /// Write the graph after the import and after every pass to DIR, as `07-eqsat.tir` with its
-    /// constants in `07-eqsat.tir.bin`. `tfc compile` accepts these files.
+    /// Write the graph after the import and after every pass to DIR, as `07-eqsat.tir`, and the constants of more than 8
+    /// elements of all of them to `constants.bin`, each once. `tfc compile` accepts these files, and printed graphs beside them.
     #[arg(long, value_name = "DIR", help_heading = "Debugging")]
     pub dump_ir: Option<PathBuf>,
     /// End after this pass (or `import`, or `07-eqsat`) and write the graph instead of code.

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tfc::diag::{Diagnostic, Result};
-use tfc::files::Pending;
+use tfc::files::{self, Pending};
 use tfc::{inputs, npz};
 use tfc_ir::tensor::{Scalar, Tensor};
 use tfc_runtime::Session;
@@ -41,6 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> Result<()> {
+    args.outputs.as_deref().map_or(Ok(()), files::check)?;
     args.level.quantization.mask_has_samples()?;
     let source = source::open(&args.model, &args.level, &args.shapes, source::Keep::Nothing, console)?;
     let model = Arc::new(source.model);

@@ -4,15 +4,19 @@ use super::console::{Console, bytes};
 use super::ledger;
 use super::options::{Debugging, StatsFormat};
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tfc::diag::{Diagnostic, Result, table};
-use tfc::driver;
+use tfc::driver::SHARED_CONSTANTS;
 use tfc::files::Pending;
 use tfc::kernel::Program;
+use tfc::onnx::map_file;
+use tfc::scratch::undisturbed;
 use tfc_ir::graph::Graph;
+use tfc_ir::text::{Constants, write_sharing};
 use tfc_passes::{Pass, Ran, Stats};
 
 /// What happens to the graph besides being compiled.
@@ -25,13 +29,14 @@ pub struct Trace<'a> {
     imported_nodes: usize,
     stopped: bool,
     since: Instant,
+    dumps: Option<Dumps>,
 }
 
 impl<'a> Trace<'a> {
     /// A trace as the options say, of this pipeline.
     ///
     /// # Errors
-    /// When a pass to stop after does not run.
+    /// When a pass to stop after does not run; when something is where dumps would go.
     pub fn new(options: &'a Debugging, pipeline: &[&'static Pass], console: &'a Console) -> Result<Trace<'a>> {
         if let Some(point) = &options.stop_after
             && !point.is(0, "import")
@@ -41,7 +46,8 @@ impl<'a> Trace<'a> {
             return Err(Diagnostic::usage(format!("--stop-after {point}: this pass does not run"))
                 .note(format!("the passes that run: {}", names.join(" "))));
         }
-        Ok(Trace { options, console, passes: vec![], steps: vec![], imported_nodes: 0, stopped: false, since: Instant::now() })
+        let dumps = options.dump_ir.as_deref().map(Dumps::new).transpose()?;
+        Ok(Trace { options, console, passes: vec![], steps: vec![], imported_nodes: 0, stopped: false, since: Instant::now(), dumps })
     }
 
     /// The step since the last call (or the begin) has ended.
@@ -64,7 +70,7 @@ impl<'a> Trace<'a> {
         self.look(0, "import", graph)
     }
 
-    /// A pass has run: the observer of [`driver::optimize`].
+    /// A pass has run: the observer of [`tfc::driver::optimize`].
     ///
     /// # Errors
     /// When a dump cannot be written.
@@ -79,8 +85,8 @@ impl<'a> Trace<'a> {
         if o.print_ir_after_all || o.print_ir_after.iter().any(|p| p.is(number, name)) {
             self.console.report(&format!("// after {number:02}-{name}\n{graph}"));
         }
-        if let Some(folder) = &o.dump_ir {
-            dump(folder, &format!("{number:02}-{name}.tir"), graph)?;
+        if let Some(dumps) = &mut self.dumps {
+            dumps.add(&format!("{number:02}-{name}.tir"), graph)?;
         }
         self.stopped = o.stop_after.as_ref().is_some_and(|p| p.is(number, name));
         Ok(())
@@ -155,12 +161,69 @@ fn sizes(p: &Program) -> String {
     format!("{} different ones, weights {}, {} arena slots", p.kernels.len(), bytes(p.weight_bytes()), p.slots.len())
 }
 
-fn dump(folder: &Path, name: &str, graph: &Graph) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|e| Diagnostic::io("create", folder, &e))?;
-    let mut out = Pending::default();
-    driver::write_tir(graph, &folder.join(name), &mut out)?;
-    out.commit()?;
-    Ok(())
+/// Graphs in a folder, with one file of constants for all: what one has of another, or of an earlier compilation, is not
+/// written again.
+struct Dumps {
+    folder: PathBuf,
+    /// The file of constants, and where it is.
+    file: File,
+    path: PathBuf,
+    constants: Constants<'static>,
+}
+
+impl Dumps {
+    /// Dumps into a folder, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When the folder or the file of constants cannot be written, something else has its name, or another process writes it.
+    fn new(folder: &Path) -> Result<Dumps> {
+        fs::create_dir_all(folder).map_err(|e| Diagnostic::io("create", folder, &e))?;
+        let path = folder.join(SHARED_CONSTANTS);
+        let failed = |e: io::Error| Diagnostic::io("write", &path, &e);
+        if path.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let fresh = !path.exists();
+        let file = File::options().read(true).append(true).create(true).open(&path).map_err(failed)?;
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(Diagnostic::failed(format!("cannot write `{}`: another process writes dumps into this folder", path.display())));
+        }
+        let out = file.try_clone().map_err(failed)?;
+        let earlier = if fresh || fs::metadata(&path).is_ok_and(|m| m.len() == 0) { Default::default() } else { map_file(&path)? };
+        let constants = Constants::after(&earlier, out)
+            .map_err(|e| Diagnostic::failed(format!("cannot write `{}`, which is no file of constants: {e}", path.display())))?;
+        drop(earlier);
+        // A process that was killed may have left a part of a record.
+        file.set_len(constants.bytes()).map_err(failed)?;
+        Ok(Dumps { folder: folder.into(), file, path, constants })
+    }
+
+    /// Writes a graph: its constants first, so that a text that is there is complete. No handled signal comes in between.
+    ///
+    /// # Errors
+    /// When the file system refuses; then the file of constants is as it was.
+    fn add(&mut self, name: &str, graph: &Graph) -> Result<()> {
+        let (before, mut text) = (self.constants.bytes(), vec![]);
+        let written = undisturbed(|| write_sharing(graph, &mut text, &mut self.constants));
+        let mut out = Pending::default();
+        let written = written.map_err(|e| Diagnostic::io("write", &self.path, &e));
+        let written = written.and_then(|()| out.write(&self.folder.join(name), |w| w.write_all(&text))).and_then(|()| out.commit());
+        if let Err(e) = written {
+            // The first error is the one to tell.
+            let _ = self.file.set_len(before);
+            return Err(e);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Dumps {
+    fn drop(&mut self) {
+        // Graphs without large constants need no file.
+        if self.constants.bytes() == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Every launch with its kind, its operators and the ONNX nodes.

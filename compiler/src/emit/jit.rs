@@ -153,7 +153,7 @@ pub fn load_with(program: &Program, name: &str, weights: &WeightFile, options: &
     let builder = JITBuilder::with_isa(module_isa().ok_or(JitError::Unsupported(triple.clone()))?, default_libcall_names());
     let mut jit = JITModule::new(builder);
     let header = module::weights_header(program);
-    let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, embedded: false, cpus: &cpus };
+    let info = manifest::Info { name, target: &triple, options: &[], model_hash: 0, weights_file: Some(""), cpus: &cpus };
     let encoded = manifest::of(program, &header, &info).encode_bytes();
     let options = Options {
         name,

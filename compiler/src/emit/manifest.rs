@@ -2,6 +2,7 @@
 
 use super::clif::target::Cpu;
 use super::module::{Sizes, kernel_name};
+use super::names::c_identifiers;
 use crate::calibration::Accuracy;
 use crate::kernel::{Port, Program, Storage, work};
 use crate::metrics::Metric;
@@ -27,15 +28,15 @@ pub struct Info<'a> {
     pub options: &'a [String],
     /// Hash of the model's files.
     pub model_hash: u128,
-    /// Whether the weights are in the object.
-    pub embedded: bool,
+    /// The name of the weights file; none if the weights are in the object.
+    pub weights_file: Option<&'a str>,
     /// CPU variants, the plainest first.
     pub cpus: &'a [Cpu],
 }
 
 /// The manifest without code sizes: it is part of the code.
 pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
-    let c_names = |names: Vec<&str>| c_identifiers(&names);
+    let c_names = |names: Vec<&str>| c_identifiers(info.name, &names);
     let ports = |ports: &[Port]| {
         let names = c_names(ports.iter().map(|p| p.name.as_str()).collect());
         let tensor = |(p, c_name): (&Port, String)| TensorInfo {
@@ -77,8 +78,8 @@ pub fn of(program: &Program, weights: &Header, info: &Info) -> Manifest {
         weights: (weights.data_bytes > 0).then(|| WeightsInfo {
             data_bytes: weights.data_bytes,
             hash: weights.hash.to_le_bytes().to_vec(),
-            embedded: info.embedded,
-            file: if info.embedded { String::new() } else { format!("{}.weights.bin", info.name) },
+            embedded: info.weights_file.is_none(),
+            file: info.weights_file.unwrap_or_default().into(),
             source_bytes: program.constant_bytes,
         }),
         cpu_variants: info
@@ -175,131 +176,4 @@ pub fn add_sizes(manifest: &mut Manifest, program: &Program, sizes: &Sizes) {
     manifest.code_bytes = sizes.glue + manifest.cpu_variants.iter().map(|v| v.code_bytes).sum::<u64>();
     manifest.table_bytes = sizes.data;
     manifest.stack_bytes = (sizes.stack + STACK_RESERVE).next_multiple_of(4096);
-}
-
-/// Names made C identifiers, different from each other and from C's keywords.
-pub fn c_identifiers(names: &[&str]) -> Vec<String> {
-    let mut out: Vec<String> = vec![];
-    for name in names {
-        let base = c_identifier(name);
-        let mut candidate = base.clone();
-        let mut n = 2;
-        while out.contains(&candidate) {
-            candidate = format!("{base}_{n}");
-            n += 1;
-        }
-        out.push(candidate);
-    }
-    out
-}
-
-/// A name made a C identifier that is no keyword of C, C++ or Rust.
-pub fn c_identifier(name: &str) -> String {
-    const RESERVED: &[&str] = &[
-        "abstract",
-        "alignas",
-        "alignof",
-        "and",
-        "as",
-        "asm",
-        "async",
-        "auto",
-        "await",
-        "become",
-        "bool",
-        "box",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "const",
-        "continue",
-        "crate",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "dyn",
-        "else",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "final",
-        "float",
-        "fn",
-        "for",
-        "friend",
-        "gen",
-        "goto",
-        "if",
-        "impl",
-        "in",
-        "inline",
-        "int",
-        "let",
-        "long",
-        "loop",
-        "macro",
-        "match",
-        "mod",
-        "move",
-        "mut",
-        "namespace",
-        "new",
-        "not",
-        "operator",
-        "or",
-        "override",
-        "priv",
-        "private",
-        "protected",
-        "pub",
-        "public",
-        "ref",
-        "register",
-        "restrict",
-        "return",
-        "self",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "super",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "trait",
-        "true",
-        "try",
-        "type",
-        "typedef",
-        "typename",
-        "typeof",
-        "union",
-        "unsafe",
-        "unsigned",
-        "unsized",
-        "use",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "where",
-        "while",
-        "xor",
-        "yield",
-    ];
-    let mut id: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
-    if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
-        id.insert(0, '_');
-    }
-    if RESERVED.contains(&id.as_str()) {
-        id.push('_');
-    }
-    id
 }

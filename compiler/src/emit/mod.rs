@@ -9,6 +9,7 @@ pub mod jit;
 pub mod layout;
 pub mod manifest;
 pub mod module;
+pub mod names;
 pub mod object;
 pub mod x86;
 

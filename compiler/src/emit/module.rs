@@ -124,7 +124,7 @@ pub fn kernel_name(program: &Program, id: KernelId) -> String {
     format!("k{}_{words}", id.index())
 }
 
-/// Size and hash of the packed weights of a program.
+/// Size and hash of the packed weights of a program; the model is not told.
 pub fn weights_header(program: &Program) -> Header {
     let mut hash = Xxh3::new();
     let mut at = 0;
@@ -133,7 +133,7 @@ pub fn weights_header(program: &Program) -> Header {
         hash.update(&w.data);
         at = w.offset + w.data.len() as u64;
     }
-    Header { data_bytes: at, hash: hash.digest128() }
+    Header { data_bytes: at, hash: hash.digest128(), model: 0 }
 }
 
 /// The packed weights of a program as one piece.

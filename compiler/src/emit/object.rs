@@ -32,6 +32,8 @@ pub struct ObjectOptions<'a> {
     pub cpus: &'a [Cpu],
     /// Whether the weights go into the object.
     pub embed_weights: bool,
+    /// The name of the weights file, if they do not.
+    pub weights_file: &'a str,
     /// Options in their command-line form, for the manifest.
     pub options: &'a [String],
     /// Hash of the model's files.
@@ -43,13 +45,13 @@ pub struct ObjectOptions<'a> {
 /// # Errors
 /// When the code generator refuses something: a bug of ours.
 pub fn emit(program: &Program, options: &ObjectOptions) -> Result<Object, EmitError> {
-    let weights = module::weights_header(program);
+    let weights = Header { model: options.model_hash, ..module::weights_header(program) };
     let info = manifest::Info {
         name: options.name,
         target: options.target,
         options: options.options,
         model_hash: options.model_hash,
-        embedded: options.embed_weights,
+        weights_file: (!options.embed_weights).then_some(options.weights_file),
         cpus: options.cpus,
     };
     let mut manifest = manifest::of(program, &weights, &info);

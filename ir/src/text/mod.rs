@@ -12,9 +12,9 @@
 //!
 //! input %x: f32[seq, 4]
 //!
-//! const %w: f32[4] = [1.0, 2.0, 3.0, 4.0]        up to 64 elements
+//! const %w: f32[4] = [1.0, 2.0, 3.0, 4.0]        up to 8 elements
 //! const %z: f32[4, 768] = splat 0.0              all elements have the same bits
-//! const %"enc/b": i8[768, 768] = blob 64 #1f…    bytes of the companion file from offset 64, and their hash
+//! const %"enc/b": i8[768, 768] = elided #1f…     the hash of what is in a file of constants
 //!
 //! %0 = softmax %x {axis = 1, log = false} : f32[seq, 4] loc("/Softmax")
 //! %1 = fused %0, %w {body = {
@@ -37,15 +37,17 @@
 //! - Floats read back with the same bits; `nan(#7fc00001)` gives the bits of a NaN that is not the usual one.
 //! - A graph in braces starts with the symbols of the graph around it and lists those that differ.
 //! - `//` starts a comment that goes to the end of the line; line breaks are like other white space.
-//! - Without a companion file, constants of more elements print as `elided #hash`; the parser refuses
-//!   those, since their data is not there.
+//! - The data of constants of more elements are elided: the parser finds them by their hash in a file of constants, which may
+//!   be that of many texts, and refuses them without it. Lists that are read may have any length.
 
+mod constants;
 mod lex;
 mod parse;
 mod print;
 
+pub use constants::Constants;
 pub use parse::{Lines, ParseError, parse, parse_with_lines};
-pub use print::{Labels, labels, write};
+pub use print::{Labels, labels, write, write_sharing};
 
 use crate::graph::{Def, Graph};
 use crate::tensor::Tensor;
@@ -54,14 +56,11 @@ use crate::tensor::Tensor;
 pub const VERSION: u32 = 1;
 
 /// The largest number of elements that is printed as a list.
-const MAX_INLINE: usize = 64;
+const MAX_INLINE: usize = 8;
 
 /// How many bytes the `splat` constants of one text may have together: a short text cannot make the
-/// parser allocate more. Further ones go to the companion file.
+/// parser allocate more. Further ones are elided.
 const SPLAT_BUDGET: usize = 1 << 28;
-
-/// Constants are aligned to this in the companion file.
-const BLOB_ALIGN: u64 = 64;
 
 /// Whether a name prints without quotes.
 fn is_identifier(name: &str) -> bool {
@@ -164,23 +163,55 @@ output out = %x
     }
 
     #[test]
-    fn large_constants_go_to_the_companion() {
+    fn large_constants_go_to_a_file() {
         let mut graph = Graph::new("g");
-        let small = graph.add_const(Tensor::of(&[65], (0..65u8).collect()), Some("small".into()));
+        let small = graph.add_const(Tensor::of(&[9], (0..9u8).collect()), Some("small".into()));
         let large = graph.add_const(Tensor::of(&[100], (0..100i64).collect()), None);
+        let same = graph.add_const(Tensor::of(&[3, 3], (0..9u8).collect()), None);
         graph.add_output("b", large);
         graph.add_output("a", small);
-        let (mut text, mut blob) = (vec![], vec![]);
-        let written = write(&graph, &mut text, Some(&mut blob)).unwrap();
-        assert_eq!((written, blob.len()), (832 + 65, 832 + 65));
+        graph.add_output("c", same);
+        let (mut text, mut file) = (vec![], vec![]);
+        let written = write(&graph, &mut text, Some(&mut file)).unwrap();
+        assert_eq!((written, file.len()), (64 + 64 + 832 + 64 + 64, 64 + 64 + 832 + 64 + 64));
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("= blob 832 #"), "{text}");
-        assert_eq!(parse(&text, Some(blob.clone().into())).unwrap(), graph);
-        blob[850] ^= 1;
-        assert!(parse(&text, Some(blob.into())).unwrap_err().message.contains("the companion file is another one"));
-        assert!(parse(&text, Some(Bytes::new())).unwrap_err().message.contains("not within the companion file of 0 bytes"));
-        assert!(parse(&text, None).unwrap_err().message.contains("which is not given"));
-        assert!(message(&graph.to_string()).contains("is elided"));
+        // What is printed for people is the same, and can be read with the file too.
+        assert_eq!(text, graph.to_string());
+        assert_eq!(text.matches("elided #").count(), 3, "{text}");
+        assert_eq!(parse(&text, Some(file.clone().into())).unwrap(), graph);
+        let error = |file: Option<Bytes>| parse(&text, file).unwrap_err().message;
+        file[150] ^= 1;
+        assert!(error(Some(file.clone().into())).contains("the file of constants is damaged"), "{}", error(Some(file.clone().into())));
+        assert!(error(Some(file[..900].to_vec().into())).contains("has nothing with this hash"));
+        assert!(error(Some(Bytes::new())).contains("is none"));
+        assert!(error(None).contains("which is not given"));
+        let more = text.replace("i64[100]", "i64[101]");
+        file[150] ^= 1;
+        assert!(parse(&more, Some(file.into())).unwrap_err().message.contains("808"));
+    }
+
+    #[test]
+    fn texts_share_a_file() {
+        let graph = |name: &str| {
+            let mut graph = Graph::new(name);
+            let shared = graph.add_const(Tensor::of(&[50], (0..50u8).collect()), None);
+            let own = graph.add_const(Tensor::of(&[20], vec![name.len() as u8, 1].repeat(10)), None);
+            graph.add_output("a", shared);
+            graph.add_output("b", own);
+            graph
+        };
+        let graphs = ["first", "second"].map(graph);
+        let mut file = vec![];
+        let mut constants = Constants::new(&mut file);
+        let texts = graphs.each_ref().map(|g| {
+            let mut text = vec![];
+            write_sharing(g, &mut text, &mut constants).unwrap();
+            String::from_utf8(text).unwrap()
+        });
+        drop(constants);
+        assert_eq!(file.len(), 64 + 3 * 128);
+        let file = Bytes::from(file);
+        assert!(texts.iter().zip(graphs).all(|(t, g)| parse(t, Some(file.clone())).unwrap() == g));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::lex::{Lexer, Token};
 use super::print::usual_nan;
-use super::{SPLAT_BUDGET, VERSION};
+use super::{SPLAT_BUDGET, VERSION, constants};
 use crate::attr::{Attr, AttrValue};
 use crate::dim::{Dim, Range, Symbol};
 use crate::graph::{DimCheck, Graph, Loc, Node, Value};
@@ -70,20 +70,20 @@ pub struct Lines {
     pub nested: BTreeMap<Node, Lines>,
 }
 
-/// Reads a graph. `blob` is the companion file, for texts that refer to it.
+/// Reads a graph. `file` is the file of constants, for texts that refer to it.
 ///
 /// # Errors
-/// When the text is not a graph, or its constants do not agree with `blob`.
-pub fn parse(text: &str, blob: Option<Bytes>) -> Result<Graph, ParseError> {
-    parse_with_lines(text, blob).map(|(graph, _)| graph)
+/// When the text is not a graph, or its constants are not in `file`.
+pub fn parse(text: &str, file: Option<Bytes>) -> Result<Graph, ParseError> {
+    parse_with_lines(text, file).map(|(graph, _)| graph)
 }
 
 /// Reads a graph, and tells where its parts are written.
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_with_lines(text: &str, blob: Option<Bytes>) -> Result<(Graph, Lines), ParseError> {
-    let parsed = Parser::new(text, blob).and_then(|mut p| p.file());
+pub fn parse_with_lines(text: &str, file: Option<Bytes>) -> Result<(Graph, Lines), ParseError> {
+    let parsed = Parser::new(text, file).and_then(|mut p| p.file());
     parsed.map_err(|Fault { at, message }| {
         let start = text[..at].rfind('\n').map_or(0, |i| i + 1);
         let source = text[start..].lines().next().unwrap_or_default();
@@ -137,17 +137,19 @@ struct Parser<'a> {
     /// Where `token` starts.
     at: usize,
     line: u32,
-    blob: Option<Bytes>,
+    /// The file of constants, and its index when that has been needed.
+    file: Option<Bytes>,
+    index: Option<constants::Index>,
     splat_left: usize,
     nesting: usize,
     graphs: usize,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str, blob: Option<Bytes>) -> Parsed<Self> {
+    fn new(text: &'a str, file: Option<Bytes>) -> Parsed<Self> {
         let mut lexer = Lexer::new(text);
         let (token, at, line) = lexer.next()?;
-        Ok(Parser { lexer, token, at, line, blob, splat_left: SPLAT_BUDGET, nesting: 0, graphs: 0 })
+        Ok(Parser { lexer, token, at, line, file, index: None, splat_left: SPLAT_BUDGET, nesting: 0, graphs: 0 })
     }
 
     // Tokens.
@@ -645,14 +647,8 @@ impl<'a> Parser<'a> {
                 (0..elements).for_each(|i| push_element(ty.elem, element, i, &mut data));
                 data.into()
             }
-            Token::Word("blob") => return self.blob(ty, sizes, bytes),
-            Token::Word("elided") => {
-                return self.fault(
-                    "the data of this constant is elided: the graph was printed without its file of constants. \
-                     Print it again together with that file (`text::write` with a blob) and read both",
-                );
-            }
-            _ => return self.expected("the data of a constant: a list such as [1, 2], `splat`, or `blob`"),
+            Token::Word("elided") => self.elided(bytes)?,
+            _ => return self.expected("the data of a constant: a list such as [1, 2], `splat`, or `elided`"),
         };
         Tensor::new(ty.elem, sizes, data).map_err(|e| Fault { at, message: e.to_string() })
     }
@@ -709,26 +705,42 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn blob(&mut self, ty: &Type, sizes: Vec<usize>, bytes: usize) -> Parsed<Tensor> {
+    /// The data of a constant of so many bytes.
+    fn elided(&mut self, bytes: usize) -> Parsed<Bytes> {
         let at = self.at;
         self.next()?;
-        let offset = self.integer()?;
-        let Token::Hash(hash) = self.token else {
+        let hash = match self.token {
+            Token::Hash(hash) => u128::from_str_radix(hash, 16).ok(),
+            _ => None,
+        };
+        let Some(hash) = hash else {
             return self.expected("`#` and the hash of the constant");
         };
         self.next()?;
         let fault = |message| Err(Fault { at, message });
-        let Some(blob) = &self.blob else {
-            return fault("this constant is in the companion file of the text, which is not given".into());
+        let Some(file) = &self.file else {
+            return fault(
+                "the data of this constant is elided: it is in the file of constants that was written with the text, which is not given"
+                    .into(),
+            );
         };
-        let range = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(bytes)?));
-        let Some(range) = range.filter(|r| r.end <= blob.len()) else {
-            return fault(format!("{bytes} bytes from {offset} are not within the companion file of {} bytes", blob.len()));
+        let index = match &mut self.index {
+            Some(index) => index,
+            none => match constants::index(file) {
+                Ok((index, _)) => none.insert(index),
+                Err(e) => return fault(format!("what should be the file of constants is none: {e}")),
+            },
         };
-        match Tensor::new(ty.elem, sizes, blob.slice(range)) {
-            Ok(t) if format!("{:032x}", t.content_hash()) == hash => Ok(t),
-            Ok(t) => fault(format!("the companion file is another one: the hash of the constant is {:032x}, not {hash}", t.content_hash())),
-            Err(e) => fault(e.to_string()),
+        let Some(range) = index.get(&hash) else {
+            return fault(format!("the file of constants is another one: it has nothing with this hash among {} constants", index.len()));
+        };
+        if range.len() != bytes {
+            return fault(format!("this constant has {bytes} bytes, but {} with its hash are in the file of constants", range.len()));
+        }
+        let data = file.slice(range.clone());
+        match constants::hash(&data) {
+            actual if actual == hash => Ok(data),
+            actual => fault(format!("the file of constants is damaged: the hash of the constant is {actual:032x}")),
         }
     }
 }

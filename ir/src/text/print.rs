@@ -1,6 +1,7 @@
 //! The printer.
 
-use super::{BLOB_ALIGN, MAX_INLINE, Quoted, SPLAT_BUDGET, VERSION, is_identifier};
+use super::constants::{self, Constants};
+use super::{MAX_INLINE, Quoted, SPLAT_BUDGET, VERSION, is_identifier};
 use crate::attr::AttrValue;
 use crate::dim::SymbolTable;
 use crate::graph::{Graph, Loc, Value};
@@ -11,12 +12,26 @@ use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 
-/// Prints a graph. With `blob`, constants that are too large for the text go there, one after the
-/// other, aligned to 64 bytes; without it they are elided. Returns the bytes written to `blob`.
+/// Prints a graph. With `file`, what is elided goes there, as a file of constants; without it, the text cannot be read without
+/// one. Returns the bytes written to `file`.
 ///
 /// # Errors
 /// Those of the writers.
-pub fn write(graph: &Graph, text: &mut dyn io::Write, blob: Option<&mut dyn io::Write>) -> io::Result<u64> {
+pub fn write(graph: &Graph, text: &mut dyn io::Write, file: Option<&mut dyn io::Write>) -> io::Result<u64> {
+    let mut constants = file.map(Constants::new);
+    print(graph, text, constants.as_mut())?;
+    Ok(constants.map_or(0, |c| c.bytes()))
+}
+
+/// As [`write`], with a file of constants that other texts have too.
+///
+/// # Errors
+/// Those of the writers. Then the file may end with a part of a record.
+pub fn write_sharing(graph: &Graph, text: &mut dyn io::Write, constants: &mut Constants) -> io::Result<()> {
+    print(graph, text, Some(constants))
+}
+
+fn print(graph: &Graph, text: &mut dyn io::Write, constants: Option<&mut Constants>) -> io::Result<()> {
     /// Passes text on as bytes and keeps the error that `fmt::Error` cannot carry.
     struct Utf8<'a>(&'a mut dyn io::Write, io::Result<()>);
     impl fmt::Write for Utf8<'_> {
@@ -27,15 +42,12 @@ pub fn write(graph: &Graph, text: &mut dyn io::Write, blob: Option<&mut dyn io::
     }
     let mut text = io::BufWriter::new(text);
     let mut out = Utf8(&mut text, Ok(()));
-    let mut printer = Printer::new(&mut out, blob.map(|out| Blob { out, offset: 0, error: Ok(()) }));
+    let mut printer = Printer::new(&mut out, constants);
     let printed = printer.file(graph);
-    let blob = printer.blob.take();
-    let bytes = blob.as_ref().map_or(0, |b| b.offset);
-    blob.map_or(Ok(()), |b| b.error)?;
+    printer.error?;
     out.1?;
     printed.map_err(io::Error::other)?;
-    text.flush()?;
-    Ok(bytes)
+    text.flush()
 }
 
 impl fmt::Display for Graph {
@@ -117,36 +129,20 @@ pub(super) fn constants(graph: &Graph) -> Vec<Value> {
         .collect()
 }
 
-/// The companion file.
-struct Blob<'a> {
-    out: &'a mut dyn io::Write,
-    offset: u64,
-    error: io::Result<()>,
-}
-
-impl Blob<'_> {
-    /// Appends `data`, aligned; returns its offset.
-    fn append(&mut self, data: &[u8]) -> Result<u64, fmt::Error> {
-        let start = self.offset.next_multiple_of(BLOB_ALIGN);
-        let padding = [0; BLOB_ALIGN as usize];
-        self.error = self.out.write_all(&padding[..(start - self.offset) as usize]).and_then(|()| self.out.write_all(data));
-        self.offset = start + data.len() as u64;
-        if self.error.is_ok() { Ok(start) } else { Err(fmt::Error) }
-    }
-}
-
-struct Printer<'a> {
+struct Printer<'a, 'f> {
     out: &'a mut dyn fmt::Write,
-    blob: Option<Blob<'a>>,
+    /// The file for what is elided, and the error that `fmt::Error` cannot carry.
+    constants: Option<&'a mut Constants<'f>>,
+    error: io::Result<()>,
     /// Bytes that `splat` constants may still have.
     splat_left: usize,
     /// How many graphs are around the one that is printed.
     depth: usize,
 }
 
-impl<'a> Printer<'a> {
-    fn new(out: &'a mut dyn fmt::Write, blob: Option<Blob<'a>>) -> Self {
-        Printer { out, blob, splat_left: SPLAT_BUDGET, depth: 0 }
+impl<'a, 'f> Printer<'a, 'f> {
+    fn new(out: &'a mut dyn fmt::Write, constants: Option<&'a mut Constants<'f>>) -> Self {
+        Printer { out, constants, error: Ok(()), splat_left: SPLAT_BUDGET, depth: 0 }
     }
 
     fn file(&mut self, graph: &Graph) -> fmt::Result {
@@ -280,13 +276,16 @@ impl<'a> Printer<'a> {
             }
             return self.out.write_char(']');
         }
-        let hash = tensor.content_hash();
-        match &mut self.blob {
-            Some(blob) => {
-                let offset = blob.append(tensor.bytes())?;
-                write!(self.out, "blob {offset} #{hash:032x}")
+        let hash = match &mut self.constants {
+            Some(constants) => constants.add(tensor.bytes()),
+            None => Ok(constants::hash(tensor.bytes())),
+        };
+        match hash {
+            Ok(hash) => write!(self.out, "elided #{hash:032x}"),
+            Err(e) => {
+                self.error = Err(e);
+                Err(fmt::Error)
             }
-            None => write!(self.out, "elided #{hash:032x}"),
         }
     }
 }
