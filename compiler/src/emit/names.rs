@@ -1,7 +1,7 @@
 //! Names of models, inputs, outputs and dimensions as identifiers in generated C, C++ and Rust.
 //!
 //! An identifier that a language keeps for itself, or that may be a macro where the header is included, gets an `_`
-//! behind it. Kept are
+//! behind it, or an `x` in front where it begins with underscores: behind it there may be another macro. Kept are
 //!
 //! - the keywords of C11 (N1570, 6.4.1) to C23 (N3096, 6.4.1);
 //! - the keywords and alternative tokens of C++11 to C++23 (\[lex.key\], \[lex.digraph\]) and its identifiers with a special meaning
@@ -24,13 +24,13 @@ const CXX: &str = "and and_eq asm bitand bitor catch char16_t char32_t char8_t c
     noexcept not not_eq operator or or_eq override private protected public reinterpret_cast requires static_cast template this \
     throw try typeid typename using virtual wchar_t xor xor_eq";
 
-/// Keywords of Rust 2015 to 2024, strict and reserved, and the pattern `_`, which is no name.
-const RUST: &str = "Self _ abstract as async await become box crate dyn final fn gen impl in let loop macro match mod move mut \
+/// Keywords of Rust 2015 to 2024, strict and reserved.
+const RUST: &str = "Self abstract as async await become box crate dyn final fn gen impl in let loop macro match mod move mut \
     override priv pub ref self super trait type unsafe unsized use virtual where yield";
 
 /// Macros of the headers of C11 to C23 that no family of [`is_macro`] has, by header; and what compilers define by themselves.
 const MACROS: &str = "assert \
-    I complex imaginary \
+    CMPLX CMPLXF CMPLXL I complex imaginary \
     errno \
     HUGE_VAL HUGE_VALF HUGE_VALL HUGE_VAL_D32 HUGE_VAL_D64 HUGE_VAL_D128 INFINITY NAN DEC_INFINITY DEC_NAN math_errhandling \
     fpclassify isfinite isinf isnan isnormal signbit iscanonical issignaling issubnormal iszero iseqsig isgreater isgreaterequal \
@@ -85,8 +85,8 @@ fn is_macro(id: &str) -> bool {
     let limit = ["INT", "UINT"].iter().any(|p| id.starts_with(p)) && ["_C", "_MAX", "_MIN", "_WIDTH"].iter().any(|s| id.ends_with(s));
     // `PRId64`, `SCNxPTR`: a conversion and a size.
     let printed = ["PRI", "SCN"].iter().any(|p| behind(p, char::is_ascii_lowercase) || behind(p, |c| "BX".contains(*c)));
-    // `ckd_add`, `stdc_bit_width`, and the macros that tell versions of headers.
-    let new = ["ckd_", "stdc_"].iter().any(|p| id.starts_with(p));
+    // `atomic_load`, `ckd_add`, `stdc_bit_width`.
+    let new = ["atomic_", "ckd_", "stdc_"].iter().any(|p| id.starts_with(p));
     limit || printed || new || has(MACROS, id) || FAMILIES.iter().any(|f| behind(f, capital))
 }
 
@@ -100,15 +100,20 @@ fn has(list: &str, id: &str) -> bool {
     list.split_ascii_whitespace().any(|word| word == id)
 }
 
+/// Whether C keeps an identifier for compilers, or it is the pattern `_` of Rust, which is no name.
+fn is_of_compilers(id: &str) -> bool {
+    id == "_" || id.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c == '_' || c.is_ascii_uppercase()))
+}
+
 /// Whether an identifier cannot be the name of a member in C, C++ or Rust everywhere.
 fn is_reserved(id: &str) -> bool {
-    let of_compilers = id.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c == '_' || c.is_ascii_uppercase()));
-    of_compilers || [C, CXX, RUST].iter().any(|list| has(list, id)) || is_macro(id) || is_type(id)
+    [C, CXX, RUST].iter().any(|list| has(list, id)) || is_macro(id) || is_type(id)
 }
 
 /// Whether a name is an identifier in C, C++ and Rust and no keyword.
 pub fn is_identifier(name: &str) -> bool {
-    let word = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && name.starts_with(|c: char| !c.is_ascii_digit());
+    let word =
+        name != "_" && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') && name.starts_with(|c: char| !c.is_ascii_digit());
     word && [C, CXX, RUST].iter().all(|list| !has(list, name))
 }
 
@@ -118,7 +123,9 @@ pub fn c_identifier(name: &str) -> String {
     if id.is_empty() || id.starts_with(|c: char| c.is_ascii_digit()) {
         id.insert(0, '_');
     }
-    if is_reserved(&id) {
+    if is_of_compilers(&id) {
+        id.insert(0, 'x');
+    } else if is_reserved(&id) {
         id.push('_');
     }
     id
@@ -155,10 +162,6 @@ mod tests {
             "requires",
             "mutable",
             "wchar_t",
-            "_Bool",
-            "_Atomic",
-            "__linux__",
-            "_",
             "Self",
             "gen",
             "NULL",
@@ -192,7 +195,7 @@ mod tests {
         for name in ["x", "input_ids", "E", "Exp", "PRIOR", "INT", "INT8", "int8", "_x", "_1", "A", "exp", "mean", "data", "value"] {
             assert_eq!(c_identifier(name), name);
         }
-        assert_eq!(["", "1x", "a.b/c", "é"].map(c_identifier), ["__", "_1x", "a_b_c", "__"]);
+        assert_eq!(["", "1x", "a.b/c", "é", "_Bool", "__linux__"].map(c_identifier), ["x_", "_1x", "a_b_c", "x_", "x_Bool", "x__linux__"]);
         assert!(["x", "_1x", "INT_MAX", "int_"].iter().all(|n| is_identifier(n)));
         assert!(["", "1x", "a.b", "int", "concept", "gen", "_"].iter().all(|n| !is_identifier(n)));
     }
