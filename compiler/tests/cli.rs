@@ -1155,7 +1155,7 @@ fn outputs_name_symbols_and_weights() {
     let there = ran(p.command("compile ../b/model.onnx").current_dir(p.path("out")).output().unwrap());
     there.expect(0, &["wrote b"]);
     fs::create_dir(p.path("out/.hidden")).unwrap();
-    let there = ran(p.command("compile ../b/model.onnx -o .").current_dir(p.path("out/.hidden")).output().unwrap());
+    let there = ran(p.command("compile ../../b/model.onnx -o .").current_dir(p.path("out/.hidden")).output().unwrap());
     there.expect(0, &[]);
     assert_eq!(named("out/.hidden"), "_hidden");
 }
@@ -1216,10 +1216,9 @@ fn occupied_places_are_refused_before_the_work() {
     for (line, what) in [
         ("compile absent.onnx -o mine", "the folder is not empty"),
         ("compile absent.onnx -o file --emit bundle", "it is a file"),
-        ("compile absent.onnx -o x.o", "irectory"),
         ("compile absent.onnx --emit obj,asm -o x", "irectory"),
         ("compile absent.onnx -o x.a --weights external", "`x.weights.bin`"),
-        ("compile absent.onnx -o x.tir", "irectory"),
+        ("compile absent.onnx --emit tir,dot -o x", "irectory"),
         ("compile absent.onnx -o no/x.o", "the folder `no` does not exist"),
         ("compile absent.onnx -o y.o --dump-ir file", "`file`"),
         ("run absent.onnx --inputs in.npz --outputs x.npz", "irectory"),
@@ -1228,6 +1227,7 @@ fn occupied_places_are_refused_before_the_work() {
         let said = p.run(line).expect(1, &["error: cannot ", what]);
         assert!(!said.err.contains("absent"), "{}", said.err);
     }
+    p.run("compile absent.onnx -o y.o --dump-ir ir").expect(1, &["absent.onnx"]);
     p.run("compile absent.onnx -o y.o").expect(1, &["absent.onnx"]);
     assert_eq!(p.files(), before);
 }
@@ -1362,6 +1362,7 @@ fn absurd_sizes_are_errors() {
         let said = p.run(&format!("bench m.onnx --iters 1 --dim {size}")).expect(1, &["error: "]);
         assert!(!said.err.contains("panicked"), "{}", said.err);
     }
+    p.run(&format!("bench m.onnx --dim {}", sizes[0])).expect(1, &["of memory at these sizes", "inputs 7630 MiB, outputs 76294 MiB"]);
     p.run("bench m.onnx --dim batch=9000000000000,count=1").expect(1, &["`batch`", "9000000000000", "at most 2147483647"]);
     p.run("bench m.onnx --dim batch=99999999999999999999,count=1").expect(2, &["99999999999999999999"]);
     p.run("compile m.onnx -o bundle -q").expect(0, &[]);
@@ -1369,8 +1370,6 @@ fn absurd_sizes_are_errors() {
         for size in sizes {
             p.run(&format!("bench bundle --iters 1 --dim {size}")).expect(1, &["error: "]);
         }
-        let said = p.run(&format!("bench bundle --dim {}", sizes[0]));
-        said.expect(1, &["of memory at these sizes", "inputs 7630 MiB", "`batch` = 500000000", "--dim"]);
     }
 }
 

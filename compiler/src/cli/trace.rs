@@ -165,6 +165,8 @@ fn sizes(p: &Program) -> String {
 /// written again.
 struct Dumps {
     folder: PathBuf,
+    /// Whether the folder was not there.
+    made: bool,
     /// The file of constants, and where it is.
     file: File,
     path: PathBuf,
@@ -177,6 +179,7 @@ impl Dumps {
     /// # Errors
     /// When the folder or the file of constants cannot be written, something else has its name, or another process writes it.
     fn new(folder: &Path) -> Result<Dumps> {
+        let made = !folder.exists();
         fs::create_dir_all(folder).map_err(|e| Diagnostic::io("create", folder, &e))?;
         let path = folder.join(SHARED_CONSTANTS);
         let failed = |e: io::Error| Diagnostic::io("write", &path, &e);
@@ -195,7 +198,7 @@ impl Dumps {
         drop(earlier);
         // A process that was killed may have left a part of a record.
         file.set_len(constants.bytes()).map_err(failed)?;
-        Ok(Dumps { folder: folder.into(), file, path, constants })
+        Ok(Dumps { folder: folder.into(), made, file, path, constants })
     }
 
     /// Writes a graph: its constants first, so that a text that is there is complete. No handled signal comes in between.
@@ -219,9 +222,13 @@ impl Dumps {
 
 impl Drop for Dumps {
     fn drop(&mut self) {
-        // Graphs without large constants need no file.
-        if self.constants.bytes() == 0 {
+        // Graphs without large constants need no file, and what failed leaves nothing.
+        if self.file.metadata().is_ok_and(|m| m.len() == 0) {
             let _ = fs::remove_file(&self.path);
+        }
+        if self.made {
+            // Not if there is something in it.
+            let _ = fs::remove_dir(&self.folder);
         }
     }
 }
