@@ -824,7 +824,7 @@ fn members_may_have_any_name() {
             let output =
                 run(Command::new(compiler).args([&format!("-std={standard}"), "-dM", "-E", "others.c"]).current_dir(folder.path()));
             let text = String::from_utf8(output.stdout).unwrap();
-            let macros = text.lines().filter_map(|l| l.strip_prefix("#define ")?.split(|c: char| c == '(' || c == ' ').next());
+            let macros = text.lines().filter_map(|l| l.strip_prefix("#define ")?.split(['(', ' ']).next());
             // Systems define more than the standard says where the mode is not a strict one.
             names.extend(macros.filter(|n| standard.starts_with('c') || n.starts_with("INT") || n.starts_with("PRI")).map(Into::into));
         }

@@ -238,6 +238,10 @@ pub fn check(options: &Options) -> Result<(), ArtifactError> {
         let Place::Name(name) = &place else {
             return Err(ArtifactError::Occupied { path: options.out.into(), reason: "it is a device or a pipe".into() });
         };
+        if name.file_name().is_none() {
+            let reason = "a bundle takes the place of its folder, which needs a name for that".into();
+            return Err(ArtifactError::Occupied { path: options.out.into(), reason });
+        }
         bundle::recover(name)?;
         bundle::check_place(name)?;
     } else {

@@ -384,9 +384,7 @@ fn output_name(out: &Path, emit: &[Emit]) -> Option<String> {
     if out == "-" || Place::is_stream(out) || (folder && !bundle) {
         return None;
     }
-    // A folder may be called `.`, but has a name.
-    let named = if folder { out.canonicalize().ok()? } else { out.into() };
-    let name = if bundle { named.file_name() } else { named.file_stem() };
+    let name = if bundle { out.file_name() } else { out.file_stem() };
     name.map(|n| c_identifier(&n.to_string_lossy()))
 }
 
