@@ -154,8 +154,9 @@ output out = %x
 
     #[test]
     fn floats_keep_their_bits() {
-        let text = "tfc.ir 1\n\nconst %0: f32[9] = [inf, -inf, nan, nan(#ffc00000), nan(#7f800001), -0.0, 1e-45, 3.4028235e38, 0.1]\n";
-        round_trip(text);
+        for text in ["f32[5] = [inf, -inf, nan, nan(#ffc00000), nan(#7f800001)]", "f32[4] = [-0.0, 1e-45, 3.4028235e38, 0.1]"] {
+            round_trip(&format!("tfc.ir 1\n\nconst %0: {text}\n"));
+        }
         for x in [0.1, f64::MIN_POSITIVE, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, -f64::NAN] {
             let attribute = crate::attr::AttrValue::Float(x).to_string();
             round_trip(&format!("tfc.ir 1\n\ninput %x: f32[2]\n\n%0 = rms_norm %x {{axes = 1, epsilon = {attribute}}} : f32[2]\n"));
@@ -195,7 +196,7 @@ output out = %x
         let graph = |name: &str| {
             let mut graph = Graph::new(name);
             let shared = graph.add_const(Tensor::of(&[50], (0..50u8).collect()), None);
-            let own = graph.add_const(Tensor::of(&[20], vec![name.len() as u8, 1].repeat(10)), None);
+            let own = graph.add_const(Tensor::of(&[20], [name.len() as u8, 1].repeat(10)), None);
             graph.add_output("a", shared);
             graph.add_output("b", own);
             graph
