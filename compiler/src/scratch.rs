@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PREFIX: &str = ".tfc-";
@@ -19,6 +20,9 @@ const LOCK: &str = "lock";
 
 /// The scratch folders of this process. Whoever holds it keeps signals from ending the process.
 static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The number of the next one. None is given twice: whoever removes a folder shall not meet another one of its name.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 fn folders() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,7 +49,8 @@ impl Scratch {
     /// When the system refuses. The error does not name the new folder, which nobody knows.
     pub fn new(folder: &Path) -> io::Result<Scratch> {
         let folder = std::path::absolute(folder)?;
-        for n in 0.. {
+        loop {
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!("{PREFIX}{}-{n}", std::process::id()));
             let mut held = folders();
             match create(&path) {
@@ -62,7 +67,6 @@ impl Scratch {
                 return Ok(scratch);
             }
         }
-        Err(io::ErrorKind::AlreadyExists.into())
     }
 
     /// Where something of this name is in the folder.
