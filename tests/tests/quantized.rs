@@ -133,6 +133,50 @@ fn stacks_and_halves_are_quantized() {
     }
 }
 
+/// Rows of a table of 8,192 words, scaled, and an output layer of the same words.
+fn embeddings(elem: Elem) -> Graph {
+    let mut g = Graph::new("embeddings");
+    let mut choices = Choices::seeded(11);
+    let ids = g.add_input("ids", Type::new(Elem::I64, Shape(vec![Dim::symbol("rows")])));
+    let numbers = |choices: &mut Choices, n: usize| (0..n).map(|_| choices.between(-1000, 1000) as f32 / 3000.0).collect::<Vec<_>>();
+    let words = numbers(&mut choices, 8192 * 72);
+    let scale = Tensor::build(elem, &[72], |i| Scalar::Float(0.5 + i as f64));
+    let words = g.add_const(Tensor::build(elem, &[8192, 72], |i| Scalar::Float(words[i].into())), None);
+    let scale = g.add_const(scale, None);
+    let loc = Loc::default();
+    let x = g.add(ops::Gather { axis: 0 }, &[words, ids], &loc).unwrap();
+    let x = g.add(ops::Mul {}, &[x, scale], &loc).unwrap();
+    let layer = g.add(ops::Transpose { perm: vec![1, 0] }, &[words], &loc).unwrap();
+    let y = g.add(ops::Matmul {}, &[x, layer], &loc).unwrap();
+    g.add_output("x", x);
+    g.add_output("y", y);
+    g
+}
+
+#[test]
+fn tables_in_8_bits_are_the_same_natively() {
+    for (elem, spec, level) in
+        [(Elem::F32, "w8a8", OptLevel::O3), (Elem::F16, "w4a16", OptLevel::O3), (Elem::F32, "w4a8:g32", OptLevel::O0)]
+    {
+        let graph = embeddings(elem);
+        let optimized = quantized(&graph, level, spec);
+        let largest = optimized.values().filter_map(|(v, _)| optimized.as_const(v)).map(|t| t.bytes().len()).max();
+        assert!(largest <= Some(8192 * 72), "a table of {elem} is left: {optimized}");
+        let inputs = [Tensor::of(&[5], vec![0i64, 8191, -8192, -1, 4000])];
+        let bindings = bind(&graph, &inputs);
+        let wanted = optimized.evaluate(&inputs, &bindings).expect("an evaluation");
+        let float = graph.evaluate(&inputs, &bindings).expect("an evaluation");
+        let errors: Vec<f64> = float.iter().zip(&wanted).map(|(float, q)| relative_error(q, float)).collect();
+        assert!(0.0 < errors[0] && errors[0] < 0.01 && errors[1] < 0.25, "{elem} {spec}: off by {errors:?}");
+        for cpu in cpus() {
+            let found = run(&mut compile(&optimized, Some(cpu)), &optimized, &inputs);
+            assert!(found[0] == wanted[0], "{elem} {spec} on {cpu}: rows differ\n{optimized}");
+            let error = relative_error(&found[1], &wanted[1]);
+            assert!(error < STEPS, "{elem} {spec} on {cpu}: off by {error}\n{optimized}");
+        }
+    }
+}
+
 #[test]
 fn sums_beyond_32_bits_are_split() {
     let (k, n) = (131_080, 17);

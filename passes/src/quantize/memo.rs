@@ -2,7 +2,7 @@
 
 use super::activations::Found;
 use super::spec::{Group, WeightBits};
-use super::weights::Rounded;
+use super::weights::{Rounded, RoundedRows};
 use crate::calibrate::Observed;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -22,6 +22,8 @@ type Weighed = (Value, usize, Vec<Node>);
 pub struct Memo {
     /// Rounded matrices of constants.
     pub(super) rounded: Table<Rounding, Tensor, Vec<Arc<Rounded>>>,
+    /// Rounded tables of constants.
+    pub(super) tables: Table<Value, Tensor, Arc<RoundedRows>>,
     /// Ranges of operands, by what was seen of them.
     pub(super) ranges: Table<Weighed, Arc<Observed>, Found>,
 }

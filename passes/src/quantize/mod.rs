@@ -8,18 +8,20 @@
 //! have the same left operand share its quantization. Weights that the model stores as integers stay what they are, and only
 //! their activations follow the scheme. Attention becomes `quantized_attention` where the
 //! scheme has integer activations: both of its products are then of 8 bits. Operands in f16, bf16 and f64 are converted
-//! to f32, and results back. What is not quantized, and
+//! to f32, and results back. Tables of which rows are gathered are stored in 8 bits with a scale for every row where nothing else but
+//! quantized products reads them ([`round_rows`]). What is not quantized, and
 //! why, is in the ledger as well.
 
 pub mod activations;
 pub mod bias;
 mod memo;
 mod spec;
+mod tables;
 mod weights;
 
 pub use memo::Memo;
 pub use spec::{Activations, Group, QuantConfig, QuantSpec, Raised, Scaling, SpecError, WeightBits};
-pub use weights::{Rounded, round_to_nearest};
+pub use weights::{Rounded, RoundedRows, round_rows, round_to_nearest};
 
 use crate::calibrate::{Observed, Statistics};
 use crate::parallel;
@@ -33,8 +35,8 @@ use std::sync::Arc;
 use tfc_ir::dim::{Bindings, Dim};
 use tfc_ir::graph::{Graph, Loc, Node, NodeData, Value};
 use tfc_ir::ops::{
-    Add, Attention, Cast, Concat, InferCx, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul, Reshape,
-    Select, Slice, Transpose,
+    Add, Attention, Cast, Concat, Gather, InferCx, Mul, Op, Operator, QuantizeRows, QuantizeStatic, QuantizedAttention, QuantizedMatmul,
+    Reshape, Select, Slice, Transpose,
 };
 use tfc_ir::quant::{Granularity, Scheme};
 use tfc_ir::tensor::Tensor;
@@ -59,11 +61,11 @@ const MIN_CORRECTED: f64 = 0.01;
 /// The most matrices of a stack, each of which becomes a product.
 const MAX_STACK: usize = 1024;
 
-/// The smallest constant that the ledger mentions though no product takes it, in bytes.
+/// The smallest table that is stored in 8 bits, and the smallest constant of another operator that the ledger mentions, in bytes.
 const LARGE: u64 = 1 << 20;
 
-/// What became of one matrix product, of one attention, whose two products are quantized alike, or of a large constant that
-/// something else takes.
+/// What became of one matrix product, of one attention, whose two products are quantized alike, of a table of which one node gathers
+/// rows, or of a large constant that something else takes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct LedgerEntry {
     /// The node of the graph that was quantized.
@@ -99,6 +101,7 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
     if config.gated {
         pass.add_gates();
     }
+    pass.tables = tables::decide(&graph, config);
     pass.round_all();
     if let Some(statistics) = cx.data.get::<Statistics>() {
         pass.rate_operands(statistics);
@@ -120,6 +123,13 @@ fn run(graph: Graph, cx: &Context) -> PassResult {
                 let entry = pass.attention(n, node, op)?;
                 if entry.spec != QuantSpec::F32 {
                     stats.count("attentions quantized", 1);
+                }
+                stats.ledger.push(entry);
+            }
+            Op::Gather(_) if tables::table_of(&graph, node).is_some() => {
+                let entry = pass.gather(n, node)?;
+                if entry.spec != QuantSpec::F32 {
+                    stats.count("gathers of tables in 8 bits", 1);
                 }
                 stats.ledger.push(entry);
             }
@@ -247,7 +257,7 @@ struct Correction {
     share: f64,
 }
 
-/// The products and attentions of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
+/// The products, attentions and gathers of a graph that [`QuantConfig::gated`] gave gates, in the order of those: element `i` of the graph's last
 /// input, [`Gates::INPUT`], says whether the quantized result of number `i` counts.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Gates(pub Vec<Gate>);
@@ -282,6 +292,10 @@ struct Quantizer<'g> {
     rated: HashMap<(Value, usize), RatedSite>,
     /// What the new graph has of rounded matrices.
     weights: HashMap<Rounding, Vec<Weights>>,
+    /// Constants of which rows are gathered: what is said beside what decides that they are rounded, or why they are not.
+    tables: HashMap<Value, Result<String, String>>,
+    /// What the new graph has of rounded tables: codes and scales.
+    rounded_tables: HashMap<Value, [Value; 2]>,
     /// Large constants that the ledger has.
     mentioned: HashSet<Value>,
     /// The sums of products that nothing else takes, if there is data.
@@ -304,6 +318,8 @@ impl<'g> Quantizer<'g> {
             rated: HashMap::new(),
             converted: HashMap::new(),
             weights: HashMap::new(),
+            tables: HashMap::new(),
+            rounded_tables: HashMap::new(),
             mentioned: HashSet::new(),
             sums: HashMap::new(),
             biases: HashMap::new(),
@@ -456,7 +472,7 @@ impl<'g> Quantizer<'g> {
 
     /// Adds the input that decides which results count.
     fn add_gates(&mut self) {
-        let most = self.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_) | Op::Attention(_))).count().max(1);
+        let most = self.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Matmul(_) | Op::Attention(_) | Op::Gather(_))).count().max(1);
         let input = self.out.new.add_input(Gates::INPUT, Type::new(Elem::Bool, Shape::fixed(&[most as i64])));
         self.gates = Some((input, Gates::default()));
     }
@@ -652,6 +668,43 @@ impl<'g> Quantizer<'g> {
         let y = self.out.emit(wide.into(), &operands, &node.loc)?[0];
         self.out.set(node.outputs[0], y);
         Ok(entry(Activations::Int8, reason))
+    }
+
+    /// Emits a gather of rows of a table, from codes and scales if it is rounded.
+    fn gather(&mut self, n: Node, node: &NodeData) -> Result<LedgerEntry, PassError> {
+        let (v, indices) = (node.inputs[0], node.inputs[1]);
+        let table = self.graph.as_const(v).expect("a table is constant");
+        let bytes = table.bytes().len() as u64;
+        let note = match &self.tables[&v] {
+            Ok(note) => note.clone(),
+            Err(why_not) => {
+                let entry = LedgerEntry::kept(n, &node.loc, why_not.clone(), bytes);
+                self.out.copy(n)?;
+                return Ok(entry);
+            }
+        };
+        let same = |a: &Tensor, b: &Tensor| a.bytes().as_ptr_range() == b.bytes().as_ptr_range() && a.ty() == b.ty();
+        let rounded = self.memo.tables.of(v, table, same, || Arc::new(round_rows(table)));
+        let [codes, scales] = *self.rounded_tables.entry(v).or_insert_with(|| {
+            let codes = self.out.new.add_const(rounded.codes.clone(), self.graph.value(v).name.clone());
+            [codes, self.out.new.add_const(rounded.scales.clone(), None)]
+        });
+        let indices = self.out.get(indices);
+        let codes = self.out.emit(Gather { axis: 0 }.into(), &[codes, indices], &node.loc)?[0];
+        let scale = self.out.emit(Gather { axis: 0 }.into(), &[scales, indices], &node.loc)?[0];
+        let codes = self.out.emit(Cast { to: Elem::F32 }.into(), &[codes], &node.loc)?[0];
+        let y = self.out.emit(Mul {}.into(), &[scale, codes], &node.loc)?[0];
+        let y = self.cast(y, self.graph.ty(node.outputs[0]).elem, &node.loc)?;
+        let y = self.gated(n, node, y)?;
+        self.out.set(node.outputs[0], y);
+        let (_, by) = self.config.of(n, &node.loc);
+        let group = Group::Channel;
+        Ok(LedgerEntry {
+            spec: QuantSpec::Int { weights: WeightBits::Eight, activations: Activations::Float, group, scaling: Scaling::ByError },
+            packed_bytes: (rounded.codes.bytes().len() + rounded.scales.bytes().len()) as u64,
+            weight_error: Some(rounded.relative_error),
+            ..LedgerEntry::kept(n, &node.loc, format!("{by}: a table, by row{note}"), bytes)
+        })
     }
 
     /// Large constants of floats that a node takes which is no product, each once.
@@ -947,7 +1000,7 @@ mod tests {
                 assert_eq!(quantized(model, spec, Some(&memo)), quantized(model, spec, None), "{spec}");
             }
         }
-        let Memo { rounded, ranges } = memo.get::<Memo>().unwrap();
+        let Memo { rounded, ranges, .. } = memo.get::<Memo>().unwrap();
         assert_eq!((rounded.len(), ranges.len()), (3, 1));
     }
 
@@ -1070,11 +1123,69 @@ mod tests {
 
     #[test]
     fn large_constants_of_other_operators_are_in_the_ledger() {
-        let source =
-            "tfc.ir 1 input %i: i64[4] const %t: f32[8192, 64] = splat 0.5 %y = gather %t, %i {axis = 0} : f32[4, 64] output y = %y";
+        let source = "tfc.ir 1 input %x: f32[8192, 64] const %t: f32[8192, 64] = splat 0.5 %y = add %t, %x : f32[8192, 64] output y = %y";
         let entry = quantize(source, "w8a8").1.ledger.swap_remove(0);
         assert_eq!((entry.spec, entry.source_bytes), (QuantSpec::F32, 8192 * 64 * 4));
-        assert!(entry.reason.contains("gather"), "{}", entry.reason);
+        assert!(entry.reason.contains("operator add"), "{}", entry.reason);
+    }
+
+    /// A table of rows of 64 that nodes read, each as `[op operands]`, the first a gather; what the ledger says of that.
+    fn table(rows: usize, value: &str, readers: &str, spec: &str) -> (Graph, LedgerEntry) {
+        let source = format!(
+            "tfc.ir 1 input %i: i64[4] input %x: f32[4, 64] const %t: f32[{rows}, 64] = splat {value}
+            %y = gather %t, %i {{axis = 0}} : f32[4, 64] loc(\"/words/Gather\") output y = %y {readers}"
+        );
+        let (graph, stats) = quantize(&source, spec);
+        (graph, stats.ledger.into_iter().find(|e| e.loc.names().any(|n| n == "/words/Gather")).unwrap())
+    }
+
+    #[test]
+    fn tables_are_stored_in_8_bits() {
+        let output_layer = "%w = transpose %t {perm = [1, 0]} : f32[64, 8192] %z = matmul %x, %w : f32[4, 8192] output z = %z";
+        for spec in ["w8a8", "w4a8", "w4a16:g32"] {
+            for (readers, said) in [("", "by row"), (output_layer, "a copy in the order of products")] {
+                let (graph, entry) = table(8192, "0.5", readers, spec);
+                assert_eq!((entry.spec.to_string(), entry.source_bytes), ("w8a16".into(), 8192 * 64 * 4));
+                assert_eq!(entry.packed_bytes, 8192 * (64 + 4), "{graph}");
+                assert!(entry.reason.contains(said) && entry.weight_error.is_some_and(|e| e < 0.01), "{}", entry.reason);
+                assert_eq!(ops(&graph)[..4], ["gather", "gather", "cast", "mul"], "{graph}");
+            }
+        }
+    }
+
+    #[test]
+    fn tables_that_something_else_reads_stay() {
+        let with = |readers: &str| table(8192, "0.5", readers, "w8a8");
+        let cases = [
+            (with("output t = %t"), "a result of the model"),
+            (with("%a = neg %t : f32[8192, 64] output a = %a"), "operator neg"),
+            (with("%r = reshape %t {shape = [64, 8192]} : f32[64, 8192] %a = neg %r : f32[64, 8192] output a = %a"), "operator neg"),
+            (with("%a = gather %t, %i {axis = 1} : f32[8192, 4] output a = %a"), "operator gather"),
+            (table(4095, "0.5", "", "w8a8"), "less than 1048576"),
+            (table(8192, "inf", "", "w8a8"), "not finite"),
+        ];
+        for ((graph, entry), why) in cases {
+            assert!(!ops(&graph).contains(&"mul"), "{graph}");
+            assert_eq!((entry.spec, entry.packed_bytes), (QuantSpec::F32, entry.source_bytes));
+            assert!(entry.reason.contains(why), "{}", entry.reason);
+        }
+    }
+
+    #[test]
+    fn overrides_keep_tables() {
+        let source = "tfc.ir 1 input %i: i64[4] input %x: f32[4, 64] const %t: f32[8192, 64] = splat 0.5
+            %y = gather %t, %i {axis = 0} : f32[4, 64] loc(\"/words/Gather\") output y = %y
+            %w = transpose %t {perm = [1, 0]} : f32[64, 8192] %z = matmul %x, %w : f32[4, 8192] loc(\"/head/MatMul\") output z = %z";
+        let graph = text::parse(source, None).unwrap();
+        for (name, scheme, wanted) in
+            [("words", "f32", "'words'"), ("head", "f32", "/head/MatMul takes it in f32"), ("words", "w4a8", "by row")]
+        {
+            let overrides = vec![(regex::Regex::new(name).unwrap(), scheme.parse().unwrap())];
+            let config = QuantConfig { overrides, ..QuantConfig::new("w8a8".parse().unwrap()) };
+            let stats = run(graph.clone(), &Context { quant: Some(config), ..Context::default() }).unwrap().1;
+            let entry = &stats.ledger[0];
+            assert!(entry.reason.contains(wanted) && (entry.spec == QuantSpec::F32) == (scheme == "f32"), "{}", entry.reason);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Rounding of weights to the nearest stored value.
 
 use super::spec::{Group, WeightBits};
+use crate::parallel;
 use std::borrow::Cow;
 use tfc_ir::quant::{Granularity, Scheme, dequantize, round};
 use tfc_ir::tensor::Tensor;
@@ -36,6 +37,52 @@ impl Rounded {
         }
         stored
     }
+}
+
+/// A matrix in 8 bits with a scale for every row.
+pub struct RoundedRows {
+    /// The stored values, `[rows, n]`, in -127..=127.
+    pub codes: Tensor,
+    /// The scales, `[rows, 1]`.
+    pub scales: Tensor,
+    /// ‖W - Ŵ‖ / ‖W‖; 0 for a matrix of zeros.
+    pub relative_error: f64,
+}
+
+/// Rounds a matrix `[rows, n]` of finite floats to 8 bits, with the scale `max |w| / 127` for every row.
+pub fn round_rows(table: &Tensor) -> RoundedRows {
+    /// Rows that are rounded as one task.
+    const ROWS: usize = 1024;
+    let [rows, n] = table.sizes()[..] else { unreachable!("a matrix has two axes") };
+    let floats: Cow<Tensor> = match table.elem() {
+        Elem::F32 => Cow::Borrowed(table),
+        _ => Cow::Owned(Tensor::build(Elem::F32, table.sizes(), |i| table.get(i))),
+    };
+    let w = floats.values::<f32>();
+    let parts = parallel::map(rows.div_ceil(ROWS), |part| {
+        let rows = &w[part * ROWS * n..w.len().min((part + 1) * ROWS * n)];
+        let (mut codes, mut scales, mut error, mut norm) = (Vec::with_capacity(rows.len()), vec![], 0.0, 0.0);
+        for row in rows.chunks_exact(n) {
+            let scale = row.iter().fold(0f32, |l, w| l.max(w.abs())) / 127.0;
+            for &w in row {
+                let stored = nearest(w, scale, [-127.0, 127.0]);
+                codes.push(stored as i32 as i8);
+                error += (f64::from(w) - f64::from(scale * stored)).powi(2);
+                norm += f64::from(w).powi(2);
+            }
+            scales.push(scale);
+        }
+        (codes, scales, error, norm)
+    });
+    let (mut codes, mut scales, mut error, mut norm) = (Vec::with_capacity(w.len()), Vec::with_capacity(rows), 0.0, 0.0);
+    for part in parts {
+        codes.extend(part.0);
+        scales.extend(part.1);
+        error += part.2;
+        norm += part.3;
+    }
+    let relative_error = if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
+    RoundedRows { codes: Tensor::of(&[rows, n], codes), scales: Tensor::of(&[rows, 1], scales), relative_error }
 }
 
 /// Integers of 4 or 8 bits, two of 4 in a byte, the first one in its low half.
@@ -195,6 +242,23 @@ mod tests {
         // A group that holds everything is a channel.
         let r = round_to_nearest(&w, 3, 2, WeightBits::Eight, Group::Of(32));
         assert_eq!((r.scales.sizes(), r.scheme.granularity), (&[2][..], Granularity::Axis { axis: 1 }));
+    }
+
+    #[test]
+    fn rows_have_their_own_scales() {
+        let w = Tensor::of(&[3, 2], vec![127f32, -1.4, 0.0, 0.0, 1.0, -2.0]);
+        let r = round_rows(&w);
+        assert_eq!((r.codes.to_i64s().unwrap(), r.scales.sizes()), (vec![127, -1, 0, 0, 64, -127], &[3, 1][..]));
+        assert_eq!(r.scales.values::<f32>()[..], [1.0, 0.0, 2.0 / 127.0]);
+        // The codes of a matrix whose columns the rows are.
+        let columns = round_to_nearest(&[127.0, 0.0, 1.0, -1.4, 0.0, -2.0], 2, 3, WeightBits::Eight, Group::Channel);
+        assert_eq!((codes(&columns), columns.scales.to_f64s()), (vec![127, 0, 64, -1, 0, -127], r.scales.to_f64s()));
+        assert!((columns.relative_error - r.relative_error).abs() < 1e-12 && r.relative_error > 0.0);
+        // More rows than one task takes, of another type.
+        let w = Tensor::build(Elem::F16, &[2500, 3], |i| Scalar::Float((i % 7) as f64 - 3.0));
+        let r = round_rows(&w);
+        let near = |i: usize| (w.get(i).to_f64() - r.codes.get(i).to_f64() * r.scales.get(i / 3).to_f64()).abs() < 0.012;
+        assert!((0..w.len()).all(near));
     }
 
     proptest! {
