@@ -234,6 +234,7 @@ impl From<ArtifactError> for Box<Diagnostic> {
             ArtifactError::Occupied { .. }
             | ArtifactError::OtherModel { .. }
             | ArtifactError::NoFolder { .. }
+            | ArtifactError::OtherHeader { .. }
             | ArtifactError::NoCompiler { .. } => Diagnostic::failed(e.to_string()),
         }
     }

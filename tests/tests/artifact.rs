@@ -515,17 +515,19 @@ fn equal_compilations_give_equal_bytes() {
         "Makefile",
         "example_main.c",
         "libm.a",
+        "m-config.cmake",
         "m.clif",
         "m.h",
         "m.manifest.json",
         "m.note.txt",
         "m.o",
+        "m.pc",
         "m.rs",
         "m.s",
         "m.weights.bin",
     ];
     if has("cc") {
-        expected.insert(10, "m.so");
+        expected.insert(12, "m.so");
     }
     assert_eq!(names, expected);
     let text = |name: &str| String::from_utf8(emitted[0].iter().find(|(n, _)| n == name).unwrap().1.clone()).unwrap();
@@ -542,6 +544,44 @@ fn equal_compilations_give_equal_bytes() {
     for (name, bytes) in &emitted[0] {
         assert!(!bytes.windows(here.len()).any(|w| w == here.as_bytes()), "{name} has a path of this machine");
     }
+}
+
+/// Where two models are linked into one application, from a folder whose name has a space.
+#[test]
+fn bundles_are_packages() {
+    let folder = TempDir::new().unwrap();
+    let app = folder.path().join("an app");
+    fs::create_dir(&app).unwrap();
+    let bundles = [("a", WeightsMode::External), ("b", WeightsMode::Embedded)].map(|(n, w)| write_bundle(&mixed(n, 24), n, w, &app));
+    let main = "#include \"a.h\"\n#include \"b.h\"\n#include <stdio.h>\nint main(void) {\n    puts(a_status_string(0));\n    \
+                b_context ctx;\n    return b_init(&ctx, NULL, 0);\n}\n";
+    fs::write(app.join("main.c"), main).unwrap();
+    if has("cc") && has("pkg-config") {
+        let path = std::env::join_paths(&bundles).unwrap();
+        let ask = |args: &[&str]| {
+            let output = run(Command::new("pkg-config").args(args).env("PKG_CONFIG_PATH", &path));
+            String::from_utf8(output.stdout).unwrap().trim().to_string()
+        };
+        let flags = ask(&["--cflags", "--libs", "a", "b"]);
+        run(Command::new("sh").args(["-c", &format!("cc -std=c99 -Wall -Werror -o with_pkg_config main.c {flags}")]).current_dir(&app));
+        run(&mut Command::new(app.join("with_pkg_config")));
+        let weights = ask(&["--variable=weights", "a"]).replace('\\', "");
+        assert!(Path::new(&weights).is_file(), "{weights}");
+        assert_eq!(ask(&["--variable=weights", "b"]), "");
+    }
+    if has("cc") && has("cmake") {
+        let lists = "cmake_minimum_required(VERSION 3.10)\nproject(app C)\nadd_executable(app main.c)\n\
+            find_package(a CONFIG REQUIRED PATHS ${CMAKE_SOURCE_DIR}/a NO_DEFAULT_PATH)\n\
+            find_package(b CONFIG REQUIRED PATHS ${CMAKE_SOURCE_DIR}/b NO_DEFAULT_PATH)\n\
+            target_link_libraries(app PRIVATE a::a b::b)\n\
+            if(NOT EXISTS ${a_WEIGHTS} OR DEFINED b_WEIGHTS)\n  message(FATAL_ERROR weights)\nendif()\n";
+        fs::write(app.join("CMakeLists.txt"), lists).unwrap();
+        run(Command::new("cmake").args(["-S", ".", "-B", "build"]).current_dir(&app));
+        run(Command::new("cmake").args(["--build", "build"]).current_dir(&app));
+        run(&mut Command::new(app.join("build/app")));
+    }
+    // What was written is known to be a bundle.
+    write_bundle(&mixed("a", 24), "a", WeightsMode::External, &app);
 }
 
 #[test]

@@ -154,8 +154,10 @@ pub fn check_place(out: &Path) -> Result<bool, ArtifactError> {
     let Some(name) = entries.iter().find_map(|f| f.strip_suffix(MANIFEST)) else {
         return occupied(format!("the folder is not empty and has no `NAME{MANIFEST}`, so it is not an earlier bundle"));
     };
-    let own =
-        |f: &str| f.starts_with(&format!("{name}.")) || f == format!("lib{name}.a") || f.starts_with("example_main") || f == "Makefile";
+    let own = |f: &str| {
+        let named = f.starts_with(&format!("{name}.")) || f == format!("lib{name}.a") || f == format!("{name}-config.cmake");
+        named || f.starts_with("example_main") || f == "Makefile"
+    };
     match entries.iter().find(|f| !own(f)) {
         Some(other) => occupied(format!("`{other}` in it is not part of a bundle and would be lost")),
         None => Ok(true),

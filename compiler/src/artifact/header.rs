@@ -2,6 +2,9 @@
 
 use super::interface::{Interface, Tensor, c_bytes, comment, status_name};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use tfc_runtime::abi::{self, Status};
 use tfc_runtime::elem::Elem;
 
@@ -32,6 +35,16 @@ pub fn elem_note(elem: Elem) -> &'static str {
     }
 }
 
+/// What ends the first line of a generated header.
+const GENERATED: &str = ". Generated, do not edit.";
+
+/// Whether a file is a header that was generated.
+pub fn is_generated(file: &Path) -> bool {
+    let mut line = String::new();
+    let read = File::open(file).and_then(|f| BufReader::new(f.take(4096)).read_line(&mut line));
+    read.is_ok() && line.contains(": a model compiled by ") && line.trim_end().ends_with(GENERATED)
+}
+
 /// The text of the header.
 pub fn text(i: &Interface) -> String {
     let mut out = String::new();
@@ -42,7 +55,7 @@ pub fn text(i: &Interface) -> String {
 fn write_header(o: &mut String, i: &Interface) -> std::fmt::Result {
     let n = i.name();
     let m = i.manifest;
-    writeln!(o, "/* {n}: a model compiled by {} for {}. Generated, do not edit.", comment(&m.compiler), comment(&m.target))?;
+    writeln!(o, "/* {n}: a model compiled by {} for {}{GENERATED}", comment(&m.compiler), comment(&m.target))?;
     writeln!(o, " *")?;
     writeln!(o, " * The functions allocate nothing, take no locks and write only to the context (init), the outputs and")?;
     writeln!(o, " * the arena, so calls with different arenas and outputs may run at the same time on one context.")?;

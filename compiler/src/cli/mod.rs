@@ -10,6 +10,7 @@ mod inspect;
 mod ledger;
 mod options;
 mod run;
+mod shell;
 mod source;
 mod trace;
 mod verify;
@@ -80,6 +81,8 @@ enum Command {
     Inspect(inspect::Args),
     Bisect(bisect::Args),
     Hwbench(hwbench::Args),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Parses the command line, the name of the program first, runs the sub-command and says what went wrong. `start` is when the
@@ -110,6 +113,8 @@ pub fn main(args: Vec<OsString>, start: Instant) -> u8 {
         Command::Inspect(args) => inspect::run(&args, &console),
         Command::Bisect(args) => bisect::run(&args, &console),
         Command::Hwbench(args) => hwbench::run(&args, &console),
+        Command::Completions(args) => shell::completions(&args, Cli::command(), &console),
+        Command::Man(args) => shell::man(&args, Cli::command(), &console),
     };
     std::panic::set_hook(Box::new(|info| {
         // The first one is the cause.
