@@ -20,7 +20,7 @@ use tfc_ir::tensor::Tensor;
 use tfc_ir::types::Elem;
 use tfc_runtime::Buffer;
 use zip::result::ZipError;
-use zip::write::FileOptions;
+use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
@@ -98,10 +98,14 @@ impl Archive {
         let file = tfc_runtime::file::open(path).map_err(|e| whole(format!("cannot open the file: {e}")))?;
         let zip =
             ZipArchive::new(BufReader::new(file)).map_err(|e| whole(format!("this is not an .npz archive, or it is damaged: {e}")))?;
+        if zip.has_duplicate_names() {
+            return Err(whole("the archive has a member twice".into()));
+        }
         let mut archive = Archive { path: path.into(), zip, members: vec![] };
         for index in 0..archive.zip.len() {
             let entry = archive.zip.by_index(index).map_err(|e| whole(format!("entry {index} of the archive: {}", reason(e))))?;
-            let Some(name) = entry.name().strip_suffix(".npy").map(str::to_owned) else { continue };
+            let name = entry.name().map_err(|e| whole(format!("the name of entry {index} of the archive: {}", reason(e))))?;
+            let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
             let fail = |reason: String| NpzError { path: path.into(), member: name.clone(), reason };
             let (size, packed, stored) = (entry.size(), entry.compressed_size(), entry.compression() == CompressionMethod::Stored);
             let most = if stored { packed } else { packed.saturating_mul(MAX_RATIO).saturating_add(MAX_RATIO) };
@@ -116,9 +120,6 @@ impl Archive {
                     let found = size.saturating_sub(header.bytes);
                     return Err(fail(format!("the header says {}, but the member has {found} bytes of elements", header.type_text())));
                 }
-            }
-            if archive.members.iter().any(|m| m.name == name) {
-                return Err(fail("the archive has this member twice".into()));
             }
             archive.members.push(Member { name, header, index });
         }
@@ -205,6 +206,7 @@ fn reason(e: ZipError) -> String {
         ZipError::InvalidArchive(what) => format!("the archive is damaged: {what}"),
         ZipError::UnsupportedArchive(what) => format!("this kind of archive is not supported: {what}"),
         ZipError::FileNotFound => "there is no such file in the archive".into(),
+        other => other.to_string(),
     }
 }
 
@@ -332,8 +334,10 @@ pub fn write<'a>(out: impl Write + Seek, arrays: impl IntoIterator<Item = (&'a s
         header.push('\n');
         let len = u16::try_from(header.len()).map_err(|_| io::Error::other(format!("`{name}` has too many axes")))?;
         let large = data.len() as u64 > u64::from(u32::MAX) - 4096;
-        let options =
-            FileOptions::default().compression_method(CompressionMethod::Stored).last_modified_time(DateTime::default()).large_file(large);
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .last_modified_time(DateTime::default())
+            .large_file(large);
         zip.start_file(format!("{name}.npy"), options)?;
         zip.write_all(MAGIC)?;
         zip.write_all(&[1, 0])?;
@@ -353,7 +357,7 @@ mod tests {
     /// An archive with one member of this header and these bytes.
     fn archive(header: &str, data: &[u8], method: CompressionMethod) -> Result<Tensor, NpzError> {
         let mut zip = ZipWriter::new(Cursor::new(vec![]));
-        zip.start_file("x.npy", FileOptions::default().compression_method(method)).unwrap();
+        zip.start_file("x.npy", SimpleFileOptions::default().compression_method(method)).unwrap();
         zip.write_all(b"\x93NUMPY\x01\x00").unwrap();
         zip.write_all(&(header.len() as u16).to_le_bytes()).unwrap();
         zip.write_all(header.as_bytes()).unwrap();
@@ -404,7 +408,7 @@ mod tests {
         for descr in ["<V2", "|V2", "<u2"] {
             let mut zip = ZipWriter::new(Cursor::new(vec![]));
             let text = header(descr, "False", "(2,)");
-            zip.start_file("x.npy", FileOptions::default()).unwrap();
+            zip.start_file("x.npy", SimpleFileOptions::default()).unwrap();
             zip.write_all(b"\x93NUMPY\x01\x00").unwrap();
             zip.write_all(&(text.len() as u16).to_le_bytes()).unwrap();
             zip.write_all(text.as_bytes()).unwrap();
@@ -427,6 +431,13 @@ mod tests {
         assert!(message(&header("<V4", "False", "(2,)"), &[0; 8]).contains("no elements of the type `<V4`"));
         assert!(message("{'descr': [('a', '<f4')], 'shape': ()}", &[]).contains("not one of a plain array"));
         assert!(message(&header("|b1", "False", "(1,)"), &[2]).contains("neither 0 nor 1"));
+        let mut twice = Cursor::new(vec![]);
+        write(&mut twice, [("x", Elem::U8, &[1][..], &[1][..]), ("y", Elem::U8, &[1][..], &[2][..])]).unwrap();
+        let twice: Vec<u8> = twice.into_inner();
+        let named = |from: u8| twice.windows(5).enumerate().filter(move |(_, w)| w[0] == from && w[1..] == *b".npy").map(|(i, _)| i);
+        let mut renamed = twice.clone();
+        named(b'y').for_each(|i| renamed[i] = b'x');
+        assert!(read(&renamed).unwrap_err().to_string().contains("a member twice"));
         assert!(read(b"not a zip archive at all").unwrap_err().to_string().contains("not an .npz archive"));
         let mut file = Cursor::new(vec![]);
         write(&mut file, [("x", Elem::U8, &[100][..], &[7; 100][..])]).unwrap();
