@@ -108,7 +108,7 @@ mod tests {
             from: Rows { buffer: 0, batch: vec![], row: Extent::Const(K), k: Extent::Const(1) },
             made_by: None,
             to: 1,
-            form: Form::Quantize { range: Range::OfRow { scales: 3 }, sums: Some(Sums { buffer: 2, group: K, factor: -8 }) },
+            form: Form::Quantize { range: Range::OfRow { scales: 3, zeros: None }, sums: Some(Sums { buffer: 2, group: K, factor: -8 }) },
             pitch: None,
         };
         kernel(&[Elem::F32, Elem::I32, Elem::I32, Elem::F32], Body::Pack(body))

@@ -88,13 +88,17 @@ pub enum Form {
 /// How rows are quantized.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Range {
-    /// Every row by [`RowRange::symmetric`] of its largest magnitude, as the operator `quantize_rows` does it.
+    /// Every row by [`RowRange::symmetric`] of its largest magnitude, or [`RowRange::asymmetric`] of its ends if zero points are
+    /// wanted, as the operator `quantize_rows` does it.
     ///
     /// [`RowRange::symmetric`]: tfc_ir::quant::RowRange::symmetric
+    /// [`RowRange::asymmetric`]: tfc_ir::quant::RowRange::asymmetric
     OfRow {
         /// Buffer parameter of the scales, f32: tile after tile, one for every row of a tile, 0 for rows that
         /// do not exist.
         scales: u32,
+        /// Buffer parameter of the zero points, i32, in the same order; anything for rows that do not exist.
+        zeros: Option<u32>,
     },
     /// All rows alike, as the operator `quantize_static` does it.
     Fixed {
@@ -211,28 +215,44 @@ pub struct QuantizedRows {
     pub codes: Vec<i8>,
     /// Scales.
     pub scales: Vec<f32>,
+    /// Zero points.
+    pub zeros: Vec<i32>,
     /// Sums.
     pub sums: Vec<i32>,
 }
 
-/// Quantizes and packs the row-major `m` x `k` matrix that `at(m, k)` reads, by a scale for every row or a fixed one; `sums` are
-/// group and factor. Rows that do not exist are 0.
+/// How [`quantize`] finds the range of a row.
 #[cfg(test)]
-pub fn quantize(
-    [m, k]: [usize; 2],
-    tile: usize,
-    fixed: Option<&tfc_ir::ops::QuantizeStatic>,
-    sums: Option<(usize, i32)>,
-    at: impl Fn(usize, usize) -> f32,
-) -> QuantizedRows {
+#[derive(Clone, Debug)]
+pub enum By {
+    /// By its largest magnitude.
+    Magnitude,
+    /// By its ends, with a zero point.
+    Ends,
+    /// As a site says.
+    Fixed(tfc_ir::ops::QuantizeStatic),
+}
+
+/// Quantizes and packs the row-major `m` x `k` matrix that `at(m, k)` reads; `sums` are group and factor. Codes, scales and sums of
+/// rows that do not exist are 0.
+#[cfg(test)]
+pub fn quantize([m, k]: [usize; 2], tile: usize, by: By, sums: Option<(usize, i32)>, at: impl Fn(usize, usize) -> f32) -> QuantizedRows {
     use tfc_ir::quant::RowRange;
-    let largest =
-        |row: usize| (0..k).map(|x| at(row, x).abs()).fold(0.0, |a: f32, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) });
-    let range = |row: usize| match fixed {
-        Some(op) => op.range(),
-        None => RowRange::symmetric(if row < m { largest(row) } else { 0.0 }),
+    let largest = |row: usize, of: fn(f32) -> f32| {
+        let values = (0..k).map(|x| of(at(row, x)));
+        values.fold(0.0, |a: f32, b| if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) })
     };
-    let min = fixed.map_or(-127, |op| op.scheme().min.into());
+    let range = |row: usize| match &by {
+        By::Fixed(op) => op.range(),
+        _ if row >= m => RowRange::symmetric(0.0),
+        By::Magnitude => RowRange::symmetric(largest(row, f32::abs)),
+        By::Ends => RowRange::asymmetric(-largest(row, |x| -x), largest(row, |x| x)),
+    };
+    let min = match &by {
+        By::Fixed(op) => op.scheme().min.into(),
+        By::Magnitude => -127,
+        By::Ends => -128,
+    };
     let mut out = QuantizedRows::default();
     for first in (0..m).step_by(tile) {
         let rows: Vec<(usize, RowRange)> = (first..first + tile).map(|row| (row, range(row))).collect();
@@ -240,6 +260,7 @@ pub fn quantize(
             if *row < m && x < k { range.quantize(at(*row, x), min, 127) as i8 } else { 0 }
         };
         out.scales.extend(rows.iter().map(|r| r.1.scale));
+        out.zeros.extend(rows.iter().map(|r| r.1.zero_point));
         for unit in 0..k.div_ceil(4) {
             out.codes.extend(rows.iter().flat_map(|r| (4 * unit..4 * unit + 4).map(|x| code(r, x))));
         }

@@ -95,8 +95,12 @@ pub fn of(program: &Program, step: &Step) -> Work {
             }
             touched.all(pack.from.buffer);
             touched.all(pack.to);
-            if let Form::Quantize { range: Range::OfRow { scales: of_range } | Range::Fixed { site: of_range }, .. } = pack.form {
-                touched.all(of_range);
+            match pack.form {
+                Form::Quantize { range: Range::OfRow { scales, zeros }, .. } => {
+                    [scales].into_iter().chain(zeros).for_each(|b| touched.all(b))
+                }
+                Form::Quantize { range: Range::Fixed { site }, .. } => touched.all(site),
+                Form::Floats | Form::Bytes(_) => {}
             }
             if let Some(sums) = pack.form.sums() {
                 touched.all(sums.buffer);

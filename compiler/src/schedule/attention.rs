@@ -128,7 +128,7 @@ impl Scheduler {
             made_by: None,
             to: args.buffer(&view, Use::Write),
             form: Form::Quantize {
-                range: Range::OfRow { scales: args.buffer(&scales, Use::Write) },
+                range: Range::OfRow { scales: args.buffer(&scales, Use::Write), zeros: None },
                 sums: sums.as_ref().map(|s| Sums { buffer: args.buffer(s, Use::Write), group, factor: -128 }),
             },
             pitch: None,

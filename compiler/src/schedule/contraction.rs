@@ -117,7 +117,7 @@ impl Scheduler {
                 if let Some(group) = q.padded {
                     p.left = self.padded_groups(&p.left, group, loc);
                     p.k = p.left.shape[p.left.shape.rank() - 1].clone();
-                } else if let Some((rows, how)) = self.unquantized(&p.left, &q.row_scale) {
+                } else if let Some((rows, how)) = self.unquantized(&p.left, &q.row_scale, q.row_zero.as_ref()) {
                     p.left = rows;
                     q.rows = how;
                 }
@@ -157,9 +157,10 @@ impl Scheduler {
         let b: Vec<Dim> = packed.strides.iter().cloned().chain([Dim::from(0)]).collect();
         let mut touched: Vec<Vec<Dim>> = vec![a.clone(), b.clone()];
         let of_rows = |v: &View| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect();
-        let scales_in_memory = quantized.as_ref().filter(|q| q.rows != LeftRows::OfRow && !is_number(&q.row_scale));
-        let scales_in_memory = scales_in_memory.map(|q| self.view(&q.row_scale));
-        touched.extend(scales_in_memory.iter().chain(quantized.iter().flat_map(|q| &q.row_zero)).map(of_rows));
+        // Of rows that packing finds scales and zero points for, none are read.
+        let given = quantized.as_ref().filter(|q| !matches!(q.rows, LeftRows::OfRow { .. }));
+        let scales_in_memory = given.filter(|q| !is_number(&q.row_scale)).map(|q| self.view(&q.row_scale));
+        touched.extend(scales_in_memory.iter().chain(given.iter().flat_map(|q| &q.row_zero)).map(of_rows));
         touched
             .extend(outputs.iter().chain(views.iter().map(|(_, v)| v)).map(|v| (0..rank - 1).map(|i| v.stride_in(&p.domain, i)).collect()));
         // Batch and row axes that are one axis in all memory become one loop; the last is the rows.

@@ -11,7 +11,7 @@ use crate::kernel::pack::{self, Form, Pack, Range, Rows, Sums};
 use crate::kernel::{Body, Buffer, Use};
 use tfc_ir::dim::Dim;
 use tfc_ir::graph::Loc;
-use tfc_ir::ops::{Op, QuantizeRows};
+use tfc_ir::ops::Op;
 use tfc_ir::types::{Elem, Shape, Type};
 
 /// A packed left operand.
@@ -22,7 +22,7 @@ pub(super) struct PackedLeft {
     pub sums: Option<View>,
     /// Scales of the rows if packing finds them, one row of a matrix after the other.
     pub scales: Option<Packed>,
-    /// Zero points of the rows if they have any, in the order of the packed rows.
+    /// Zero points of the rows if they have any, i32, in the order of the packed rows.
     pub row_zeros: Option<View>,
 }
 
@@ -33,8 +33,17 @@ enum LeftForm {
     Floats,
     /// `i8`, with sums.
     Bytes(Groups),
-    /// f32 that are quantized, every row by its own scale or all by a site, with sums.
-    Quantize(Option<Buffer>, Groups),
+    /// f32 that are quantized, with sums.
+    Quantize(By, Groups),
+}
+
+/// What f32 rows are quantized by.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// Every row by its own scale, and its own zero point if there are any.
+    Row { zeros: bool },
+    /// All by a [site](crate::kernel::site).
+    Site(Buffer),
 }
 
 /// What the left operand of a product with quantized weights is before it is packed.
@@ -42,8 +51,11 @@ enum LeftForm {
 pub(super) enum LeftRows {
     /// `i8`, with scales.
     Bytes,
-    /// f32 that are quantized while they are packed, which finds a scale for every row.
-    OfRow,
+    /// f32 that are quantized while they are packed, which finds a scale for every row, and a zero point if there are any.
+    OfRow {
+        /// Whether there are.
+        zeros: bool,
+    },
     /// f32 that are quantized while they are packed, all by a [site](crate::kernel::site).
     Fixed(Buffer),
 }
@@ -62,8 +74,8 @@ impl LeftForm {
         let groups = Groups { group: q.format.group, groups: q.format.groups, factor: q.factor };
         match q.rows {
             LeftRows::Bytes => LeftForm::Bytes(groups),
-            LeftRows::OfRow => LeftForm::Quantize(None, groups),
-            LeftRows::Fixed(site) => LeftForm::Quantize(Some(site), groups),
+            LeftRows::OfRow { zeros } => LeftForm::Quantize(By::Row { zeros }, groups),
+            LeftRows::Fixed(site) => LeftForm::Quantize(By::Site(site), groups),
         }
     }
 
@@ -114,8 +126,8 @@ pub(super) struct QuantizedRows {
 
 /// What rows were quantized by.
 enum QuantizedBy {
-    /// These scales, one for every row.
-    Scales(View),
+    /// These scales, one for every row, and zero points if there are any.
+    Scales(View, Option<View>),
     /// A site.
     Fixed(Buffer),
 }
@@ -125,7 +137,7 @@ impl Scheduler {
     pub(super) fn note_quantized_rows(&mut self, op: &Op, rows: &Source, results: &[View]) {
         let Source::View(rows) = rows else { return };
         let (codes, by) = match (op, results) {
-            (Op::QuantizeRows(QuantizeRows { symmetric: true }), [codes, scales]) => (codes, QuantizedBy::Scales(scales.clone())),
+            (Op::QuantizeRows(_), [codes, scales, zeros @ ..]) => (codes, QuantizedBy::Scales(scales.clone(), zeros.first().cloned())),
             (Op::QuantizeStatic(op), [codes]) => (codes, QuantizedBy::Fixed(self.site(op).buffer)),
             _ => return,
         };
@@ -134,12 +146,18 @@ impl Scheduler {
         }
     }
 
-    /// The f32 rows that quantization made all of `codes` from, and all of `scales` if these are no constant; and how.
-    pub(super) fn unquantized(&self, codes: &View, scales: &Source) -> Option<(View, LeftRows)> {
+    /// The f32 rows that quantization made all of `codes` from, and all of `scales` and `zeros` if these are no constants; and how.
+    pub(super) fn unquantized(&self, codes: &View, scales: &Source, zeros: Option<&View>) -> Option<(View, LeftRows)> {
         let same = |x: &View, y: &View| x.buffer == y.buffer && x.offset == y.offset && x.shape == y.shape && x.is_contiguous();
         let q = self.quantized_rows.iter().find(|q| same(codes, &q.codes))?;
         match (&q.by, scales) {
-            (QuantizedBy::Scales(by), Source::View(scales)) if same(scales, by) => Some((q.rows.clone(), LeftRows::OfRow)),
+            (QuantizedBy::Scales(by, by_zeros), Source::View(scales)) if same(scales, by) => {
+                let fit = match (by_zeros, zeros) {
+                    (Some(by), Some(zeros)) => same(zeros, by),
+                    (by, zeros) => by.is_none() && zeros.is_none(),
+                };
+                fit.then(|| (q.rows.clone(), LeftRows::OfRow { zeros: zeros.is_some() }))
+            }
             (QuantizedBy::Fixed(site), _) => Some((q.rows.clone(), LeftRows::Fixed(*site))),
             _ => None,
         }
@@ -156,7 +174,8 @@ impl Scheduler {
         quantized: Option<&QuantizedRight>,
         loc: &Loc,
     ) -> PackedLeft {
-        let zero = quantized.and_then(|q| q.row_zero.as_ref());
+        // Zero points that packing finds are not read.
+        let zero = quantized.filter(|q| !matches!(q.rows, LeftRows::OfRow { .. })).and_then(|q| q.row_zero.as_ref());
         let zero_stride = |axis: usize| zero.map_or(Dim::from(0), |z| z.stride_in(&p.domain, axis));
         let repeats = |axis: usize| strides[axis].is(0) && zero_stride(axis).is(0);
         let own: Vec<Dim> = axes.iter().zip(sizes).map(|(&a, n)| if repeats(a) { Dim::from(1) } else { n.clone() }).collect();
@@ -254,7 +273,8 @@ impl Scheduler {
         self.provide_slack(packed.buffer, pack::SLACK);
         let mut per_row = |elem, n: i64| self.temporary(&Type::new(elem, Shape(vec![tiles.clone() * Dim::from(n * TILE_ROWS as i64)])));
         let sums = key.form.groups().map(|g| per_row(Elem::I32, g.groups));
-        let scales = matches!(key.form, LeftForm::Quantize(None, _)).then(|| per_row(Elem::F32, 1));
+        let scales = matches!(key.form, LeftForm::Quantize(By::Row { .. }, _)).then(|| per_row(Elem::F32, 1));
+        let found_zeros = matches!(key.form, LeftForm::Quantize(By::Row { zeros: true }, _)).then(|| per_row(Elem::I32, 1));
         let mut args = Args::default();
         let written = |args: &mut Args, view: &Option<View>| view.as_ref().map_or(0, |v| args.buffer(v, Use::Write));
         let body = Pack {
@@ -277,10 +297,13 @@ impl Scheduler {
                 match key.form {
                     LeftForm::Floats => Form::Floats,
                     LeftForm::Bytes(g) => Form::Bytes(sums(g)),
-                    LeftForm::Quantize(site, g) => {
-                        let range = match site {
-                            Some(site) => Range::Fixed { site: args.buffer(&sites::view(site), Use::Read) },
-                            None => Range::OfRow { scales: written(&mut args, &scales) },
+                    LeftForm::Quantize(by, g) => {
+                        let range = match by {
+                            By::Site(site) => Range::Fixed { site: args.buffer(&sites::view(site), Use::Read) },
+                            By::Row { .. } => Range::OfRow {
+                                scales: written(&mut args, &scales),
+                                zeros: found_zeros.as_ref().map(|v| args.buffer(v, Use::Write)),
+                            },
                         };
                         Form::Quantize { range, sums: Some(sums(g)) }
                     }
@@ -289,12 +312,12 @@ impl Scheduler {
             pitch: None,
         };
         let (what, work) = match key.form {
-            LeftForm::Quantize(None, _) => ("quantize_rows+pack", size * Dim::from(8)),
-            LeftForm::Quantize(Some(_), _) => ("quantize_static+pack", size * Dim::from(8)),
+            LeftForm::Quantize(By::Row { .. }, _) => ("quantize_rows+pack", size * Dim::from(8)),
+            LeftForm::Quantize(By::Site(_), _) => ("quantize_static+pack", size * Dim::from(8)),
             _ => ("pack", size),
         };
         self.launch(Body::Pack(body), args, tasks, work, &format!("{what} for {label}"), loc);
-        let row_zeros = zero.zip(key.zeros.as_ref()).map(|(zero, along)| {
+        let given_zeros = zero.zip(key.zeros.as_ref()).map(|(zero, along)| {
             // In the order of the packed rows, those of a tile that do not exist included.
             let all = batch.iter().cloned().chain([pack::packed_len(m, &Dim::from(1))]).collect();
             let all = self.temporary(&Type::new(Elem::I32, Shape(all)));
@@ -303,7 +326,7 @@ impl Scheduler {
             self.convert(&from, &View { shape, ..all.clone() }, loc);
             all
         });
-        Shared { key, packed, sums, scales, row_zeros }
+        Shared { key, packed, sums, scales, row_zeros: found_zeros.or(given_zeros) }
     }
 
     /// Forgets what was packed or widened from buffers that are written to.

@@ -70,7 +70,7 @@ fn joined(program: &Program, at: usize) -> Option<(usize, Kernel, Step)> {
             Form::Bytes(s) => Form::Bytes(sums(s)),
             Form::Quantize { range, sums: s } => {
                 let range = match range {
-                    Range::OfRow { scales } => Range::OfRow { scales: buffer(scales) },
+                    Range::OfRow { scales, zeros } => Range::OfRow { scales: buffer(scales), zeros: zeros.map(buffer) },
                     Range::Fixed { site } => Range::Fixed { site: buffer(site) },
                 };
                 Form::Quantize { range, sums: s.map(sums) }

@@ -522,7 +522,7 @@ mod tests {
     use super::super::testing::{Compiled, foreign_cpus, host_cpus, machine_code};
     use super::*;
     use crate::kernel::gemm::pack;
-    use crate::kernel::pack::{QuantizedRows, quantize};
+    use crate::kernel::pack::{By, QuantizedRows, quantize};
     use crate::kernel::{Body, BufferParam, Kernel, Use};
     use proptest::prelude::*;
     use tfc_ir::quant::RowRange;
@@ -718,8 +718,8 @@ mod tests {
             let out = vec![f32::NAN; self.batch * h * n * e];
             if self.rounded {
                 let keys: Vec<_> =
-                    (0..matrices).map(|g| quantize([m, d], PANEL, None, Some((d, -128)), |j, x| self.key(g, j, x))).collect();
-                let values: Vec<_> = (0..matrices).map(|g| quantize([e, m], PANEL, None, None, |x, j| channel(g, x, j))).collect();
+                    (0..matrices).map(|g| quantize([m, d], PANEL, By::Magnitude, Some((d, -128)), |j, x| self.key(g, j, x))).collect();
+                let values: Vec<_> = (0..matrices).map(|g| quantize([e, m], PANEL, By::Magnitude, None, |x, j| channel(g, x, j))).collect();
                 let codes = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.codes).to_vec()).collect();
                 let scales = |x: &[QuantizedRows]| x.iter().flat_map(|x| bytemuck::cast_slice(&x.scales).to_vec()).collect();
                 let sums = keys.iter().flat_map(|x| bytemuck::cast_slice(&x.sums).to_vec()).collect();

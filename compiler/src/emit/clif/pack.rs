@@ -50,11 +50,14 @@ pub fn emit(b: &mut KernelBuilder, p: &Pack) {
     match p.form {
         Form::Floats => tile::pack(b, &from, p.tile, to),
         Form::Bytes(_) => pack_bytes(b, &from, elements, to),
-        Form::Quantize { range: Range::OfRow { scales }, .. } => {
+        Form::Quantize { range: Range::OfRow { scales, zeros }, .. } => {
             let before = b.times(number, Extent::Const(height * ELEMENT));
-            let scales = b.buffer(scales);
-            let scales = b.f.ins().iadd(scales, before);
-            quantize::rows(b, &from, elements, p.tile, to, quantize::By::OfRow { scales });
+            let mut of_tile = |buffer| {
+                let all = b.buffer(buffer);
+                b.f.ins().iadd(all, before)
+            };
+            let (scales, zeros) = (of_tile(scales), zeros.map(of_tile));
+            quantize::rows(b, &from, elements, p.tile, to, quantize::By::OfRow { scales, zeros });
         }
         Form::Quantize { range: Range::Fixed { site }, .. } => {
             let site = b.buffer(site);

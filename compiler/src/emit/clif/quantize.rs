@@ -1,5 +1,5 @@
-//! Packing that quantizes: four rows at a time, in two passes, for the largest magnitudes, unless the scale is known, and for the
-//! codes.
+//! Packing that quantizes: four rows at a time, in a pass for the largest magnitudes, or one for each end of rows with zero points,
+//! unless the scale is known, and one for the codes.
 
 use super::pack::ELEMENT;
 use super::tile::Rows;
@@ -58,15 +58,15 @@ impl Four<'_> {
         b.pack(&lanes)
     }
 
-    /// The bits of the largest magnitude of every row: as integers they have the order of the numbers, NaN last.
-    fn largest(&self, b: &mut KernelBuilder, whole: Value, done: Value) -> Value {
+    /// The bits of the largest of 0 and what `of` makes from the bits of the elements, of every row: as integers, numbers that are
+    /// not negative have their order, NaN last, and negative ones are less than 0.
+    fn largest(&self, b: &mut KernelBuilder, whole: Value, done: Value, of: impl Fn(&mut KernelBuilder, Value) -> Value) -> Value {
         let zeros = b.int_of(I32X4, 0);
-        let magnitude = b.int_of(I32X4, 0x7fff_ffff);
         let most: Vec<_> = (0..=LANES).map(|_| b.f.declare_var(I32X4)).collect();
         most.iter().for_each(|&v| b.f.def_var(v, zeros));
         let raise = |b: &mut KernelBuilder, n: usize, x: Value| {
             let x = b.bits(I32X4, x);
-            let x = b.f.ins().band(x, magnitude);
+            let x = of(b, x);
             let before = b.f.use_var(most[n]);
             let x = b.f.ins().smax(before, x);
             b.f.def_var(most[n], x);
@@ -97,10 +97,12 @@ impl Four<'_> {
 
 /// What rows are quantized by.
 pub enum By {
-    /// Scales of their own, which go to an address.
+    /// Scales of their own, and zero points if they are wanted, which go to addresses.
     OfRow {
-        /// Where they go.
+        /// Where scales go.
         scales: Value,
+        /// Where zero points go.
+        zeros: Option<Value>,
     },
     /// A [site].
     Fixed {
@@ -113,6 +115,8 @@ pub enum By {
 enum Rule {
     /// By the inverses of the rows, and the bits of codes that are kept: as lanes, and each in every lane.
     OfRow { lanes: [Value; 2], by_row: Vec<[Value; 2]> },
+    /// By the inverses of the rows, the bits of steps that are kept, and the zero points: as lanes, and each in every lane.
+    WithZeros { lanes: [Value; 3], by_row: Vec<[Value; 3]> },
     /// By a site.
     Fixed(Site),
 }
@@ -151,15 +155,33 @@ impl Rule {
         let byte = b.int_of(I32X4, 0xff);
         let kept = b.f.ins().band(byte, useful);
         let lanes = [inverse, kept];
-        let by_row = (0..LANES)
-            .map(|row| {
-                lanes.map(|x| {
-                    let x = b.lane(x, row);
-                    b.splat(x)
-                })
-            })
-            .collect();
-        Rule::OfRow { lanes, by_row }
+        Rule::OfRow { lanes, by_row: by_row(b, lanes) }
+    }
+
+    /// By the highest values of four rows and the lowest with their signs changed, none below 0; scales and zero points go to `scales`
+    /// and `zeros`.
+    fn with_zeros(b: &mut KernelBuilder, [high, low]: [Value; 2], scales: Value, zeros: Value) -> Rule {
+        let [steps, least, infinity, first] = [255.0, MIN_RANGE.into(), f64::INFINITY, -128.0].map(|x| b.float_of(F32X4, x));
+        let range = b.f.ins().fadd(high, low);
+        let scale = b.f.ins().fdiv(range, steps);
+        b.f.ins().store(MEM, scale, scales, 0);
+        let enough = b.f.ins().fcmp(FloatCC::GreaterThanOrEqual, range, least);
+        let finite = b.f.ins().fcmp(FloatCC::LessThan, range, infinity);
+        let useful = b.f.ins().band(enough, finite);
+        let inverse = b.f.ins().fdiv(steps, range);
+        let inverse = b.bits(I32X4, inverse);
+        let inverse = b.f.ins().band(inverse, useful);
+        let inverse = b.bits(F32X4, inverse);
+        let shift = b.f.ins().fmul(low, inverse);
+        let zero = b.f.ins().fadd(first, shift);
+        // NaN becomes 0, and so does any zero point of a row that has one.
+        let [number, all] = [zero, range].map(|x| b.f.ins().fcmp(FloatCC::Equal, x, x));
+        let number = b.f.ins().band(number, all);
+        let zero = steps_of(b, zero);
+        let zero = b.f.ins().band(zero, number);
+        b.f.ins().store(MEM, zero, zeros, 0);
+        let lanes = [inverse, useful, zero];
+        Rule::WithZeros { lanes, by_row: by_row(b, lanes) }
     }
 
     /// The codes of four elements, of a row or one of each, in the lowest bytes.
@@ -172,6 +194,17 @@ impl Rule {
                 let x = b.f.ins().fadd(x, rounding);
                 let x = b.bits(I32X4, x);
                 b.f.ins().band(x, kept)
+            }
+            Rule::WithZeros { lanes, by_row } => {
+                let [inverse, kept, zero] = row.map_or(*lanes, |row| by_row[row]);
+                let x = b.f.ins().fmul(x, inverse);
+                let x = steps_of(b, x);
+                let x = b.f.ins().band(x, kept);
+                let x = b.f.ins().iadd(x, zero);
+                let [least, most, byte] = [-128, 127, 0xff].map(|n| b.int_of(I32X4, n));
+                let x = b.f.ins().smax(x, least);
+                let x = b.f.ins().smin(x, most);
+                b.f.ins().band(x, byte)
             }
             &Rule::Fixed(Site { inverse, low, high, zero }) => {
                 let x = b.f.ins().fmul(x, inverse);
@@ -190,11 +223,31 @@ impl Rule {
     }
 }
 
-/// Quantizes and packs a tile of `height` rows to `to`, of which `from.rows` exist, and writes their scales if it finds them.
+/// Lanes, each in every lane of a vector.
+fn by_row<const N: usize>(b: &mut KernelBuilder, lanes: [Value; N]) -> Vec<[Value; N]> {
+    let splat = |row| {
+        lanes.map(|x| {
+            let x = b.lane(x, row);
+            b.splat(x)
+        })
+    };
+    (0..LANES).map(splat).collect()
+}
+
+/// The nearest integers of floats whose magnitudes are at most 2^22; anything of others.
+fn steps_of(b: &mut KernelBuilder, x: Value) -> Value {
+    let (rounding, bits) = (b.float_of(F32X4, ROUNDING), b.int_of(I32X4, (ROUNDING as f32).to_bits().into()));
+    let x = b.f.ins().fadd(x, rounding);
+    let x = b.bits(I32X4, x);
+    b.f.ins().isub(x, bits)
+}
+
+/// Quantizes and packs a tile of `height` rows to `to`, of which `from.rows` exist, and writes their scales and zero points if it
+/// finds them.
 pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to: Value, by: By) {
     let zero = b.int(0);
     let none = b.int_of(I32X4, 0);
-    if let By::OfRow { scales } = by {
+    if let By::OfRow { scales, .. } = by {
         for v in 0..height / LANES {
             b.f.ins().store(MEM, none, scales, 16 * v as i32);
         }
@@ -221,8 +274,7 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
     let four = Four { from, rows: addresses.collect(), k_bytes };
     let place = b.times(group.index, Extent::Const(ELEMENT));
     let rule = match by {
-        By::OfRow { scales } => {
-            let largest = four.largest(b, whole, done);
+        By::OfRow { scales, zeros } => {
             // Rows that do not exist are 0.
             let left = b.f.ins().isub(from.rows, group.index);
             let left = b.f.ins().ireduce(I32, left);
@@ -230,10 +282,25 @@ pub fn rows(b: &mut KernelBuilder, from: &Rows, units: Value, height: usize, to:
             let numbers: Vec<u8> = (0..LANES as i32).flat_map(i32::to_le_bytes).collect();
             let numbers = b.vector(I32X4, &numbers);
             let exist = b.f.ins().icmp(IntCC::SignedGreaterThan, left, numbers);
-            let largest = b.f.ins().band(largest, exist);
-            let largest = b.bits(F32X4, largest);
             let scales = b.f.ins().iadd(scales, place);
-            Rule::of_row(b, largest, scales)
+            let largest = |b: &mut KernelBuilder, of: &dyn Fn(&mut KernelBuilder, Value) -> Value| {
+                let x = four.largest(b, whole, done, of);
+                let x = b.f.ins().band(x, exist);
+                b.bits(F32X4, x)
+            };
+            match zeros {
+                None => {
+                    let magnitude = b.int_of(I32X4, 0x7fff_ffff);
+                    let largest = largest(b, &|b, x| b.f.ins().band(x, magnitude));
+                    Rule::of_row(b, largest, scales)
+                }
+                Some(zeros) => {
+                    let sign = b.int_of(I32X4, i32::MIN.into());
+                    let ends = [largest(b, &|_, x| x), largest(b, &|b, x| b.f.ins().bxor(x, sign))];
+                    let zeros = b.f.ins().iadd(zeros, place);
+                    Rule::with_zeros(b, ends, scales, zeros)
+                }
+            }
         }
         By::Fixed { site } => Rule::Fixed(Site::load(b, site)),
     };
@@ -284,7 +351,7 @@ mod tests {
     use super::super::target::Cpu;
     use super::super::testing::{Compiled, check_foreign, host_cpus, packing_in_groups, packing_in_rows};
     use crate::kernel::gemm::{PANEL, TILE_ROWS};
-    use crate::kernel::pack::{self, Form, Pack, QuantizedRows, Range, Rows, SLACK, Sums};
+    use crate::kernel::pack::{self, By, Form, Pack, QuantizedRows, Range, Rows, SLACK, Sums};
     use crate::kernel::{Body, BufferParam, Extent, Kernel, Use, site};
     use proptest::prelude::*;
     use tfc_ir::ops::QuantizeStatic;
@@ -314,13 +381,28 @@ mod tests {
         sums: Option<(usize, i32)>,
         /// Which extents are integer parameters.
         symbolic: [bool; 3],
-        /// The zero point, if rows have a fixed scale.
-        fixed: Option<i8>,
+        /// How rows are quantized.
+        how: How,
     }
+
+    /// How rows are quantized.
+    #[derive(Clone, Copy, PartialEq, Debug)]
+    enum How {
+        /// By their largest magnitudes.
+        Magnitude,
+        /// By their ends, with zero points.
+        Ends,
+        /// By a fixed scale, and this zero point.
+        Fixed(i8),
+    }
+    use How::{Ends, Fixed, Magnitude};
 
     impl Case {
         fn fixed(&self) -> Option<QuantizeStatic> {
-            self.fixed.map(|zero_point| QuantizeStatic { scale: (0.037f32).into(), zero_point: zero_point.into() })
+            match self.how {
+                Fixed(zero_point) => Some(QuantizeStatic { scale: (0.037f32).into(), zero_point: zero_point.into() }),
+                Magnitude | Ends => None,
+            }
         }
 
         /// The bytes of the site, if there is one.
@@ -351,7 +433,11 @@ mod tests {
             let [matrix, row, k] = self.strides();
             let from = Rows { buffer: 0, batch: vec![extent(matrix, t)], row: extent(row, u && row != 1), k: extent(k, u && k != 1) };
             let sums = self.sums.map(|(group, factor)| Sums { buffer: 3, group: group as i64, factor: factor.into() });
-            let range = self.fixed().map_or(Range::OfRow { scales: 2 }, |_| Range::Fixed { site: 4 });
+            let range = match self.how {
+                Magnitude => Range::OfRow { scales: 2, zeros: None },
+                Ends => Range::OfRow { scales: 2, zeros: Some(5) },
+                Fixed(_) => Range::Fixed { site: 4 },
+            };
             let form = Form::Quantize { range, sums };
             let body = Pack {
                 batch: vec![extent(self.batch, t)],
@@ -366,7 +452,7 @@ mod tests {
                 pitch: None,
             };
             let written = [Elem::I32, Elem::F32, Elem::I32].map(|elem| (elem, Use::Write));
-            let buffers = [(Elem::F32, Use::Read), written[0], written[1], written[2], (Elem::F32, Use::Read)];
+            let buffers = [(Elem::F32, Use::Read), written[0], written[1], written[2], (Elem::F32, Use::Read), (Elem::I32, Use::Write)];
             let buffers = buffers.map(|(elem, usage)| BufferParam { elem, usage }).to_vec();
             (Kernel { buffers, ints: ints.len() as u32, body: Body::Pack(body) }, ints)
         }
@@ -379,9 +465,15 @@ mod tests {
             let from: Vec<f32> = (0..batch * matrix.max(m * k)).map(value).collect();
             let mut expected = QuantizedRows::default();
             for b in 0..batch {
-                let one = pack::quantize([m, k], tile, self.fixed().as_ref(), sums, |r, x| from[b * matrix + r * row + x * step]);
+                let by = match self.how {
+                    Magnitude => By::Magnitude,
+                    Ends => By::Ends,
+                    Fixed(_) => By::Fixed(self.fixed().expect("a site")),
+                };
+                let one = pack::quantize([m, k], tile, by, sums, |r, x| from[b * matrix + r * row + x * step]);
                 expected.codes.extend(one.codes);
                 expected.scales.extend(one.scales);
+                expected.zeros.extend(one.zeros);
                 expected.sums.extend(one.sums);
             }
             let (tiles, untouched) = (batch * m.div_ceil(tile), 0x77);
@@ -402,23 +494,29 @@ mod tests {
                     vec![untouched; 4 * expected.scales.len() + 64],
                     vec![untouched; 4 * expected.sums.len() + 64],
                     self.site(),
+                    vec![untouched; 4 * expected.zeros.len() + 64],
                 ];
                 let run = Compiled::new(kernel, cpu);
                 assert_eq!(run.run(&mut buffers, &ints, 1, *tasks), 0);
                 assert_eq!(run.run(&mut buffers, &ints, 0, 1), 0);
-                let behind = [expected.codes.len(), 4 * expected.scales.len(), 4 * expected.sums.len()];
-                for (buffer, behind) in buffers[1..].iter().zip(behind) {
-                    assert!(buffer[behind..].iter().all(|&x| x == untouched), "{}: {self:?}: more is written", cpu.name);
+                let zeros_end = if self.how == Ends { 4 * expected.zeros.len() } else { 0 };
+                let behind = [(1, expected.codes.len()), (2, 4 * expected.scales.len()), (3, 4 * expected.sums.len()), (5, zeros_end)];
+                for (buffer, behind) in behind {
+                    assert!(buffers[buffer][behind..].iter().all(|&x| x == untouched), "{}: {self:?}: more is written", cpu.name);
                 }
+                let zeros: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[5][..zeros_end]);
                 let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&buffers[2][..4 * expected.scales.len()]);
                 let sums: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[3][..4 * expected.sums.len()]);
                 let at = |what: &str, i: usize, r: usize| format!("{}: {self:?}: {what} of tile {i}, row {r}", cpu.name);
                 for (i, r) in (0..tiles).flat_map(|i| (0..tile).map(move |r| (i, r))) {
                     let (x, y) = (scales[i * tile + r], expected.scales[i * tile + r]);
                     let same = x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
-                    assert!(same || self.fixed.is_some(), "{}: {x} for {y}", at("scale", i, r));
+                    assert!(same || self.fixed().is_some(), "{}: {x} for {y}", at("scale", i, r));
                     if i % m.div_ceil(tile) * tile + r >= m {
                         continue;
+                    }
+                    if self.how == Ends {
+                        assert_eq!(zeros[i * tile + r], expected.zeros[i * tile + r], "{}", at("zero point", i, r));
                     }
                     for unit in 0..units {
                         let place = 4 * ((i * units + unit) * tile + r);
@@ -446,6 +544,7 @@ mod tests {
                 vec![untouched; 4 * expected.scales.len() + 64],
                 vec![untouched; 4 * expected.sums.len() + 64],
                 self.site(),
+                vec![untouched; 4 * expected.zeros.len() + 64],
             ];
             let run = Compiled::new(kernel, cpu);
             assert_eq!(run.run(&mut buffers, ints, 1, tasks), 0);
@@ -456,7 +555,11 @@ mod tests {
             let groups = sums.len() / tiles / TILE_ROWS;
             for (i, (x, y)) in scales.iter().zip(&expected.scales).take(m).enumerate() {
                 let same = x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
-                assert!(same || self.fixed.is_some(), "{}: {x} for {y}", at("scale", i));
+                assert!(same || self.fixed().is_some(), "{}: {x} for {y}", at("scale", i));
+            }
+            if self.how == Ends {
+                let zeros: Vec<i32> = bytemuck::pod_collect_to_vec(&buffers[5][..4 * m]);
+                assert_eq!(zeros, expected.zeros[..m], "{}", at("zero points", 0));
             }
             for (i, row) in buffers[1].chunks_exact(pitch).take(m).enumerate() {
                 let (tile, r) = (i / TILE_ROWS, i % TILE_ROWS);
@@ -471,9 +574,9 @@ mod tests {
                     assert_eq!(sums[i * groups + group], expected.sums[(tile * groups + group) * TILE_ROWS + r], "{}", at("sums", i));
                 }
             }
-            let behind = [m * pitch, 4 * m, 4 * m * groups];
-            for (buffer, behind) in buffers[1..].iter().zip(behind) {
-                assert!(buffer[behind..].iter().all(|&x| x == untouched), "{}: more is written", at("behind", m));
+            let zeros_end = if self.how == Ends { 4 * m } else { 0 };
+            for (buffer, behind) in [(1, m * pitch), (2, 4 * m), (3, 4 * m * groups), (5, zeros_end)] {
+                assert!(buffers[buffer][behind..].iter().all(|&x| x == untouched), "{}: more is written", at("behind", m));
             }
         }
     }
@@ -500,9 +603,9 @@ mod tests {
     fn rows_of_one_kind() {
         let values = [0.0, -0.0, 1e-40, 9e-31, 1e-30, 1.1e-30, 1.0, 3e38, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
         let orders = [Order::AlongK, Order::AlongRows, Order::Apart];
-        for (order, fixed) in orders.into_iter().flat_map(|order| [None, Some(0), Some(-5)].map(|fixed| (order, fixed))) {
+        for (order, how) in orders.into_iter().flat_map(|order| [Magnitude, Ends, Fixed(0), Fixed(-5)].map(|how| (order, how))) {
             for tile in [TILE_ROWS, PANEL] {
-                let case = Case { batch: 1, m: values.len(), k: 37, tile, order, sums: Some((37, -8)), symbolic: [false; 3], fixed };
+                let case = Case { batch: 1, m: values.len(), k: 37, tile, order, sums: Some((37, -8)), symbolic: [false; 3], how };
                 let [_, row, k] = case.strides();
                 for other in [0.0, 1e-31, 0.3, f32::NEG_INFINITY, -f32::NAN] {
                     case.check(|i| {
@@ -517,9 +620,9 @@ mod tests {
     #[test]
     fn rows_of_every_length() {
         for k in [1, 15, 16, 17, 63, 64, 65, 127, 128, 192, 200, 800] {
-            for (sums, fixed) in [((k, -8), None), ((64, 1), Some(7)), ((128, -128), None), ((k, -8), Some(0)), ((k, 1), Some(-128))] {
-                let case =
-                    Case { batch: 1, m: 14, k, tile: TILE_ROWS, order: Order::AlongK, sums: Some(sums), symbolic: [false; 3], fixed };
+            let ways = [((k, -8), Magnitude), ((64, 1), Fixed(7)), ((128, -128), Magnitude), ((k, -8), Fixed(0)), ((k, 1), Fixed(-128))];
+            for (sums, how) in ways.into_iter().chain([((k, -8), Ends), ((64, 1), Ends)]) {
+                let case = Case { batch: 1, m: 14, k, tile: TILE_ROWS, order: Order::AlongK, sums: Some(sums), symbolic: [false; 3], how };
                 case.check(wild(k));
                 // No value that quick code would not be right for.
                 case.check(|i| ((i * 7919 + k) % 1013) as f32 / 100.0 - 5.0);
@@ -530,7 +633,7 @@ mod tests {
     #[test]
     fn halves_go_to_even_codes() {
         for order in [Order::AlongK, Order::AlongRows] {
-            let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3], fixed: None };
+            let case = Case { batch: 1, m: 1, k: 512, tile: TILE_ROWS, order, sums: None, symbolic: [false; 3], how: Magnitude };
             case.check(|i| if i == 0 { 127.0 } else { (i as f32 - 256.0) / 2.0 % 127.0 });
         }
     }
@@ -539,9 +642,11 @@ mod tests {
     fn other_architectures() {
         for order in [Order::AlongK, Order::AlongRows, Order::Apart] {
             for symbolic in [false, true] {
-                let case = Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3], fixed: None };
+                let case =
+                    Case { batch: 2, m: 3, k: 6, tile: TILE_ROWS, order, sums: Some((4, -8)), symbolic: [symbolic; 3], how: Magnitude };
                 check_foreign(&case.kernel().0);
-                check_foreign(&Case { fixed: Some(-5), ..case }.kernel().0);
+                check_foreign(&Case { how: Fixed(-5), ..case }.kernel().0);
+                check_foreign(&Case { how: Ends, ..case }.kernel().0);
             }
         }
     }
@@ -549,7 +654,7 @@ mod tests {
     #[test]
     fn heads_share_rows() {
         for (tile, k) in [(TILE_ROWS, 64), (PANEL, 20)] {
-            Case { batch: 3, m: 2 * tile + 5, k, tile, order: Order::Heads, sums: Some((k, -128)), symbolic: [false; 3], fixed: None }
+            Case { batch: 3, m: 2 * tile + 5, k, tile, order: Order::Heads, sums: Some((k, -128)), symbolic: [false; 3], how: Magnitude }
                 .check(wild(5));
         }
     }
@@ -565,7 +670,7 @@ mod tests {
             panels: bool,
             sums in prop_oneof![Just(None), (0usize..34, prop_oneof![Just(1), Just(-8), Just(-128)]).prop_map(Some)],
             symbolic: [bool; 3],
-            fixed in prop_oneof![2 => Just(None), 1 => Just(Some(0)), 1 => any::<i8>().prop_map(Some)],
+            how in prop_oneof![2 => Just(Magnitude), 2 => Just(Ends), 1 => Just(Fixed(0)), 1 => any::<i8>().prop_map(Fixed)],
             seed: u16,
         ) {
             let k = k + long;
@@ -575,7 +680,7 @@ mod tests {
                 g => 4 * g,
             };
             let sums = sums.map(|(g, factor)| (group(g), factor));
-            let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic, fixed };
+            let case = Case { batch, m, k, tile: if panels { PANEL } else { TILE_ROWS }, order, sums, symbolic, how };
             case.check(wild(seed.into()));
         }
     }

@@ -90,11 +90,14 @@ pub fn emit(f: &mut Function, p: &Pack, begin: R, end: R) {
             let before = f.times(first, p.from.row);
             let from = f.a.lea(Mem::indexed(from, before, 4, 0));
             let by = match range {
-                Range::OfRow { scales } => {
+                Range::OfRow { scales, zeros } => {
                     let before = f.a.times_imm(number, height * ELEMENT);
-                    let scales = f.buffer(scales);
-                    f.a.add_into(scales, before);
-                    By::OfRow { scales }
+                    let mut of_tile = |buffer| {
+                        let at = f.buffer(buffer);
+                        f.a.add_into(at, before);
+                        at
+                    };
+                    By::OfRow { scales: of_tile(scales), zeros: zeros.map(of_tile) }
                 }
                 Range::Fixed { site } => By::Fixed(*f.site(site).expect("sites are brought first")),
             };
@@ -211,9 +214,12 @@ fn some_rows(f: &mut Function, p: &Pack, pitch: i64, (first, rows): (R, R)) {
     let before = f.a.times_imm(first, pitch);
     f.a.add_into(to, before);
     let by = match p.form {
-        Form::Quantize { range: Range::OfRow { scales }, .. } => {
-            let scales = f.buffer(scales);
-            Some(By::OfRow { scales: f.a.lea(Mem::indexed(scales, first, 4, 0)) })
+        Form::Quantize { range: Range::OfRow { scales, zeros }, .. } => {
+            let mut of_rows = |buffer| {
+                let all = f.buffer(buffer);
+                f.a.lea(Mem::indexed(all, first, 4, 0))
+            };
+            Some(By::OfRow { scales: of_rows(scales), zeros: zeros.map(of_rows) })
         }
         Form::Quantize { range: Range::Fixed { site }, .. } => Some(By::Fixed(*f.site(site).expect("sites are brought first"))),
         Form::Floats | Form::Bytes(_) => None,

@@ -1,5 +1,5 @@
-//! Packing that quantizes. A first pass over the rows of a tile finds their largest magnitudes, unless their scale is known, a
-//! second one their codes: of four rows at a time where the elements of a row are together, whose bytes then only need
+//! Packing that quantizes. A first pass over the rows of a tile finds their largest magnitudes, or their ends where zero points are
+//! wanted, unless their scale is known, a second one their codes: of four rows at a time where the elements of a row are together, whose bytes then only need
 //! to be narrowed to be in order; or of a vector of rows where those of one `k` are together.
 
 use super::asm::{Asm, Cond, Label, M, Mem, R, V};
@@ -13,7 +13,7 @@ use crate::kernel::pack::{Pack, Sums};
 use tfc_ir::quant::MIN_RANGE;
 
 /// Bits of a magnitude: as integers they have the order of the numbers, NaN last.
-pub const MAGNITUDE: i32 = 0x7fff_ffff;
+const MAGNITUDE: i32 = 0x7fff_ffff;
 
 /// The longest k of which four rows, and a tile of them, fit the first-level cache: four rows are packed
 /// when their ranges are known, then the next four.
@@ -42,10 +42,12 @@ pub struct Tile {
 /// What rows are quantized by.
 #[derive(Clone, Copy)]
 pub enum By {
-    /// Scales of their own, which go to an address.
+    /// Scales of their own, and zero points if they are wanted, which go to addresses.
     OfRow {
-        /// Where they go.
+        /// Where scales go.
         scales: R,
+        /// Where zero points go.
+        zeros: Option<R>,
     },
     /// A site.
     Fixed(Site),
@@ -104,15 +106,17 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         }
         (f.a.scratch(4 * height + width), f.a.imm(0))
     };
-    let find_ranges = |f: &mut Function, (scales, inverses, careful): (R, R, R), row: R, rows: &FourRows| {
-        let most = largest(f, rows, t.k);
-        let Ranges { scale, inverse, useful } = ranges(&mut f.a, most);
+    let find_ranges = |f: &mut Function, (scales, inverses, careful, zeros): (R, R, R, Option<R>), row: R, rows: &FourRows| {
+        let Ranges { scale, inverse, useful, zero } = largest(f, rows, t.k, zeros.is_some()).ranges(&mut f.a);
         let left = f.a.minus(t.rows, row);
         let exist = f.lanes_among(left, 0);
         let none = f.a.vector_of(0);
         let scale = f.a.select(exist, scale, none);
         f.a.store_by(Op::StoreXmm, Mem::indexed(scales, row, 4, 0), scale);
         f.a.store_by(Op::StoreXmm, Mem::indexed(inverses, row, 4, 0), inverse);
+        if let Some((zero, zeros)) = zero.zip(zeros) {
+            f.a.store_by(Op::StoreXmm, Mem::indexed(zeros, row, 4, 0), zero);
+        }
         let four = f.a.imm(4);
         let four = f.a.first_lanes(four);
         let useful = f.a.both(useful, four);
@@ -152,13 +156,13 @@ pub fn along_k(f: &mut Function, p: &Pack, t: &Tile) -> bool {
         }
     };
     match t.by {
-        By::OfRow { scales } => {
+        By::OfRow { scales, zeros } => {
             let (inverses, careful) = found(f, scales);
-            let rule = |f: &mut Function, row: R| Rule::OfRow {
-                inverse: (0..4).map(|r| f.a.broadcast(Mem::indexed(inverses, row, 4, 4 * r))).collect(),
-                careful,
+            let rule = |f: &mut Function, row: R| {
+                let mut each = |at: R| (0..4).map(|r| f.a.broadcast(Mem::indexed(at, row, 4, 4 * r))).collect();
+                Rule::OfRow { inverse: each(inverses), zeros: zeros.map(each), careful }
             };
-            let find_ranges = |f: &mut Function, row: R, rows: &FourRows| find_ranges(f, (scales, inverses, careful), row, rows);
+            let find_ranges = |f: &mut Function, row: R, rows: &FourRows| find_ranges(f, (scales, inverses, careful, zeros), row, rows);
             if short {
                 each_four(f, p, t, rest, |f, row, rows| {
                     f.a.imm_into(careful, 0);
@@ -264,14 +268,14 @@ fn each_four(f: &mut Function, p: &Pack, t: &Tile, rest: Option<(R, M)>, body: i
     f.a.jump_if(Cond::Lt, head);
 }
 
-/// The largest magnitudes of four rows, in the lowest 128 bits.
-fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
-    let magnitude = f.a.vector_of(MAGNITUDE);
-    let most: Vec<V> = rows.rows.iter().map(|_| f.a.vector_of(0)).collect();
+/// The extremes of four rows, in the lowest 128 bits.
+fn largest(f: &mut Function, rows: &FourRows, k: R, ends: bool) -> Most {
+    let bits = Most::bits(&mut f.a, ends);
+    let most: [Most; 4] = std::array::from_fn(|_| Most::new(&mut f.a, ends));
     let i = f.a.imm(0);
     let step = |a: &mut Asm, mask: Option<M>| {
-        for (&row, &most) in rows.rows.iter().zip(&most) {
-            raise(a, most, Mem::indexed(row, i, 4, 0), mask, magnitude);
+        for (&row, most) in rows.rows.iter().zip(&most) {
+            most.raise(a, Mem::indexed(row, i, 4, 0), mask, bits);
         }
     };
     let lanes = f.a.isa.lanes();
@@ -283,16 +287,18 @@ fn largest(f: &mut Function, rows: &FourRows, k: R) -> V {
         let (low, high) = (a.binary(Op::UnpackLow, x, y), a.binary(Op::UnpackHigh, x, y));
         a.binary(Op::MaxD, low, high)
     };
-    let (x, y) = (halves(a, most[0], most[1]), halves(a, most[2], most[3]));
-    let (low, high) = (a.binary_imm(Op::ShufPs, x, y, 0x44), a.binary_imm(Op::ShufPs, x, y, 0xee));
-    let all = a.binary(Op::MaxD, low, high);
-    a.fold_pieces(all, |a, x, y| a.binary(Op::MaxD, x, y))
+    Most::of(&most, |most| {
+        let (x, y) = (halves(a, most[0], most[1]), halves(a, most[2], most[3]));
+        let (low, high) = (a.binary_imm(Op::ShufPs, x, y, 0x44), a.binary_imm(Op::ShufPs, x, y, 0xee));
+        let all = a.binary(Op::MaxD, low, high);
+        a.fold_pieces(all, |a, x, y| a.binary(Op::MaxD, x, y))
+    })
 }
 
 /// How the codes of four rows are made.
 enum Rule {
-    /// By the inverses of the rows; and whether one of them has no usable range.
-    OfRow { inverse: Vec<V>, careful: R },
+    /// By the inverses of the rows, and their zero points if they have any; and whether one of them has no usable range.
+    OfRow { inverse: Vec<V>, zeros: Option<Vec<V>>, careful: R },
     /// By a site.
     Fixed(FixedCodes),
 }
@@ -302,6 +308,7 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, 
     let pieces = f.a.isa.lanes() / 4;
     let tile_row = p.tile as i64 * ELEMENT;
     let (byte, ones) = (f.a.vector_of(0xff), f.a.vector_of(ONES));
+    let signed = matches!(rule, Rule::OfRow { zeros: Some(_), .. });
     let (i, at, end) = (f.a.copy(part.begin), f.a.copy(to), part.end);
     let first_sum = sum.filter(|_| matches!(rule, Rule::Fixed(_))).map(|sum| f.a.vector_of(sum));
     // The units of a vector of k: the bytes of a row are neighbours, those of the rows too.
@@ -310,6 +317,7 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, 
             .map(|r| {
                 let m = Mem::indexed(rows.rows[r], i, 4, 0);
                 match rule {
+                    Rule::OfRow { inverse, zeros: Some(zeros), .. } => code_with_zero(a, m, mask, inverse[r], zeros[r], careful),
                     Rule::OfRow { inverse, .. } => code(a, m, mask, inverse[r], careful.then_some(byte)),
                     Rule::Fixed(by) if careful => by.low_byte(a, m, mask, true),
                     Rule::Fixed(by) => by.rounded(a, m),
@@ -323,7 +331,7 @@ fn codes(f: &mut Function, p: &Pack, rows: &FourRows, part: &Part, rule: &Rule, 
                 let bytes = a.binary(Op::NarrowW, low, high);
                 by.bytes(a, bytes)
             }
-            _ => a.binary(if careful { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high),
+            _ => a.binary(if careful && !signed { Op::NarrowUnsignedW } else { Op::NarrowW }, low, high),
         };
         if let Some(sum) = sum {
             add_bytes(a, sum, ones, bytes);
@@ -394,33 +402,44 @@ pub fn along_rows(f: &mut Function, p: &Pack, t: &Tile) {
         // Lanes of rows that do not exist are 0.
         let mask = (rows < lanes || !multiple(p.m, height)).then(|| f.lanes_among(t.rows, first));
         let begin = f.a.lea(Mem::at(t.from, first / lanes * width));
-        let largest = |f: &mut Function| {
-            let magnitude = f.a.vector_of(MAGNITUDE);
-            let most = [f.a.vector_of(0), f.a.vector_of(0)];
+        let largest = |f: &mut Function, ends: bool| {
+            let bits = Most::bits(&mut f.a, ends);
+            let most: [Most; 2] = std::array::from_fn(|_| Most::new(&mut f.a, ends));
             let (i, at) = (f.a.imm(0), f.a.copy(begin));
             f.a.each(i, t.k, 4, |a| {
                 for n in 0..4 {
-                    raise(a, most[n % 2], place(at, n), mask, magnitude);
+                    most[n % 2].raise(a, place(at, n), mask, bits);
                 }
                 a.add_into(at, steps[3]);
             });
             if !multiple(p.k, 4) {
                 f.a.each(i, t.k, 1, |a| {
-                    raise(a, most[0], place(at, 0), mask, magnitude);
+                    most[0].raise(a, place(at, 0), mask, bits);
                     a.add_into(at, steps[0]);
                 });
             }
-            f.a.binary(Op::MaxD, most[0], most[1])
+            Most::of(&most, |most| f.a.binary(Op::MaxD, most[0], most[1]))
         };
         // The highest byte of a unit keeps nothing else: codes need not be alone there.
         let code: CodeAt = match t.by {
-            By::OfRow { scales } => {
-                let most = largest(f);
-                let Ranges { scale, inverse, .. } = ranges(&mut f.a, most);
+            By::OfRow { scales, zeros } => {
+                let Ranges { scale, inverse, zero, .. } = largest(f, zeros.is_some()).ranges(&mut f.a);
                 let at = f.a.lea(Mem::at(scales, first * ELEMENT));
                 put(&mut f.a, at, scale);
                 let byte = f.a.vector_of(0xff);
-                Box::new(move |a, m, alone| code(a, m, mask, inverse, alone.then_some(byte)))
+                match zero.zip(zeros) {
+                    None => Box::new(move |a, m, alone| code(a, m, mask, inverse, alone.then_some(byte))),
+                    Some((zero, zeros)) => {
+                        let at = f.a.lea(Mem::at(zeros, first * ELEMENT));
+                        put(&mut f.a, at, zero);
+                        Box::new(move |a, m, alone| {
+                            let x = code_with_zero(a, m, mask, inverse, zero, true);
+                            let x = a.binary(Op::MaxD, x, -128);
+                            let x = a.binary(Op::MinD, x, 127);
+                            if alone { a.binary(Op::And, x, byte) } else { x }
+                        })
+                    }
+                }
             }
             By::Fixed(site) => {
                 let by = FixedCodes::new(&mut f.a, site);
@@ -468,8 +487,85 @@ fn multiple(e: Extent, of: i64) -> bool {
     matches!(e, Extent::Const(n) if n % of == 0)
 }
 
+/// What is known of the values of rows, by lanes, none of it below 0: as integers such bits have the order of the numbers, NaN last.
+#[derive(Clone, Copy)]
+pub enum Most {
+    /// The largest magnitude.
+    Magnitude(V),
+    /// The highest value, and the lowest with its sign changed.
+    Ends([V; 2]),
+}
+
+impl Most {
+    /// Before the first value.
+    pub fn new(a: &mut Asm, ends: bool) -> Most {
+        let none = a.vector_of(0);
+        if ends { Most::Ends([none, a.vector_of(0)]) } else { Most::Magnitude(none) }
+    }
+
+    /// What [`Self::raise`] needs: the bits of a magnitude, or of a sign.
+    pub fn bits(a: &mut Asm, ends: bool) -> V {
+        a.vector_of(if ends { !MAGNITUDE } else { MAGNITUDE })
+    }
+
+    /// Looks at a vector of memory.
+    pub fn raise(&self, a: &mut Asm, m: Mem, mask: Option<M>, bits: V) {
+        match *self {
+            Most::Magnitude(most) => raise(a, most, m, mask, bits),
+            Most::Ends([high, low]) => {
+                let x = match mask {
+                    Some(mask) => a.load_masked(m, mask),
+                    None => a.vector_of(m),
+                };
+                a.binary_into(Op::MaxD, high, high, x);
+                let x = a.binary(Op::Xor, x, bits);
+                a.binary_into(Op::MaxD, low, low, x);
+            }
+        }
+    }
+
+    /// Of what is known of several parts, all of one kind, `join` of each number.
+    pub fn of(parts: &[Most], mut join: impl FnMut(&[V]) -> V) -> Most {
+        let each = |n: usize| -> Vec<V> {
+            let number = |most: &Most| match *most {
+                Most::Magnitude(most) => most,
+                Most::Ends(ends) => ends[n],
+            };
+            parts.iter().map(number).collect()
+        };
+        match parts[0] {
+            Most::Magnitude(_) => Most::Magnitude(join(&each(0))),
+            Most::Ends(_) => Most::Ends([join(&each(0)), join(&each(1))]),
+        }
+    }
+
+    /// Scales, inverses and zero points of rows.
+    pub fn ranges(self, a: &mut Asm) -> Ranges {
+        match self {
+            Most::Magnitude(most) => ranges(a, most, 127.0),
+            Most::Ends([high, low]) => {
+                let range = a.binary(Op::AddPs, high, low);
+                let found = ranges(a, range, 255.0);
+                let shift = a.binary(Op::MulPs, low, found.inverse);
+                let zero = a.binary(Op::AddPs, shift, -128.0);
+                let zero = a.unary(Op::CvtPs2Dq, zero);
+                let zero = without_overflow(a, zero);
+                // Rows with a NaN have 0.
+                let (number, none) = (a.compare_ps(math::EQUAL, range, range), a.vector_of(0));
+                Ranges { zero: Some(a.select(number, zero, none)), ..found }
+            }
+        }
+    }
+}
+
+/// Small integers, and 0 for the lowest one, which conversions make of what they cannot convert.
+fn without_overflow(a: &mut Asm, x: V) -> V {
+    let doubled = a.unary_imm(Op::ShlD, x, 1);
+    a.unary_imm(Op::SarD, doubled, 1)
+}
+
 /// `most = max(most, |memory|)` by the order of bits.
-pub fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
+fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
     let x = match mask {
         Some(mask) => {
             let x = a.load_masked(m, mask);
@@ -478,6 +574,21 @@ pub fn raise(a: &mut Asm, most: V, m: Mem, mask: Option<M>, magnitude: V) {
         None => a.binary(Op::And, magnitude, m),
     };
     a.binary_into(Op::MaxD, most, most, x);
+}
+
+/// Codes of a vector of memory in rows with zero points, i32 that are yet to be clamped; 0 in lanes that are not in the mask. If
+/// `careful`, what is no number becomes the zero point.
+pub fn code_with_zero(a: &mut Asm, m: Mem, mask: Option<M>, inverse: V, zero: V, careful: bool) -> V {
+    let x = code(a, m, mask, inverse, None);
+    let x = if careful { without_overflow(a, x) } else { x };
+    let x = a.binary(Op::AddD, x, zero);
+    match mask {
+        Some(mask) => {
+            let none = a.vector_of(0);
+            a.select(mask, x, none)
+        }
+        None => x,
+    }
 }
 
 /// Codes of a vector of memory; bits above the lowest byte are cleared if `byte` is given. What is no
@@ -573,16 +684,18 @@ pub struct Ranges {
     pub inverse: V,
     /// Rows with a range that is divided by.
     pub useful: M,
+    /// Zero points, if there are any.
+    pub zero: Option<V>,
 }
 
-/// Scales and inverses of rows from their largest magnitudes.
-pub fn ranges(a: &mut Asm, most: V) -> Ranges {
-    let scale = a.binary(Op::DivPs, most, 127.0);
-    let steps = a.vector_of(127.0);
+/// Scales and inverses of rows whose values span `most`, stored in that many steps.
+fn ranges(a: &mut Asm, most: V, steps: f32) -> Ranges {
+    let scale = a.binary(Op::DivPs, most, steps);
+    let steps = a.vector_of(steps);
     let inverse = a.binary(Op::DivPs, steps, most);
     let (least, infinity) = (a.vector_of(MIN_RANGE), a.vector_of(f32::INFINITY));
     let (enough, finite) = (a.compare_ps(math::LESS_EQUAL, least, most), a.compare_ps(math::LESS, most, infinity));
     let useful = a.both(enough, finite);
     let none = a.vector_of(0);
-    Ranges { scale, inverse: a.select(useful, inverse, none), useful }
+    Ranges { scale, inverse: a.select(useful, inverse, none), useful, zero: None }
 }

@@ -5,7 +5,7 @@ use super::asm::{Asm, Cond, M, Mem, R, V};
 use super::codes::Site;
 use super::expr::Function;
 use super::isa::Op;
-use super::quantize::{self, By, FixedCodes, Ranges};
+use super::quantize::{self, By, FixedCodes, Most, Ranges};
 use crate::kernel::Extent;
 use crate::kernel::gemm::TILE_ROWS;
 use crate::kernel::pack::{Form, LINE, Pack, Sums};
@@ -46,11 +46,12 @@ pub fn emit(f: &mut Function, p: &Pack, (from, rows): (R, R), to: R, by: Option<
             });
             row.next(a, step, pitch);
         }),
-        Some(By::OfRow { scales }) => {
-            let at = a.copy(scales);
+        Some(By::OfRow { scales, zeros }) => {
+            let (at, zero_at) = (a.copy(scales), zeros.map(|zeros| a.copy(zeros)));
             a.repeat(count, |a| {
-                row.quantize(a, at);
+                row.quantize(a, at, zero_at);
                 a.add_imm(at, ELEMENT);
+                zero_at.iter().for_each(|&at| a.add_imm(at, ELEMENT));
                 row.next(a, step, pitch);
             });
         }
@@ -169,16 +170,16 @@ impl Row {
         a.bind(done);
     }
 
-    /// Quantizes a row, and puts its scale.
-    fn quantize(&self, a: &mut Asm, scale_to: R) {
+    /// Quantizes a row, and puts its scale, and its zero point if it has one.
+    fn quantize(&self, a: &mut Asm, scale_to: R, zero_to: Option<R>) {
         let lanes = a.isa.lanes();
-        let magnitude = a.vector_of(quantize::MAGNITUDE);
-        let most: [V; 4] = std::array::from_fn(|_| a.vector_of(0));
+        let most: [Most; 4] = std::array::from_fn(|_| Most::new(a, zero_to.is_some()));
+        let bits = Most::bits(a, zero_to.is_some());
         let raise = |a: &mut Asm, i: R, exist: i64| {
-            for (n, &most) in (0..).zip(&most) {
+            for (n, most) in (0..).zip(&most) {
                 if exist > n * lanes {
                     let (m, mask) = self.vector(a, i, n, exist - n * lanes);
-                    quantize::raise(a, most, m, mask, magnitude);
+                    most.raise(a, m, mask, bits);
                 }
             }
         };
@@ -187,16 +188,25 @@ impl Row {
         if self.k % LINE > 0 {
             raise(a, i, self.k % LINE);
         }
-        let (x, y) = (a.binary(Op::MaxD, most[0], most[1]), a.binary(Op::MaxD, most[2], most[3]));
-        let most = a.binary(Op::MaxD, x, y);
-        let most = a.across(most, |a, x, y| a.binary(Op::MaxD, x, y));
-        let most = a.splat(most);
-        let Ranges { scale, inverse, useful } = quantize::ranges(a, most);
+        let most = Most::of(&most, |most| {
+            let (x, y) = (a.binary(Op::MaxD, most[0], most[1]), a.binary(Op::MaxD, most[2], most[3]));
+            let most = a.binary(Op::MaxD, x, y);
+            let most = a.across(most, |a, x, y| a.binary(Op::MaxD, x, y));
+            a.splat(most)
+        });
+        let Ranges { scale, inverse, useful, zero } = most.ranges(a);
         a.store_by(Op::StoreLane, Mem::at(scale_to, 0), scale);
+        if let Some((zero, to)) = zero.zip(zero_to) {
+            a.store_by(Op::StoreLane, Mem::at(to, 0), zero);
+        }
 
         let codes = |a: &mut Asm, i: R, exist: Option<i64>, byte: Option<V>| {
-            let narrow = if byte.is_some() { Op::NarrowUnsignedW } else { Op::NarrowW };
-            self.line(a, i, exist.unwrap_or(LINE), narrow, |a, m, mask| quantize::code(a, m, mask, inverse, byte), |_, x| x)
+            let narrow = if byte.is_some() && zero.is_none() { Op::NarrowUnsignedW } else { Op::NarrowW };
+            let code = |a: &mut Asm, m: Mem, mask: Option<M>| match zero {
+                None => quantize::code(a, m, mask, inverse, byte),
+                Some(zero) => quantize::code_with_zero(a, m, mask, inverse, zero, byte.is_some()),
+            };
+            self.line(a, i, exist.unwrap_or(LINE), narrow, code, |_, x| x)
         };
         let byte = a.vector_of(0xff);
         let (careful, done) = (a.label(), a.label());
