@@ -485,6 +485,15 @@ fn objects_are_the_same_every_time_and_can_be_inspected() {
     p.run("compile m.onnx -o arm.o --target aarch64-unknown-linux-gnu --name arm -q").expect(0, &[]);
     p.run("inspect arm.o").expect(0, &["aarch64-unknown-linux-gnu"]);
     p.run("inspect m.onnx").expect(1, &["error", "m.onnx"]);
+    p.run("compile m.onnx -o bundle -q").expect(0, &[]);
+    let json: serde_json::Value = serde_json::from_str(&p.run("inspect bundle --json").expect(0, &[]).out).unwrap();
+    let unit = |n: u64| format!("{:.1} KiB", n as f64 / 1024.0);
+    let sizes = p.run("inspect bundle --size").expect(0, &["baseline", "nest (", "weights by layer", "/MatMul", "/Gather"]).out;
+    let object = sizes.lines().find(|l| l.starts_with("  bundle.o ")).unwrap_or_else(|| panic!("{sizes}"));
+    assert!(object.contains(&unit(p.read("bundle/bundle.o").len() as u64)), "{sizes}");
+    assert!(sizes.contains(&format!("code by CPU variant ({}", unit(json["code_bytes"].as_u64().unwrap()))), "{sizes}");
+    assert!(!p.run("inspect a.o --size").expect(0, &["a.o", "weights by layer"]).out.contains("code by"));
+    p.run("inspect a.o --size --json").expect(2, &["--size"]);
     p.run("inspect other").expect(1, &["not a bundle"]);
     p.run("run a.o --inputs in.npz").expect(1, &["relocatable object", "cc -shared"]);
 }
