@@ -6,6 +6,7 @@ use onnx_protobuf::{
 };
 use protobuf::MessageField;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -1396,7 +1397,7 @@ fn absurd_sizes_are_errors() {
     // The first takes 168 GB.
     let sizes = ["batch=500000000,count=1", "batch=2147483647,count=1", "batch=2147483647,count=2147483647"];
     if tfc::memory::available().is_none_or(|bytes| bytes > 150 << 30) {
-        eprintln!("SKIPPED: this machine has more memory than the model wants, or does not tell");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this machine has more memory than the model wants, or does not tell");
         return;
     }
     let p = Place::new();

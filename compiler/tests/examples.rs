@@ -1,6 +1,7 @@
 //! The programs under `examples` build and run as their files say, in a copy beside a copy of the fixtures.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ fn root() -> PathBuf {
 fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
-        eprintln!("SKIPPED: there is no `{tool}`");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no `{tool}`");
     }
     found
 }

@@ -57,7 +57,7 @@ pub fn available() -> bool {
     let files = LOADER.into_iter().chain([BIOS, VGA_BIOS]).filter(|f| !Path::new(f).exists());
     let missing: Vec<&str> = commands.chain(files).collect();
     if !missing.is_empty() {
-        eprintln!("SKIPPED: nothing is run on emulated CPUs, there is no {}", missing.join(", no "));
+        crate::skip::skipped(format_args!("nothing is run on emulated CPUs, there is no {}", missing.join(", no ")));
     }
     missing.is_empty() && cfg!(target_arch = "x86_64")
 }

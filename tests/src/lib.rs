@@ -9,3 +9,4 @@ pub mod native;
 pub mod node_cases;
 pub mod onnx_build;
 pub mod random_graph;
+pub mod skip;

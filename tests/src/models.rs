@@ -17,7 +17,7 @@ pub fn zoo() -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path);
     }
-    eprintln!("SKIPPED: there are no models in {} (set TFC_ZOO)", path.display());
+    crate::skip::skipped(format_args!("there are no models in {} (set TFC_ZOO)", path.display()));
     None
 }
 

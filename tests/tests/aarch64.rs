@@ -75,7 +75,7 @@ fn tools() -> bool {
     let found = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     let missing: Vec<&str> = [CC, EMULATOR].into_iter().filter(|t| !found(t)).collect();
     if !missing.is_empty() {
-        eprintln!("SKIPPED: objects for aarch64 are not run, there is no {}", missing.join(" and no "));
+        tfc_tests::skip::skipped(format_args!("objects for aarch64 are not run, there is no {}", missing.join(" and no ")));
     }
     missing.is_empty()
 }

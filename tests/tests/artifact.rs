@@ -125,7 +125,7 @@ fn write_bundle(g: &Graph, name: &str, weights: WeightsMode, folder: &Path) -> P
 fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
-        eprintln!("SKIPPED: there is no `{tool}`");
+        tfc_tests::skip::skipped(format_args!("there is no `{tool}`"));
     }
     found
 }
@@ -762,7 +762,7 @@ fn main() {
 fn bundles_for_other_machines() {
     let target: Triple = "aarch64-unknown-linux-gnu".parse().unwrap();
     if target.architecture == Triple::host().architecture {
-        eprintln!("SKIPPED: this is the other machine");
+        tfc_tests::skip::skipped("this is the other machine");
         return;
     }
     let folder = TempDir::new().unwrap();
@@ -941,7 +941,7 @@ fn members_may_have_any_name() {
 fn bundles_for_musl() {
     let target: Triple = "x86_64-unknown-linux-musl".parse().unwrap();
     if target.architecture != Triple::host().architecture || !has("x86_64-linux-musl-gcc") || !has("make") {
-        eprintln!("SKIPPED: bundles for musl");
+        tfc_tests::skip::skipped("bundles for musl");
         return;
     }
     let folder = TempDir::new().unwrap();

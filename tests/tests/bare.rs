@@ -429,7 +429,7 @@ fn variants_of_this_machine() {
     let models: Vec<Model> = models.into_iter().flatten().collect();
     for cpu in variants() {
         if !cpu.runs_here() {
-            eprintln!("SKIPPED: {} is not run natively, this machine lacks it", cpu.name);
+            tfc_tests::skip::skipped(format_args!("{} is not run natively, this machine lacks it", cpu.name));
             continue;
         }
         let failures: Vec<String> = models.iter().filter_map(|m| m.run_here(OptLevel::O3, cpu.name).err()).collect();

@@ -111,7 +111,7 @@ fn run(folder: &Path) -> Outcome {
 #[test]
 fn operators_give_onnx_answers() {
     let Some(root) = std::env::var_os("TFC_NODE_CASES") else {
-        eprintln!("SKIPPED: TFC_NODE_CASES does not name a folder of ONNX node cases");
+        tfc_tests::skip::skipped("TFC_NODE_CASES does not name a folder of ONNX node cases");
         return;
     };
     let only = std::env::var("TFC_NODE_CASES_ONLY").ok();

@@ -158,7 +158,7 @@ fn check(name: &str, graph: &Graph, bindings: &Bindings, inputs: &[Tensor], leve
 #[test]
 fn stacks_are_as_large_as_stated_or_end_in_a_fault() {
     if Command::new("cc").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no `cc`");
+        tfc_tests::skip::skipped("there is no `cc`");
         return;
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests/native");
