@@ -116,6 +116,18 @@ impl Diagnostic {
         std::iter::once(&self.what).chain(rest).cloned().collect::<Vec<_>>().join("\n")
     }
 
+    /// The object that `--json` prints: under `error` the exit code (`code`), one sentence (`message`), and the lists `places`,
+    /// `notes` and `help`.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "error": {
+            "code": self.exit as u8,
+            "message": self.what,
+            "places": self.places,
+            "notes": self.notes,
+            "help": self.help,
+        } })
+    }
+
     /// The text for a terminal, in colours if `color`. Ends with a line break.
     pub fn render(&self, color: bool) -> String {
         let paint = |style: &'static str, text: &str| if color { format!("\x1b[{style}m{text}\x1b[0m") } else { text.into() };

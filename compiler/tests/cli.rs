@@ -1,5 +1,8 @@
 //! The command line from outside: exit codes, messages, files.
 
+#[path = "cli/json.rs"]
+mod json;
+
 use onnx_protobuf::{
     GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
     tensor_shape_proto, type_proto,
@@ -271,7 +274,13 @@ fn what_is_not_supported_has_code_3_and_is_listed_at_once() {
     assert_eq!(p.files(), before);
     let json: serde_json::Value = serde_json::from_str(&p.run("check m.onnx --json").expect(0, &[]).out).unwrap();
     assert_eq!(json["supported"], true);
-    assert!(json["kernels"].as_u64().unwrap() > 0);
+    // The same counts under the same names as when the model is compiled.
+    let stats = p.run("compile m.onnx --stats=json -o out.o -q").expect(0, &[]).out;
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    for count in ["launches", "kernels", "weight_bytes"] {
+        assert!(json[count].as_u64().unwrap() > 0, "{count}: {json}");
+        assert_eq!(json[count], stats["program"][count], "{count}");
+    }
 }
 
 #[test]

@@ -20,6 +20,9 @@ use tfc_runtime::{Buffer, Dims, Model};
 const MIN_ITERS: usize = 10;
 const MIN_TIME: Duration = Duration::from_secs(1);
 
+/// Where the 90th percentile is more than this many times the median, other programs take the processor.
+const NOISE: f64 = 1.3;
+
 /// Measure how long a model takes.
 ///
 /// Without --inputs, inputs are made up: floats from a seeded normal distribution, integers 1,
@@ -32,7 +35,7 @@ const MIN_TIME: Duration = Duration::from_secs(1);
   tfc bench bert.onnx --dim batch=1,seq=128 --profile --trace trace.json
 
 The object that --json prints has at least: median_ms, min_ms, p90_ms, iters, threads, peak_rss_bytes,
-first_ms (from the start of the process to the first result), load_ms, cpu_variant.
+noisy (p90 far above the median), model, compiler, first_ms (from the start of the process to the first result), load_ms, cpu_variant.
 With --profile it has `profile` too: kernels (name, nodes, calls, ms, share, gops, gbps, limit_share, ...),
 kernels_ms, between_ms, unsteady_ms, whole_ms.")]
 pub struct Args {
@@ -104,6 +107,7 @@ pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
     let median = if times.len() % 2 == 0 { (times[times.len() / 2 - 1] + times[times.len() / 2]) / 2 } else { times[times.len() / 2] };
     let (min, p90) = (times[0], at(0.9));
+    let noisy = p90.as_secs_f64() > NOISE * median.as_secs_f64();
     let ms = |t: Duration| t.as_secs_f64() * 1e3;
     let arena = model.arena_bytes(&data.dims)?;
     let memory = peak_memory();
@@ -122,9 +126,12 @@ pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
     let profile = summary.filter(|_| args.profile);
     if args.json {
         let mut object = json!({
+            "model": model.manifest().name,
+            "compiler": model.manifest().compiler,
             "median_ms": ms(median),
             "min_ms": ms(min),
             "p90_ms": ms(p90),
+            "noisy": noisy,
             "iters": times.len(),
             "threads": threads,
             "peak_rss_bytes": memory,
@@ -141,8 +148,12 @@ pub fn run(args: &Args, console: &Console, start: Instant) -> Result<()> {
         return console.result(&format!("{object:#}\n"));
     }
     let time = |t: Duration| format!("{:.3} ms", ms(t));
+    if noisy {
+        console.warnings(&[format!("the machine is noisy: one run in ten took {} or more, the median is {}", time(p90), time(median))]);
+    }
     let sizes: Vec<String> = model.symbols().iter().zip(dims.values()).map(|(s, v)| format!("{}={v}", s.name)).collect();
     let mut rows = vec![
+        ["model", &format!("{}, compiled by {}", model.manifest().name, model.manifest().compiler)].map(String::from),
         ["median", &time(median)].map(String::from),
         ["minimum", &time(min)].map(String::from),
         ["90th percentile", &time(p90)].map(String::from),

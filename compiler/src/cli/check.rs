@@ -48,11 +48,10 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     };
     console.warnings(&report.warnings);
     let mut failure = None;
-    let mut launches = None;
+    let mut program = None;
     if let Some(graph) = graph {
-        let program = driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(()))).and_then(|g| driver::lower(&g));
-        match program {
-            Ok(p) => launches = Some(p.steps.len()),
+        match driver::optimize(graph, &options, |_| Ok(ControlFlow::Continue(()))).and_then(|g| driver::lower(&g)) {
+            Ok(p) => program = Some(p),
             Err(d) if d.exit == Exit::Unsupported => failure = Some(d),
             Err(d) => return Err(d),
         }
@@ -66,7 +65,9 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
         let object = json!({
             "supported": report.is_supported() && failure.is_none(),
             "nodes": report.nodes,
-            "kernels": launches,
+            "launches": program.as_ref().map(|p| p.steps.len()),
+            "kernels": program.as_ref().map(|p| p.kernels.len()),
+            "weight_bytes": program.as_ref().map(|p| p.weight_bytes()),
             "unused": unused,
             "unsupported": unsupported,
             "unscheduled": failure.as_ref().map(|d| json!({ "reason": d.what, "where": d.places })),
@@ -86,7 +87,8 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
             let more = if unused.len() > SHOWN { format!(" and {} more", unused.len() - SHOWN) } else { String::new() };
             console.result(&format!("no output needs these, and they are left out: {names}{more}\n"))?;
         }
-        console.result(&format!("everything is supported: {} nodes become {} kernels\n", report.nodes, launches.unwrap_or_default()))?;
+        let (launches, kernels) = program.map_or((0, 0), |p| (p.steps.len(), p.kernels.len()));
+        console.result(&format!("everything is supported: {} nodes become {launches} launches of {kernels} kernels\n", report.nodes))?;
     }
     Ok(())
 }

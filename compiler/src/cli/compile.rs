@@ -90,6 +90,7 @@ enum Emit {
     /// A program that runs the model on made-up inputs.
     Exe,
     /// Code for NVIDIA GPUs.
+    #[value(hide = true)]
     Ptx,
     /// The graph after the passes, in text form.
     Tir,

@@ -12,6 +12,7 @@ pub struct Console {
     color: bool,
     verbosity: u8,
     quiet: bool,
+    json: bool,
 }
 
 impl Console {
@@ -22,7 +23,12 @@ impl Console {
             Color::Never => false,
             Color::Auto => std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && io::stderr().is_terminal(),
         };
-        Console { color, verbosity, quiet }
+        Console { color, verbosity, quiet, json: false }
+    }
+
+    /// The same with failures as JSON if `json`.
+    pub fn with_json(self, json: bool) -> Console {
+        Console { json, ..self }
     }
 
     /// Prints a result. Nobody who reads is not an error.
@@ -81,9 +87,9 @@ impl Console {
         }
     }
 
-    /// Prints a failure.
+    /// Prints a failure: a text, or as JSON in one line.
     pub fn error(&self, d: &Diagnostic) {
-        self.report(&d.render(self.color));
+        self.report(&if self.json { d.json().to_string() } else { d.render(self.color) });
     }
 }
 

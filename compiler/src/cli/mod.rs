@@ -52,7 +52,10 @@ Exit codes:
   1  the input is bad, or an operation failed
   2  wrong usage
   3  the model uses something that is not supported
-  4  an accuracy budget was missed";
+  4  an accuracy budget was missed
+
+With --json, a failure is an object in the last line of standard error:
+  {\"error\":{\"code\":1,\"message\":\"...\",\"places\":[],\"notes\":[],\"help\":[]}}";
 
 /// An ahead-of-time compiler for transformers: ONNX in, native objects out.
 #[derive(Parser)]
@@ -93,14 +96,16 @@ pub fn main(args: Vec<OsString>, start: Instant) -> u8 {
         Err(d) => return fail(&d, &Console::new(options::Color::Auto, 0, false)),
     };
     let command = Cli::command().color(clap_color(&args));
+    let json = args.iter().any(|a| a == "--json");
     let cli = match command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
+        Err(e) if json && e.use_stderr() => return fail(&wrong_usage(&e), &Console::new(options::Color::Never, 0, false).with_json(true)),
         Err(e) => {
             let _ = e.print();
             return e.exit_code() as u8;
         }
     };
-    let console = Console::new(cli.color, cli.verbose, cli.quiet);
+    let console = Console::new(cli.color, cli.verbose, cli.quiet).with_json(json);
     files_have_limits();
     // Without the handlers the next process removes what a signal leaves.
     let _ = scratch::end_on_signals();
@@ -151,11 +156,7 @@ fn fail(d: &Diagnostic, console: &Console) -> u8 {
 pub fn compile(args: impl IntoIterator<Item = OsString>) -> Result<PathBuf> {
     let args = ["tfc", "compile"].into_iter().map(OsString::from).chain(args);
     let cli = Cli::command().color(ColorChoice::Never).try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
-    let cli = cli.map_err(|e| {
-        let text = e.to_string();
-        let what = text.split("\n\nUsage:").next().unwrap_or_default();
-        Diagnostic::usage(what.strip_prefix("error: ").unwrap_or(what).trim_end())
-    })?;
+    let cli = cli.map_err(|e| wrong_usage(&e))?;
     let Command::Compile(args) = cli.command else { return Err(Diagnostic::usage("expected the arguments of `tfc compile`")) };
     let console = Console::new(cli.color, cli.verbose, cli.verbose == 0 || cli.quiet);
     let panicked = |payload: Box<dyn Any + Send>| {
@@ -163,6 +164,13 @@ pub fn compile(args: impl IntoIterator<Item = OsString>) -> Result<PathBuf> {
         Diagnostic::bug(text.unwrap_or("tfc panicked"))
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| compile::run(&args, &console))).unwrap_or_else(|p| Err(panicked(p)))
+}
+
+/// What clap says, without its usage lines.
+fn wrong_usage(e: &clap::Error) -> Box<Diagnostic> {
+    let text = e.to_string();
+    let what = text.split("\n\nUsage:").next().unwrap_or_default();
+    Diagnostic::usage(what.strip_prefix("error: ").unwrap_or(what).trim_end())
 }
 
 /// The arguments with those of `TFC_FLAGS` behind the name of the sub-command.

@@ -3,6 +3,7 @@
 use super::console::Console;
 use super::options::{Level, Shapes, Threads};
 use super::source;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub struct Args {
     /// Where to write the outputs; without it, a summary of each is printed.
     #[arg(long, value_name = "OUT.npz")]
     outputs: Option<PathBuf>,
+    /// Print one JSON object with the summaries of the outputs.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -59,14 +63,21 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut session = session(&model, args.threads.count())?;
     let outputs = inputs::run(&mut session, &tensors, &source.sizes.symbols())?;
     let named = || model.outputs().iter().map(|p| p.name.as_str()).zip(&outputs);
-    let Some(path) = &args.outputs else {
-        return console.result(&named().map(|(name, tensor)| summary(name, tensor)).collect::<String>());
-    };
-    let mut out = Pending::default();
-    let arrays = named().map(|(name, t)| (name, t.elem(), t.sizes(), &t.bytes()[..]));
-    out.write(path, |w| npz::write(w, arrays))?;
-    out.commit()?;
-    Ok(())
+    if let Some(path) = &args.outputs {
+        let mut out = Pending::default();
+        let arrays = named().map(|(name, t)| (name, t.elem(), t.sizes(), &t.bytes()[..]));
+        out.write(path, |w| npz::write(w, arrays))?;
+        out.commit()?;
+    }
+    let summaries = || named().map(|(name, t)| Summary::new(name, t));
+    match () {
+        () if args.json => {
+            let outputs: Vec<Value> = summaries().map(|s| s.json()).collect();
+            console.result(&format!("{:#}\n", json!({ "cpu_variant": model.cpu_variant(), "outputs": outputs })))
+        }
+        () if args.outputs.is_none() => console.result(&summaries().map(|s| s.text()).collect::<String>()),
+        () => Ok(()),
+    }
 }
 
 /// A session with `threads` threads.
@@ -77,30 +88,64 @@ pub fn session(model: &Arc<tfc_runtime::Model>, threads: usize) -> Result<Sessio
     Session::new(model.clone(), threads).map_err(|e| Diagnostic::failed(format!("cannot start {threads} threads: {e}")))
 }
 
-/// One line: the type, the range, the mean, and the first elements.
-fn summary(name: &str, t: &Tensor) -> String {
-    const SHOWN: usize = 6;
-    let number = |s: Scalar| match s {
-        Scalar::Float(x) => format!("{x:.6}"),
-        Scalar::Int(n) => n.to_string(),
-    };
-    let mut out = format!("{name}: {}", t.ty());
-    let (mut min, mut max, mut sum, mut odd) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0usize);
-    for x in t.iter().map(Scalar::to_f64) {
-        if !x.is_finite() {
-            odd += 1;
-            continue;
+/// What is said of an output.
+struct Summary<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    /// Least, largest and mean of the finite elements, if there are any.
+    range: Option<[f64; 3]>,
+    /// Elements that are not finite.
+    odd: usize,
+    /// The first elements.
+    first: Vec<Scalar>,
+}
+
+impl<'a> Summary<'a> {
+    fn new(name: &'a str, tensor: &'a Tensor) -> Summary<'a> {
+        const SHOWN: usize = 6;
+        let (mut min, mut max, mut sum, mut odd) = (f64::INFINITY, f64::NEG_INFINITY, 0.0, 0);
+        for x in tensor.iter().map(Scalar::to_f64) {
+            if !x.is_finite() {
+                odd += 1;
+                continue;
+            }
+            (min, max, sum) = (min.min(x), max.max(x), sum + x);
         }
-        (min, max, sum) = (min.min(x), max.max(x), sum + x);
+        let range = (min <= max).then(|| [min, max, sum / (tensor.len() - odd) as f64]);
+        Summary { name, tensor, range, odd, first: tensor.iter().take(SHOWN).collect() }
     }
-    if min <= max {
-        let _ = write!(out, "  min {min:.6}  max {max:.6}  mean {:.6}", sum / (t.len() - odd) as f64);
+
+    /// Two lines.
+    fn text(&self) -> String {
+        let number = |s: &Scalar| match s {
+            Scalar::Float(x) => format!("{x:.6}"),
+            Scalar::Int(n) => n.to_string(),
+        };
+        let mut out = format!("{}: {}", self.name, self.tensor.ty());
+        if let Some([min, max, mean]) = self.range {
+            let _ = write!(out, "  min {min:.6}  max {max:.6}  mean {mean:.6}");
+        }
+        if self.odd > 0 {
+            let _ = write!(out, "  {} not finite", self.odd);
+        }
+        let first: Vec<String> = self.first.iter().map(number).collect();
+        let more = if self.tensor.len() > first.len() { " ..." } else { "" };
+        let _ = writeln!(out, "\n  {}{more}", first.join(" "));
+        out
     }
-    if odd > 0 {
-        let _ = write!(out, "  {odd} not finite");
+
+    /// An object; what is not finite is null.
+    fn json(&self) -> Value {
+        let t = self.tensor;
+        json!({
+            "name": self.name,
+            "type": t.elem().name(),
+            "shape": t.sizes(),
+            "min": self.range.map(|r| r[0]),
+            "max": self.range.map(|r| r[1]),
+            "mean": self.range.map(|r| r[2]),
+            "not_finite": self.odd,
+            "first": self.first.iter().map(|s| s.to_f64()).collect::<Vec<_>>(),
+        })
     }
-    let first: Vec<String> = t.iter().take(SHOWN).map(number).collect();
-    let more = if t.len() > SHOWN { " ..." } else { "" };
-    let _ = writeln!(out, "\n  {}{more}", first.join(" "));
-    out
 }

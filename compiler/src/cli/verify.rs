@@ -4,13 +4,14 @@ use super::console::Console;
 use super::options::{Accuracy, Level, Shapes, Threads, driver_options};
 use super::source::Keep;
 use super::{run, source};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tfc::batches::{SAMPLES_AT_ONCE, in_parts};
 use tfc::diag::{Diagnostic, Result, list, table};
-use tfc::metrics::{Accumulator, Classified, Metric, Promise, missed, promises_table};
+use tfc::metrics::{Accumulator, Checked, Classified, Metric, Promise, missed, promises_table};
 use tfc::npz::Archive;
 use tfc::onnx::ImportOptions;
 use tfc::reference::Reference;
@@ -64,6 +65,9 @@ pub struct Args {
     /// the only output of floats. Top-1 accuracy is printed; --require-top1 is about the reference all the same.
     #[arg(long, value_name = "LABELS.npz", help_heading = "Accuracy")]
     labels: Option<PathBuf>,
+    /// Print one JSON object; numbers that are not finite are null.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     accuracy: Accuracy,
     #[command(flatten)]
@@ -128,17 +132,21 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     let mut session = run::session(&model, args.threads.count())?;
     let outputs = in_parts(&mut |part| inputs::run(&mut session, part, &symbols))?;
 
+    let mut report = Report { console, json: args.json.then(|| json!({ "cpu_variant": model.cpu_variant() })) };
     let mut differ = vec![];
     if let Some(expected) = &expected {
-        differ = elementwise(args, &model, &outputs, expected, console)?;
+        differ = elementwise(args, &model, &outputs, expected, &mut report)?;
     }
     if let Some(labels) = &labels {
-        classified(&model, &outputs, labels, mask, console)?;
+        classified(&model, &outputs, labels, mask, &mut report)?;
     }
     if !promise.is_empty() {
         let expected = expected.as_deref().unwrap_or_default();
-        return promised(&promise, &model, &outputs, expected, mask, console);
+        let missed = promised(&promise, &model, &outputs, expected, mask, &mut report)?;
+        report.finish()?;
+        return missed.map_or(Ok(()), Err);
     }
+    report.finish()?;
     if differ.is_empty() {
         return Ok(());
     }
@@ -146,6 +154,27 @@ pub fn run(args: &Args, console: &Console) -> Result<()> {
     Err(Diagnostic::failed(format!("compiled code and {against} differ in {}", list(differ.iter().map(String::as_str))))
         .note(format!("CPU variant {}", model.cpu_variant()))
         .help("compare with -O0 and -O1, which keep every bit, and with TFC_CPU=baseline; --rtol and --atol set the tolerance"))
+}
+
+/// Tables for people as they come, or one JSON object at the end.
+struct Report<'a> {
+    console: &'a Console,
+    json: Option<Value>,
+}
+
+impl Report<'_> {
+    /// A table, and the same rows as objects under `key`.
+    fn add(&mut self, key: &str, objects: Vec<Value>, text: &str) -> Result<()> {
+        match &mut self.json {
+            Some(object) => object[key] = objects.into(),
+            None => self.console.result(text)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        self.json.map_or(Ok(()), |object| self.console.result(&format!("{object:#}\n")))
+    }
 }
 
 /// The outputs of floats.
@@ -186,27 +215,29 @@ fn labels(path: &Path, model: &Model) -> Result<Vec<(usize, Tensor)>> {
 }
 
 /// Prints how many rows have the class of their label.
-fn classified(model: &Model, outputs: &[Tensor], labels: &[(usize, Tensor)], mask: Option<&Tensor>, console: &Console) -> Result<()> {
+fn classified(model: &Model, outputs: &[Tensor], labels: &[(usize, Tensor)], mask: Option<&Tensor>, report: &mut Report) -> Result<()> {
+    let mut objects = vec![];
     let mut rows = vec![["output", "labels", "right", "top-1"].map(String::from)];
     for (i, labels) in labels {
         let name = &model.outputs()[*i].name;
         let mut sums = Classified::default();
         sums.add(&outputs[*i], labels, mask).map_err(|e| Diagnostic::failed(format!("the labels of output `{name}` do not fit: {e}")))?;
+        objects.push(json!({ "output": name, "labels": sums.rows, "right": sums.right, "top1": sums.percent() }));
         let percent = sums.percent().map_or("nothing to measure".into(), |p| Metric::Top1.text(p));
         rows.push([name.clone(), sums.rows.to_string(), sums.right.to_string(), percent]);
     }
-    console.result(&table(&rows))
+    report.add("labels", objects, &table(&rows))
 }
 
-/// Compares outputs with what was promised.
+/// Compares outputs with what was promised; the failure, if a promise was missed.
 fn promised(
     promise: &Promise,
     model: &Model,
     outputs: &[Tensor],
     expected: &[Tensor],
     mask: Option<&Tensor>,
-    console: &Console,
-) -> Result<()> {
+    report: &mut Report,
+) -> Result<Option<Box<Diagnostic>>> {
     let mut measured = vec![];
     for ((port, actual), expected) in model.outputs().iter().zip(outputs).zip(expected) {
         if actual.elem().is_float() {
@@ -216,12 +247,14 @@ fn promised(
         }
     }
     let checked = promise.check(&measured);
-    console.result(&promises_table(&checked))?;
-    missed(&checked).map_or(Ok(()), |d| Err(d.note(format!("CPU variant {}", model.cpu_variant()))))
+    let object = |c: &Checked| json!({ "output": c.output, "promise": c.metric.option(), "wanted": c.wanted, "measured": c.measured, "kept": c.kept() });
+    report.add("promises", checked.iter().map(object).collect(), &promises_table(&checked))?;
+    Ok(missed(&checked).map(|d| d.note(format!("CPU variant {}", model.cpu_variant()))))
 }
 
 /// Compares outputs element by element and prints a table; the outputs that are not within the tolerances.
-fn elementwise(args: &Args, model: &Model, outputs: &[Tensor], expected: &[Tensor], console: &Console) -> Result<Vec<String>> {
+fn elementwise(args: &Args, model: &Model, outputs: &[Tensor], expected: &[Tensor], report: &mut Report) -> Result<Vec<String>> {
+    let mut objects = vec![];
     let mut rows = vec![["output", "type", "max abs error", "rel error", "worst at", "verdict"].map(String::from)];
     let mut wrong = vec![];
     let steps = model.manifest().quantization.iter().any(|q| !matches!(q.activations.as_str(), "" | "f32"));
@@ -236,6 +269,8 @@ fn elementwise(args: &Args, model: &Model, outputs: &[Tensor], expected: &[Tenso
                 String::new(),
                 format!("reference is {}", expected.ty()),
             ]);
+            objects
+                .push(json!({ "output": name, "type": actual.ty().to_string(), "reference_type": expected.ty().to_string(), "ok": false }));
             wrong.push(name);
             continue;
         }
@@ -248,13 +283,23 @@ fn elementwise(args: &Args, model: &Model, outputs: &[Tensor], expected: &[Tenso
         });
         let c = compare(actual, expected, rtol, atol);
         let verdict = if c.outside == 0 { "ok".into() } else { format!("{} of {} differ", c.outside, actual.len()) };
+        objects.push(json!({
+            "output": name,
+            "type": actual.ty().to_string(),
+            "max_abs_error": c.absolute,
+            "relative_error": c.relative,
+            "worst": c.worst.map(|(i, a, b)| json!({ "at": position(i, actual.sizes()), "actual": a, "expected": b })),
+            "outside": c.outside,
+            "elements": actual.len(),
+            "ok": c.outside == 0,
+        }));
         let worst = c.worst.map_or(String::new(), |(i, a, b)| format!("{:?}: {a} instead of {b}", position(i, actual.sizes())));
         rows.push([name.clone(), actual.ty().to_string(), format!("{:.3e}", c.absolute), format!("{:.3e}", c.relative), worst, verdict]);
         if c.outside > 0 {
             wrong.push(name);
         }
     }
-    console.result(&table(&rows))?;
+    report.add("outputs", objects, &table(&rows))?;
     Ok(wrong)
 }
 
