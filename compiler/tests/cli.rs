@@ -1314,7 +1314,9 @@ fn signals_leave_nothing() {
     let before = p.files();
     for (line, out) in [("compile m.onnx -o m.so", "m.so"), ("compile m.onnx -o bundle", "bundle")] {
         for (name, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
-            let (child, linker) = started(&mut p.command(line));
+            // What started this test may have these signals ignored, as `nohup` and `&` do; `env` makes them what they are by default.
+            let defaults = ["--default-signal=INT,TERM,HUP", env!("CARGO_BIN_EXE_tfc")];
+            let (child, linker) = started(Command::new("env").args(defaults).args(line.split_whitespace()).env_remove("TFC_FLAGS"));
             assert_eq!(hidden(), 1);
             kill(name, &child.id().to_string());
             let output = child.wait_with_output().unwrap();
@@ -1334,7 +1336,7 @@ fn signals_leave_nothing() {
         assert_eq!(p.files(), before, "{line} -KILL");
     }
     // What is ignored from the start stays so.
-    let tfc = format!("trap '' HUP; exec {} compile m.onnx -o m.so", env!("CARGO_BIN_EXE_tfc"));
+    let tfc = format!("trap '' HUP; exec env --default-signal=TERM {} compile m.onnx -o m.so", env!("CARGO_BIN_EXE_tfc"));
     let (mut child, linker) = started(Command::new("sh").args(["-c", &tfc]));
     kill("-HUP", &child.id().to_string());
     sleep(Duration::from_millis(50));
