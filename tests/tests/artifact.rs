@@ -650,11 +650,11 @@ fn single_files_go_where_they_are_wanted() {
     let emit = |kinds: &[Kind], weights, out: &str| {
         Emission { kinds, ..Emission::bundle("m", weights) }.write(&p, &at(out)).unwrap_or_else(|e| panic!("{e}")).paths
     };
-    assert_eq!(emit(&[Kind::Obj], WeightsMode::External, "x.o"), [at("x.o"), at("x.weights.bin")]);
-    assert_eq!(emit(&[Kind::Shared], WeightsMode::External, "y.so"), [at("y.so"), at("y.weights.bin")]);
+    assert_eq!(emit(&[Kind::Obj], WeightsMode::External, "x.o"), [at("x.o"), at("x.h"), at("x.weights.bin")]);
+    assert_eq!(emit(&[Kind::Shared], WeightsMode::External, "y.so"), [at("y.so"), at("y.h"), at("y.weights.bin")]);
     assert_eq!(emit(&[Kind::Exe], WeightsMode::Auto, "prog"), [at("prog")]);
-    assert_eq!(emit(&[Kind::Lib, Kind::Asm], WeightsMode::Auto, "both"), [at("both.a"), at("both.s")]);
-    assert_eq!(contents(folder.path()).len(), 7);
+    assert_eq!(emit(&[Kind::Lib, Kind::Asm], WeightsMode::Auto, "both"), [at("both.a"), at("both.s"), at("both.h")]);
+    assert_eq!(contents(folder.path()).len(), 10);
     let stdout = run(Command::new(at("prog")).arg("batch=2")).stdout;
     assert!(String::from_utf8_lossy(&stdout).contains("rows: f32[2, 4]: 4 5 6 7 4 5 6 7\n"));
     let model = Model::load_with(at("y.so"), &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
