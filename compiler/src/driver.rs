@@ -178,7 +178,7 @@ pub struct Optimized {
 pub struct Loaded {
     /// The graph; it is valid.
     pub graph: Graph,
-    /// Hash of the model's file and of all constants, wherever they come from.
+    /// Hash of the model's file and of its graph's tensors, wherever they lie; whatever sizes it was imported with.
     pub hash: u128,
     /// What in the model is odd but does no harm.
     pub warnings: Vec<String>,
@@ -210,18 +210,25 @@ fn constants_of(tir: &Path) -> Option<PathBuf> {
 /// When the file cannot be read, is not such a model, uses what is not supported, or contradicts `import`.
 pub fn load(path: &Path, import: &ImportOptions) -> Result<Loaded> {
     let file = onnx::map_file(path)?;
-    let (graph, warnings) = if is_tir(path) { (parse(path, &file, import)?, vec![]) } else { self::import(&decode(path)?, import)? };
+    // Of what the model has, not of what sizes made of it: with other sizes it is still the same model.
+    let mut hash = Xxh3::new();
+    hash.update(&file);
+    let (graph, warnings) = if is_tir(path) {
+        let graph = parse(path, &file, import)?;
+        let constants = graph.values().filter_map(|(v, _)| graph.as_const(v));
+        constants.for_each(|t| hash.update(&t.content_hash().to_le_bytes()));
+        (graph, vec![])
+    } else {
+        let model = decode(path)?;
+        model.graph.initializers.iter().for_each(|(_, t)| hash.update(&t.content_hash().to_le_bytes()));
+        self::import(&model, import)?
+    };
     if let Err(errors) = verify(&graph) {
         if !is_tir(path) {
             return Err(diag::verifier(&errors, "the import"));
         }
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         return Err(Diagnostic::failed("the graph in the file is not valid").at(format!("`{}`", path.display())).note(lines.join("\n")));
-    }
-    let mut hash = Xxh3::new();
-    hash.update(&file);
-    for tensor in graph.values().filter_map(|(v, _)| graph.as_const(v)) {
-        hash.update(&tensor.content_hash().to_le_bytes());
     }
     Ok(Loaded { graph, hash: hash.digest128(), warnings })
 }

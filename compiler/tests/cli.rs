@@ -1284,6 +1284,16 @@ fn occupied_places_are_refused_before_the_work() {
     assert_eq!(p.files(), before);
 }
 
+/// With other sizes it is still the same model, and takes the place of what was made of it.
+#[test]
+fn models_are_the_same_with_other_sizes() {
+    let p = Place::new();
+    let line = format!("compile {}/../fixtures/vit_fmnist.onnx -O0 --mcpu baseline -o vit.o -q", env!("CARGO_MANIFEST_DIR"));
+    for sizes in ["", "--dim batch=2..5", "--shape image=3x1x28x28"] {
+        p.run(&format!("{line} {sizes}")).expect(0, &[]);
+    }
+}
+
 /// A linker that never ends holds the compiler where it has files that are half written.
 #[cfg(target_os = "linux")]
 #[test]
